@@ -1,0 +1,33 @@
+# The two commands a user needs: `make demo` and `make test`. Each creates .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      train HBNet and AGDNet on real digits beside their ResNet / DenseNet special cases"
+	@echo "make test      lint, type check and tests"
+	@echo "make test-all  also timm's own test file on every registered model"
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python examples/01_train_on_digits.py --out runs/demo
+
+check: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -m "not every_model"
+
+test-all: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs

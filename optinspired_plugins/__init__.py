@@ -1,0 +1,33 @@
+"""The mathematics shared by the networks, spaces and tools of optinspired-plugins.
+
+An optimisation algorithm becomes a network when its gradient is replaced by ``∇f(z) = z − T(z)`` with ``T`` a layer
+(Yang et al., "Optimization-inspired Manual Architecture Design and Neural Architecture Search"). Importing this
+package costs nothing: attributes are loaded on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "momentum": "coefficients",
+    "nesterov_weights": "coefficients",
+    "theta": "coefficients",
+    "heavy_ball": "propagation",
+    "nesterov": "propagation",
+    "nesterov_coefficients": "propagation",
+    "weighted_sums": "propagation",
+}
+__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
