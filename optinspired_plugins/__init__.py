@@ -20,7 +20,7 @@ _EXPORTS = {
     "nesterov_coefficients": "propagation",
     "weighted_sums": "propagation",
 }
-__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,42 @@
+"""Default configurations: what timm's transforms, loaders and heads need to know of a model without weights."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+__all__ = ["cifar_cfg", "imagenet_cfg"]
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+def imagenet_cfg(**kwargs: Any) -> Dict[str, Any]:
+    """Configuration of a 224×224, 1000-class, stride-32 model; ``kwargs`` add or override entries."""
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "license": "apache-2.0",
+        **kwargs,
+    }
+
+
+def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
+    """Configuration of a 32×32, 10-class, stride-4 model; ``kwargs`` add or override entries."""
+    return imagenet_cfg(
+        **{
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "pool_size": (8, 8),
+            "crop_pct": 1.0,
+            "mean": CIFAR_MEAN,
+            "std": CIFAR_STD,
+            **kwargs,
+        }
+    )

@@ -1,0 +1,304 @@
+"""AGDNet: Nesterov's accelerated gradient descent read as a network (§7.2).
+
+A block of AGDNet propagates z_{k+1} = Σ_{j≤k} α_{k+1,j} T(z_j) + β (z_k − Σ_{j≤k} h_{k+1,j} z_j) (21) with α learned
+from 1, β = 0.1 and h from (5). DenseNet is α = 1, β = 0: a convolution of concatenated sources is the sum of one
+convolution a source. Names and layers are DenseNet's; the first convolution of every layer gains ``alpha``.
+
+Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+import torch
+from timm.layers import _assert, create_classifier, get_norm_act_layer
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.densenet import DenseNet, DenseTransition
+from torch import Tensor, nn
+
+from ._cfgs import cifar_cfg, imagenet_cfg
+from ._checks import check_finite, check_layers, check_non_negative_int, check_one_of, check_positive_int, check_rate
+from .blocks import NesterovBlock, SourceConv2d, SourceLayer
+
+__all__ = ["AGDNet", "CifarAGDNet"]
+
+
+class AGDNet(DenseNet):
+    """AGDNet on timm's DenseNet: the same layers and names, blocks propagated by (21) (§7.2).
+
+    Args:
+        growth_rate: channels that a layer adds.
+        block_config: layers in each block.
+        beta: β of (21), finite.
+        learn_alpha: learn α, from 1 and without weight decay; otherwise α = 1. ``beta=0, learn_alpha=False`` is
+            timm's DenseNet, exactly.
+        **kwargs: timm's ``DenseNet`` arguments: ``num_classes``, ``in_chans``, ``global_pool``, ``bn_size``,
+            ``stem_type``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``proj_drop_rate``,
+            ``memory_efficient``, ``aa_stem_only``, ``device``, ``dtype``.
+
+    Raises:
+        ValueError: an argument is out of range; nothing was allocated.
+        TypeError: an argument is unknown.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Tuple[int, ...] = (6, 12, 24, 16),
+        beta: float = 0.1,
+        learn_alpha: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        beta = check_finite("beta", beta)
+        _check_densenet_kwargs(dict(kwargs, growth_rate=growth_rate, block_config=block_config))
+        super().__init__(growth_rate, block_config, **kwargs)
+        self.propagate_by_nesterov(beta, learn_alpha)
+
+    @torch.jit.ignore
+    def propagate_by_nesterov(self, beta: float, learn_alpha: bool) -> None:
+        """Turn every dense block into a Nesterov block over the same layers."""
+        names = [name for name, _ in self.features.named_children() if name.startswith("denseblock")]
+        for name in names:
+            dense = getattr(self.features, name)
+            layers = [_source_layer(layer) for layer in dense.values()]
+            if learn_alpha:
+                for k, layer in enumerate(layers):
+                    layer.conv1 = SourceConv2d(layer.conv1, layer.growth, sources=k + 1)
+            block = NesterovBlock(layers, beta)
+            block.training = dense.training
+            setattr(self.features, name, block)
+        # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
+        halvings = 2 ** (len(names) - 1)
+        self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the normalised output of the last block, shape (batch, num_features, height / 32, width / 32)."""
+        _assert(x.shape[-2] >= self.min_size, f"image height {x.shape[-2]}: must be at least {self.min_size}")
+        _assert(x.shape[-1] >= self.min_size, f"image width {x.shape[-1]}: must be at least {self.min_size}")
+        return self.features(x)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer up to its first convolution in the backward instead of storing its activations."""
+        for layer in self.modules():
+            if isinstance(layer, SourceLayer):
+                layer.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Name the parameters that weight decay must leave alone: α."""
+        return {name for name, _ in self.named_parameters() if name.endswith(".alpha")}
+
+
+class CifarAGDNet(AGDNet):
+    """AGDNet for 32×32 images: a 3×3 stem, three blocks, by default no bottleneck and no compression (§8).
+
+    Args:
+        growth_rate: channels that a layer adds.
+        block_config: layers in each block; ((L − 4) / 3,) · 3 for L layers in all.
+        beta: as for :class:`AGDNet`.
+        learn_alpha: as for :class:`AGDNet`.
+        num_classes: number of classes.
+        in_chans: number of input channels.
+        stem_chs: channels of the stem.
+        bn_size: channels of a layer's bottleneck in units of ``growth_rate``; 0 for none.
+        compression: share of the channels that a transition keeps, in (0, 1].
+        global_pool: timm's pooling type.
+        act_layer: activation.
+        norm_layer: normalisation.
+        drop_rate: dropout before the classifier.
+        proj_drop_rate: dropout after every layer.
+        device: device of the parameters.
+        dtype: data type of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 12,
+        block_config: Tuple[int, ...] = (12, 12, 12),
+        beta: float = 0.1,
+        learn_alpha: bool = True,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        stem_chs: int = 16,
+        bn_size: int = 0,
+        compression: float = 1.0,
+        global_pool: str = "avg",
+        act_layer: str = "relu",
+        norm_layer: str = "batchnorm2d",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        beta = check_finite("beta", beta)
+        _check_densenet_kwargs(
+            dict(
+                growth_rate=growth_rate,
+                block_config=block_config,
+                num_classes=num_classes,
+                in_chans=in_chans,
+                drop_rate=drop_rate,
+                proj_drop_rate=proj_drop_rate,
+            )
+        )
+        check_positive_int("stem_chs", stem_chs)
+        check_non_negative_int("bn_size", bn_size)
+        if not 0 < check_finite("compression", compression) <= 1:
+            raise ValueError(f"compression={compression!r}: must be in (0, 1]")
+        nn.Module.__init__(self)  # not DenseNet's, whose stem and transitions are ImageNet's
+        dd: Dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        norm_act = get_norm_act_layer(norm_layer, act_layer=act_layer)
+
+        self.features = nn.Sequential()
+        self.features.add_module("conv0", nn.Conv2d(in_chans, stem_chs, 3, padding=1, bias=False, **dd))
+        self.feature_info: List[Dict[str, Any]] = [dict(num_chs=stem_chs, reduction=1, module="features.conv0")]
+        channels, reduction = stem_chs, 1
+        for i, depth in enumerate(block_config):
+            if i > 0:
+                kept = int(channels * compression)
+                self.features.add_module(f"transition{i}", DenseTransition(channels, kept, norm_act, **dd))
+                channels, reduction = kept, reduction * 2
+            block = nn.ModuleDict()
+            for k in range(depth):
+                block[f"denselayer{k + 1}"] = _cifar_layer(
+                    channels + k * growth_rate, growth_rate, bn_size * growth_rate, norm_act, proj_drop_rate, **dd
+                )
+            self.features.add_module(f"denseblock{i + 1}", block)
+            channels += depth * growth_rate
+            last = i == len(block_config) - 1
+            module = "features.norm5" if last else f"features.denseblock{i + 1}"
+            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=module))
+        self.features.add_module("norm5", norm_act(channels, **dd))
+        names = [name for name, _ in self.features.named_children()]
+        self.feature_ends = [names.index(info["module"].split(".")[1]) for info in self.feature_info]
+        self.propagate_by_nesterov(beta, learn_alpha)
+
+        self.num_features = channels
+        self.global_pool, self.classifier = create_classifier(channels, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = channels * self.global_pool.feat_mult()
+        self.head_drop = nn.Dropout(drop_rate)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+
+def _source_layer(layer: Any) -> SourceLayer:
+    """Rebuild timm's dense layer as a layer over a list of sources, on the same parameters."""
+    if isinstance(layer, SourceLayer):
+        return layer
+    parts = (layer.norm1, layer.conv1, layer.norm2, layer.conv2)
+    new = SourceLayer(*parts, drop_rate=layer.drop_rate, grad_checkpointing=layer.grad_checkpointing)
+    new.training = layer.training
+    return new
+
+
+def _cifar_layer(
+    in_chans: int, growth: int, bottleneck: int, norm_act: Any, drop_rate: float, **dd: Any
+) -> SourceLayer:
+    norm1 = norm_act(in_chans, **dd)
+    if not bottleneck:
+        return SourceLayer(norm1, nn.Conv2d(in_chans, growth, 3, padding=1, bias=False, **dd), drop_rate=drop_rate)
+    conv1 = nn.Conv2d(in_chans, bottleneck, 1, bias=False, **dd)
+    conv2 = nn.Conv2d(bottleneck, growth, 3, padding=1, bias=False, **dd)
+    return SourceLayer(norm1, conv1, norm_act(bottleneck, **dd), conv2, drop_rate=drop_rate)
+
+
+def _check_densenet_kwargs(kwargs: Dict[str, Any]) -> None:
+    """Check the arguments that timm's DenseNet takes as they come."""
+    check_positive_int("growth_rate", kwargs["growth_rate"])
+    check_layers("block_config", kwargs["block_config"])
+    check_non_negative_int("num_classes", kwargs.get("num_classes", 0))
+    check_positive_int("in_chans", kwargs.get("in_chans", 3))
+    check_positive_int("bn_size", kwargs.get("bn_size", 4))
+    check_one_of("stem_type", kwargs.get("stem_type", ""), ("", "deep", "deep_tiered", "deep_tiered_narrow"))
+    for name in ("drop_rate", "proj_drop_rate"):
+        check_rate(name, kwargs.get(name, 0.0))
+
+
+def _create_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AGDNet:
+    return build_model_with_cfg(AGDNet, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
+
+
+def _create_cifar_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
+    feature_cfg = dict(flatten_sequential=True, out_indices=(0, 1, 2, 3))
+    return build_model_with_cfg(CifarAGDNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+_DEPTHS = (121, 161, 169, 201)
+_CIFAR_DEPTHS = (40, 52)
+_NAMES = dict(first_conv="features.conv0", classifier="classifier")
+
+default_cfgs = generate_default_cfgs(
+    {f"agdnet{depth}.untrained": imagenet_cfg(**_NAMES) for depth in _DEPTHS}
+    | {
+        f"agdnet{depth}_k12{suffix}.untrained": cifar_cfg(**_NAMES)
+        for depth in _CIFAR_DEPTHS
+        for suffix in ("", "_densenet")
+    }
+)
+
+
+@register_model
+def agdnet121(pretrained: bool = False, **kwargs: Any) -> AGDNet:
+    """AGDNet-121."""
+    model_args = dict(growth_rate=32, block_config=(6, 12, 24, 16))
+    return _create_agdnet("agdnet121", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet161(pretrained: bool = False, **kwargs: Any) -> AGDNet:
+    """AGDNet-161."""
+    model_args = dict(growth_rate=48, block_config=(6, 12, 36, 24))
+    return _create_agdnet("agdnet161", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet169(pretrained: bool = False, **kwargs: Any) -> AGDNet:
+    """AGDNet-169."""
+    model_args = dict(growth_rate=32, block_config=(6, 12, 32, 32))
+    return _create_agdnet("agdnet169", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet201(pretrained: bool = False, **kwargs: Any) -> AGDNet:
+    """AGDNet-201."""
+    model_args = dict(growth_rate=32, block_config=(6, 12, 48, 32))
+    return _create_agdnet("agdnet201", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet40_k12(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
+    """AGDNet for CIFAR, growth rate k = 12, L = 40 layers."""
+    model_args = dict(growth_rate=12, block_config=(12, 12, 12))
+    return _create_cifar_agdnet("agdnet40_k12", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet52_k12(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
+    """AGDNet for CIFAR, growth rate k = 12, L = 52 layers."""
+    model_args = dict(growth_rate=12, block_config=(16, 16, 16))
+    return _create_cifar_agdnet("agdnet52_k12", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet40_k12_densenet(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
+    """DenseNet for CIFAR, k = 12, L = 40: Table 4's baseline, the special case α = 1, β = 0 of ``agdnet40_k12``."""
+    model_args = dict(growth_rate=12, block_config=(12, 12, 12), beta=0.0, learn_alpha=False)
+    return _create_cifar_agdnet("agdnet40_k12_densenet", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def agdnet52_k12_densenet(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
+    """DenseNet for CIFAR, k = 12, L = 52: Table 4's baseline, the special case α = 1, β = 0 of ``agdnet52_k12``."""
+    model_args = dict(growth_rate=12, block_config=(16, 16, 16), beta=0.0, learn_alpha=False)
+    return _create_cifar_agdnet("agdnet52_k12_densenet", pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,164 @@
+"""Stages of ResNet-shaped networks: transforms T that know no algorithm, and the heavy-ball recurrence over them."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models import checkpoint
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+__all__ = ["BasicTransform", "BottleneckTransform", "HeavyBallStage", "PadShortcut"]
+
+
+class BasicTransform(BasicBlock):
+    """T of HBNet, two 3×3 convolutions: timm's ``BasicBlock`` up to its addition.
+
+    The stage owns the addition and calls ``downsample`` and ``act2`` itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return T(x), shape (batch, planes, height / stride, width / stride)."""
+        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+        x = self.bn2(self.conv2(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Return the activation that ResNet puts after its addition, or x where there is none."""
+        return self.act2(x)
+
+    @torch.jit.ignore
+    def drop_activation(self) -> None:
+        """Drop the activation after the addition."""
+        self.act2 = nn.Identity()
+
+
+class BottleneckTransform(Bottleneck):
+    """T of HBNet, 1×1, 3×3 and 1×1 convolutions: timm's ``Bottleneck`` up to its addition.
+
+    Args:
+        stride_in_1x1: put the stride in the first 1×1 convolution (ResNet v1) instead of the 3×3 (timm's, "v1.5").
+        *args: timm's ``Bottleneck`` arguments.
+        **kwargs: likewise.
+    """
+
+    def __init__(
+        self, inplanes: int, planes: int, stride: int = 1, *args: Any, stride_in_1x1: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(inplanes, planes, 1 if stride_in_1x1 else stride, *args, **kwargs)
+        if stride_in_1x1:
+            self.conv1.stride = (stride, stride)
+            self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return T(x), shape (batch, 4 planes, height / stride, width / stride)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
+        x = self.bn3(self.conv3(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Return the activation that ResNet puts after its addition, or x where there is none."""
+        return self.act3(x)
+
+    @torch.jit.ignore
+    def drop_activation(self) -> None:
+        """Drop the activation after the addition."""
+        self.act3 = nn.Identity()
+
+
+class HeavyBallStage(nn.Sequential):
+    """A stage that propagates by the heavy-ball rule (16).
+
+    With u the input, S the shortcut projection and T_0 the transform that changes shape: x_0 = S(u),
+    x_1 = T_0(u) + S(u), then x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1}. The plain form is
+    :func:`optinspired_plugins.propagation.heavy_ball`.
+
+    Args:
+        transforms: T_0, T_1, …; T_0 may hold S as ``downsample``.
+        beta1: β1, finite.
+        beta2: β2, finite.
+        learn_beta: learn β1 and β2 of every step, from ``beta1`` and ``beta2``: parameters of shape (steps − 1,).
+        post_act: activate after every addition.
+    """
+
+    __constants__ = ["learn_beta"]
+
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        beta1: float = 1.0,
+        beta2: float = -1.0,
+        learn_beta: bool = False,
+        post_act: bool = False,
+    ) -> None:
+        super().__init__(*transforms)
+        if not post_act:
+            for transform in transforms:
+                transform.drop_activation()
+        self.grad_checkpointing = False
+        self.learn_beta = learn_beta and len(transforms) > 1
+        if self.learn_beta:
+            weight = next(self.parameters())
+            for name, value in (("beta1", beta1), ("beta2", beta2)):
+                start = torch.full((len(transforms) - 1,), value, device=weight.device, dtype=weight.dtype)
+                self.register_parameter(name, nn.Parameter(start))
+        else:
+            self.beta1, self.beta2 = beta1, beta2
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the last x, shape (batch, channels, height / stride, width / stride)."""
+        x_prev = x = u
+        for k, T in enumerate(self):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                t = checkpoint(T, x)
+            else:
+                t = T(x)
+            if k == 0:
+                x_prev = T.downsample(u) if T.downsample is not None else u  # type: ignore[operator]
+                t += x_prev
+            elif self.learn_beta:
+                # addcmul, not add: the coefficient is a tensor, and a 0-d one keeps the dtype of autocast.
+                t = torch.addcmul(t, x, self.beta1[k - 1]).addcmul_(x_prev, self.beta2[k - 1])  # type: ignore[index]
+                x_prev = x
+            else:
+                # In place: normalisation, attention and drop path keep their input for the backward, not their output.
+                if self.beta1 != 0:
+                    t.add_(x, alpha=self.beta1)
+                if self.beta2 != 0:
+                    t.add_(x_prev, alpha=self.beta2)
+                x_prev = x
+            x = T.activate(t)  # type: ignore[operator]
+        return x
+
+    def extra_repr(self) -> str:
+        """Name the coefficients."""
+        return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
+
+
+class PadShortcut(nn.Module):
+    """The parameter-free shortcut of CIFAR ResNets (option A): subsample, then pad with zero channels on both sides.
+
+    Args:
+        channels: channels to add in all.
+        stride: subsampling stride.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.pad = [0, 0, 0, 0, channels // 2, channels - channels // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, shape (batch, c, h, w), as (batch, c + channels, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.pad)
