@@ -1,4 +1,4 @@
 """Search spaces, initialisation and strategies for NNI: the heavy-ball and Nesterov spaces of section 9.
 
-The spaces are not part of this release; this package reserves the import name so that installing a later one changes nothing else.
+The spaces are not part of this release; this package reserves the import name.
 """

@@ -1,0 +1,113 @@
+"""The relaxed rules reduce to the algorithms they come from and to the networks they generalise (Table 3)."""
+
+import pytest
+import torch
+
+from optinspired_plugins import heavy_ball, momentum, nesterov, nesterov_coefficients, weighted_sums
+
+STEPS = 7
+
+
+def layers(n=STEPS, width=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5 for _ in range(n)]
+    return [lambda x, w=w: torch.sigmoid(x @ w) for w in weights]
+
+
+def start(width=6):
+    return torch.randn(3, width, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+
+def test_rule_16_is_the_heavy_ball_algorithm_2():
+    """With β1 = β, β2 = −β and x_{−1} = x_0, (16) is z − ∇f(z) + β(z − z_prev) for ∇f(z) = z − T(z)."""
+    beta, x = 0.3, start()
+    T = layers(1)[0]
+    z_prev = z = x
+    expected = [z]
+    for _ in range(STEPS):
+        gradient = z - T(z)
+        z, z_prev = z - gradient + beta * (z - z_prev), z
+        expected.append(z)
+    torch.testing.assert_close(heavy_ball([T] * STEPS, x, beta1=beta, beta2=-beta), expected)
+
+
+def test_rule_16_without_its_last_term_is_resnet():
+    x, expected = start(), [start()]
+    for T in layers():
+        expected.append(T(expected[-1]) + expected[-1])
+    torch.testing.assert_close(heavy_ball(layers(), x, beta2=0.0), expected, rtol=0, atol=0)
+
+
+def test_rule_16_takes_a_coefficient_a_step_and_a_start():
+    x, x_prev, (T0, T1) = start(), 2 * start(), layers(2)
+    b1, b2 = torch.tensor([0.5, 0.7]), torch.tensor([-0.1, 0.2])
+    x1 = T0(x) + 0.5 * x - 0.1 * x_prev
+    x2 = T1(x1) + 0.7 * x1 + 0.2 * x
+    torch.testing.assert_close(heavy_ball([T0, T1], x, x_prev, b1, b2), [x, x1, x2], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_rule_16_names_a_wrong_number_of_coefficients(name):
+    with pytest.raises(ValueError, match=rf"{name} has 2 values: must be one number or {STEPS}"):
+        heavy_ball(layers(), start(), **{name: [0.1, 0.2]})
+
+
+def test_rule_18_without_beta_is_densenet():
+    """α = 1, β = 0: a linear map of the concatenated sources, (19), with the columns of source j in T(j, ·)."""
+    width = 6
+    weights = [torch.randn(width * (k + 1), width, dtype=torch.float64) for k in range(4)]
+    dense = [start()]
+    for w in weights:
+        dense.append(torch.cat(dense, 1) @ w)
+    split = [lambda j, x, w=w: x @ w[j * width : (j + 1) * width] for w in weights]
+    ones, zeros = ([f(k + 1, dtype=torch.float64) for k in range(4)] for f in (torch.ones, torch.zeros))
+    torch.testing.assert_close(weighted_sums(split, start(), ones, zeros), dense, rtol=1e-12, atol=1e-12)
+
+
+def test_rule_21_is_equation_13_up_to_its_relaxation():
+    """With α = h and β = 1, (21) is (13): the summed Nesterov method with ∇f(x) = x − T(x)."""
+    from optinspired_plugins import nesterov_weights
+
+    T, h = layers(1)[0], nesterov_weights(STEPS)
+    xs = [start()]
+    for k in range(STEPS):
+        gradients = [x - T(x) for x in xs]
+        xs.append(xs[-1] - sum(h[k, j] * gradients[j] for j in range(k + 1)))
+    alpha = [h[k, : k + 1] for k in range(STEPS)]
+    got = nesterov([lambda j, x: T(x)] * STEPS, start(), alpha, beta=1.0)
+    torch.testing.assert_close(got, xs, rtol=1e-12, atol=1e-12)
+
+
+def test_rule_21_coefficients_sum_to_minus_the_momentum_excess():
+    """Row k of β(δ − h) starts with 0 and ends with −β c_k."""
+    for k, row in enumerate(nesterov_coefficients(STEPS, beta=0.1)):
+        assert row[0] == 0
+        assert row[k].item() == pytest.approx(-0.1 * momentum(STEPS)[k].item() if k else 0, abs=1e-15)
+
+
+def test_rule_21_lets_the_first_source_have_its_own_width():
+    narrow = torch.ones(3, 2, dtype=torch.float64)
+    T = lambda j, x: x.mean(1, keepdim=True).expand(-1, 6)  # noqa: E731
+    zs = nesterov([T, T, T], narrow, [torch.ones(k + 1) for k in range(3)])
+    assert [z.shape[1] for z in zs] == [2, 6, 6, 6]
+
+
+def test_finish_acts_on_the_sum_of_the_transforms_alone():
+    alpha, beta = [torch.tensor([2.0])], [torch.tensor([3.0])]
+    (_, x1) = weighted_sums([lambda j, x: x], torch.ones(1), alpha, beta, finish=[lambda s: -s])
+    assert x1.item() == -2 + 3
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_rule_18_names_rows_of_a_wrong_length(name):
+    rows = {"alpha": [torch.ones(1), torch.ones(2)], "beta": [torch.ones(1), torch.ones(2)]}
+    rows[name] = [torch.ones(1), torch.ones(1)]
+    with pytest.raises(ValueError, match=rf"{name} has rows of \[1, 1\] coefficients: must be \[1, 2\]"):
+        weighted_sums([lambda j, x: x] * 2, torch.ones(1), **rows)
+
+
+def test_rules_are_differentiable_in_their_coefficients():
+    beta1 = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    beta2 = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
+    run = lambda b1, b2: heavy_ball(layers(3), start(), beta1=b1, beta2=b2)[-1]  # noqa: E731
+    assert torch.autograd.gradcheck(run, (beta1, beta2))
