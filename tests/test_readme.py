@@ -1,0 +1,58 @@
+"""Every snippet of the README runs: Python as it stands, shell with timm's scripts on the digits."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT.parent / "shared" / "timm"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def snippets(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", snippets("python"), ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_python_snippets_run(code, tmp_path):
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository")
+def test_shell_snippets_run(digits_folder, tmp_path):
+    (tmp_path / "digits").symlink_to(digits_folder)
+    commands = [line for block in snippets("bash") for line in block.splitlines()]
+    assert len(commands) == 3
+    for command in commands:
+        _, script, *arguments = shlex.split(command)
+        result = subprocess.run(
+            [sys.executable, str(SCRIPTS / script), *arguments, "-j", "0"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_relative_links_point_at_files():
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_two_set_up_commands_are_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([\w-]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_named_models_exist():
+    import timm
+
+    for row in re.findall(r"^\| (`(?:hb|agd)net.*?) \|", README, flags=re.MULTILINE):
+        first, *rest = re.findall(r"`(\w+)`", row)
+        family = re.match(r"(hbnet|agdnet)", first).group()
+        for name in [first, *(n if n.startswith(family) else family + n for n in rest)]:
+            assert timm.is_model(name), name
