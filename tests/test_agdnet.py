@@ -197,3 +197,15 @@ def test_memory_efficient_is_checkpointing_from_the_start():
     assert model.features.denseblock1.denselayer1.grad_checkpointing
     model.set_grad_checkpointing(False)
     assert not model.features.denseblock1.denselayer1.grad_checkpointing
+
+
+def test_a_model_built_on_meta_can_be_initialised_later():
+    with torch.device("meta"):
+        model = timm.create_model("agdnet40_k12")
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert (model.features.denseblock3.denselayer12.conv1.alpha == 1).all()
+    limit = (6 / (model.num_features + 10)) ** 0.5
+    assert 0.9 * limit < model.classifier.weight.abs().max() <= limit, "Xavier"
+    conv = model.features.denseblock3.denselayer12.conv1
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.in_channels)) ** 0.5, rel=0.05), "He"

@@ -88,7 +88,7 @@ def test_conversion_works_on_the_meta_device(name, convert, frozen):
 
 
 def test_checkpointing_survives_conversion():
-    """timm's flag would run the blocks of a stage as a chain: it must reach the stages and nothing else."""
+    """Timm's flag would run the blocks of a stage as a chain: it must reach the stages and nothing else."""
     resnet = randomise(timm.create_model("resnet18", num_classes=7).double()).eval()
     plain = to_heavy_ball(resnet, beta2=-0.5)
     resnet.set_grad_checkpointing()

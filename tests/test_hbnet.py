@@ -225,3 +225,15 @@ def test_checkpointing_stores_less():
             model(images("hbnet56", dtype=torch.float32))
         saved[enable] = total
     assert saved[True] < 0.5 * saved[False]
+
+
+def test_a_model_built_on_meta_can_be_initialised_later():
+    with torch.device("meta"):
+        model = timm.create_model("hbnet20", learn_beta=True, beta2=-0.5)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    assert (model.layer2.beta2 == -0.5).all()
+    limit = (6 / (64 + 10)) ** 0.5
+    assert 0.9 * limit < model.fc.weight.abs().max() <= limit, "Xavier"
+    fan_out = 9 * 64
+    assert model.layer3[1].conv1.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), "He"

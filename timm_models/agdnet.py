@@ -54,6 +54,7 @@ class AGDNet(DenseNet):
         _check_densenet_kwargs(dict(kwargs, growth_rate=growth_rate, block_config=block_config))
         super().__init__(growth_rate, block_config, **kwargs)
         self.propagate_by_nesterov(beta, learn_alpha)
+        self.init_weights()
 
     @torch.jit.ignore
     def propagate_by_nesterov(self, beta: float, learn_alpha: bool) -> None:
@@ -71,6 +72,20 @@ class AGDNet(DenseNet):
         # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
         self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; α = 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, SourceConv2d):
+                nn.init.ones_(module.alpha)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised output of the last block, shape (batch, num_features, height / 32, width / 32)."""
@@ -184,12 +199,7 @@ class CifarAGDNet(AGDNet):
         self.global_pool, self.classifier = create_classifier(channels, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = channels * self.global_pool.feat_mult()
         self.head_drop = nn.Dropout(drop_rate)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        self.init_weights()
 
 
 def _source_layer(layer: Any) -> SourceLayer:

@@ -89,6 +89,17 @@ class HBNet(ResNet):
                 setattr(self, name, stage)
 
     @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; coefficients at their start."""
+        super().init_weights(zero_init_last=zero_init_last)
+        if isinstance(self.fc, nn.Linear):
+            nn.init.xavier_uniform_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
+        for stage in self.modules():
+            if isinstance(stage, HeavyBallStage):
+                stage.reset_parameters()
+
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each T in the backward instead of storing its activations."""
         for stage in self.modules():

@@ -108,13 +108,22 @@ class HeavyBallStage(nn.Sequential):
                 transform.drop_activation()
         self.grad_checkpointing = False
         self.learn_beta = learn_beta and len(transforms) > 1
+        self.start = (float(beta1), float(beta2))
         if self.learn_beta:
             weight = next(self.parameters())
-            for name, value in (("beta1", beta1), ("beta2", beta2)):
-                start = torch.full((len(transforms) - 1,), value, device=weight.device, dtype=weight.dtype)
-                self.register_parameter(name, nn.Parameter(start))
+            for name in ("beta1", "beta2"):
+                values = torch.empty(len(transforms) - 1, device=weight.device, dtype=weight.dtype)
+                self.register_parameter(name, nn.Parameter(values))
+            self.reset_parameters()
         else:
-            self.beta1, self.beta2 = beta1, beta2
+            self.beta1, self.beta2 = self.start
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Set learned coefficients back to where they start."""
+        if self.learn_beta:
+            for parameter, value in zip((self.beta1, self.beta2), self.start):
+                nn.init.constant_(parameter, value)  # type: ignore[arg-type]
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
