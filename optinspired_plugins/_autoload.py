@@ -20,7 +20,6 @@ import traceback
 import warnings
 from _thread import get_ident
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -104,7 +103,8 @@ def _is_imported(name: str) -> bool:
 def _register() -> None:
     """Import ``timm_models``; a fault becomes a warning, because timm works without it."""
     try:
-        import_module(_PLUGIN)
+        # Not import_module: where another thread is at it already, that may raise a deadlock error and this does not.
+        __import__(_PLUGIN)
     except Exception as error:
         _warn(error)
 

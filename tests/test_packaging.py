@@ -1,0 +1,113 @@
+"""What is installed is what was tested: the built distributions hold the packages, and the wheel works on its own."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import optinspired_plugins
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"optinspired_plugins", "timm_models", "nni_spaces"}
+VERSION = optinspired_plugins.__version__
+INFO = f"optinspired_plugins-{VERSION}.dist-info"
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def execute(*args, folder):
+    hidden = {"PYTHONPATH", "OPTINSPIRED_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"}
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    done = subprocess.run(list(map(str, args)), cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ".")
+    execute(sys.executable, *build, folder=ROOT)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel_python(wheel, tmp_path_factory):
+    """The interpreter of a fresh environment: the wheel, and this environment's folders behind it."""
+    folder = tmp_path_factory.mktemp("fresh")
+    execute(sys.executable, "-m", "venv", "env", folder=folder)
+    python = folder / "env" / "bin" / "python"
+    execute(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, folder=folder)
+    site = Path(execute(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
+    # Python does not read the .pth files of a folder that a .pth file names, so an editable install stays unseen.
+    hosts = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in ("torch", "timm")}
+    (site / "hosts.pth").write_text("\n".join(sorted(hosts)) + "\n")
+    return python
+
+
+def test_the_version_is_one():
+    assert re.search(r'^version = "(.+)"$', read("pyproject.toml"), re.MULTILINE)[1] == VERSION
+    assert re.search(r"^version: [\"']?([^\"'\n]+)", read("CITATION.cff"), re.MULTILINE)[1] == VERSION
+    assert re.search(rf"^## \[?v?{re.escape(VERSION)}\b", read("CHANGELOG.md"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {*PACKAGES, INFO}
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
+    modules = {name for name in names if name.endswith(".py")}
+    assert modules == {f.relative_to(ROOT).as_posix() for p in PACKAGES for f in (ROOT / p).rglob("*.py")}
+    assert not [name for name in names if "__pycache__" in name]
+
+
+@pytest.mark.slow
+def test_the_wheel_declares_licence_and_entry_point(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        assert file.read(f"{INFO}/licenses/LICENSE").decode() == read("LICENSE")
+        metadata = Parser().parsestr(file.read(f"{INFO}/METADATA").decode())
+        entry_points = ConfigParser()
+        entry_points.read_string(file.read(f"{INFO}/entry_points.txt").decode())
+    assert (metadata["Name"], metadata["Version"]) == ("optinspired-plugins", VERSION)
+    assert metadata["License-Expression"] == "Apache-2.0"
+    base = {re.split(r"[<>=]", need)[0] for need in metadata.get_all("Requires-Dist") if "extra ==" not in need}
+    assert base == {"torch", "torchvision", "timm"}
+    assert dict(entry_points["torch.backends"]) == {"optinspired_plugins": "optinspired_plugins._autoload:install"}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_the_source(wheel_python, tmp_path):
+    code = (
+        "import timm, torch; net = timm.create_model('hbnet20'); print(*net(torch.zeros(2, 3, 32, 32)).shape)\n"
+        "import optinspired_plugins, timm_models, nni_spaces\n"
+        "for package in (optinspired_plugins, timm_models, nni_spaces): print(package.__file__)"
+    )
+    shape, *files = execute(wheel_python, "-c", code, folder=tmp_path).splitlines()
+    assert shape == "2 10"
+    environment = wheel_python.parents[1]
+    assert [Path(file).is_relative_to(environment) for file in files] == [True, True, True]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_can_be_tested(tmp_path):
+    execute(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, folder=ROOT)
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tests = {test.relative_to(ROOT).as_posix() for test in (ROOT / "tests").glob("*.py")}
+    assert tests | {"pyproject.toml", "README.md", "LICENSE", "Makefile", "timm_models/py.typed"} <= names
+    unwanted = {"__pycache__", ".venv", ".git", ".ci", "runs", "dist", "build", "shared"}
+    parts = {part for name in names for part in name.split("/")}
+    assert not parts & unwanted
+    assert not [part for part in parts if part.endswith(("_cache", ".pyc"))]
