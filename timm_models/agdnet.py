@@ -165,6 +165,8 @@ class CifarAGDNet(AGDNet):
         check_non_negative_int("bn_size", bn_size)
         if not 0 < check_finite("compression", compression) <= 1:
             raise ValueError(f"compression={compression!r}: must be in (0, 1]")
+        if int((stem_chs + growth_rate) * compression) < 1:
+            raise ValueError(f"compression={compression!r}: leaves no channel of {stem_chs + growth_rate}")
         nn.Module.__init__(self)  # not DenseNet's, whose stem and transitions are ImageNet's
         dd: Dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes

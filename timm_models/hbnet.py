@@ -49,8 +49,6 @@ class HBNet(ResNet):
         TypeError: an argument is unknown.
     """
 
-    grad_checkpointing: bool
-
     def __init__(
         self,
         block: Type[nn.Module],
@@ -80,7 +78,7 @@ class HBNet(ResNet):
     @torch.jit.ignore
     def propagate_by_heavy_ball(self, beta1: float, beta2: float, learn_beta: bool, post_act: bool) -> None:
         """Turn every stage, a chain of residual blocks, into a heavy-ball stage over the same blocks."""
-        checkpointing = self.grad_checkpointing
+        checkpointing = self.grad_checkpointing  # type: ignore[has-type]
         self.grad_checkpointing = False  # timm's would chain the blocks
         for name, blocks in self.named_children():
             if name.startswith("layer"):

@@ -1,0 +1,250 @@
+"""The examples do what they say, run as a user runs them: from another folder, in a process of their own."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import digits
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_example(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # One thread: two that wait for each other on a busy machine can take ten times as long.
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    command = [sys.executable, str(ROOT / "examples" / "01_train_on_digits.py"), *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+
+
+def read_rows(path: Path) -> List[Dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(root: Path) -> Dict[Path, bytes]:
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+# --- digits.py --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits.write_digits(tmp_path_factory.mktemp("data") / "new" / "digits")
+
+
+def test_every_digit_is_written_once(digits_folder: Path) -> None:
+    indices = sorted(int(path.stem) for path in contents(digits_folder))
+    assert indices == list(range(1797))
+
+
+@pytest.mark.parametrize(("split", "share"), [("train", 0.8), ("val", 0.2)])
+def test_split_is_stratified(digits_folder: Path, split: str, share: float) -> None:
+    from sklearn.datasets import load_digits
+
+    total = np.bincount(load_digits().target)
+    counts = [len(list((digits_folder / split / str(label)).glob("*.png"))) for label in range(10)]
+    assert np.abs(counts - share * total).max() < 1
+    assert sorted(path.name for path in (digits_folder / split).iterdir()) == [str(label) for label in range(10)]
+
+
+def test_images_are_the_scans(digits_folder: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    for path in [*digits_folder.rglob("00*.png")]:
+        image = Image.open(path)
+        assert (image.mode, image.size, image.format) == ("L", (8, 8), "PNG")
+        np.testing.assert_allclose(np.asarray(image) * (16 / 255), data.images[int(path.stem)], atol=0.04)
+        assert int(path.parent.name) == data.target[int(path.stem)]
+
+
+def test_second_call_writes_nothing(digits_folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in digits_folder.rglob("*")}
+    digits.write_digits(digits_folder)
+    assert {path: path.stat().st_mtime_ns for path in digits_folder.rglob("*")} == before
+
+
+def test_interrupted_write_is_completed(digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(path: Path, data: bytes, write: object = Path.write_bytes) -> int:
+        if path.name == "0100.png":
+            write(path, data[:20])  # type: ignore[operator]
+            raise KeyboardInterrupt
+        return write(path, data)  # type: ignore[operator]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_half)
+        with pytest.raises(KeyboardInterrupt):
+            digits.write_digits(tmp_path)
+    assert 0 < len(contents(tmp_path)) < 1797
+    digits.write_digits(tmp_path)
+    assert contents(tmp_path) == contents(digits_folder)
+
+
+def test_limit_keeps_classes_balanced_and_can_be_lifted(digits_folder: Path, tmp_path: Path) -> None:
+    for train, val in ((64, 16), (20, 10)):
+        written = contents(digits.write_digits(tmp_path, train, val))
+        assert written.items() <= contents(digits_folder).items()
+        for split, limit in (("train", train), ("val", val)):
+            classes = [path.parts[1] for path in written if path.parts[0] == split]
+            assert len(classes) == limit
+            assert {classes.count(str(label)) for label in range(10)} <= {limit // 10, -(-limit // 10)}
+    assert contents(digits.write_digits(tmp_path)) == contents(digits_folder)
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    note = tmp_path / "train" / "3" / "note.txt"
+    note.parent.mkdir(parents=True)
+    note.write_text("mine")
+    digits.write_digits(tmp_path, 10, 10)
+    assert note.read_text() == "mine"
+
+
+@pytest.mark.parametrize("limits", [{"limit_train": 9}, {"limit_val": 0}])
+def test_limit_below_one_image_a_class_is_refused(tmp_path: Path, limits: Dict[str, int]) -> None:
+    (name, value) = next(iter(limits.items()))
+    with pytest.raises(ValueError, match=rf"{name}={value}: must be None or at least 10"):
+        digits.write_digits(tmp_path / "digits", **limits)
+    assert not (tmp_path / "digits").exists()
+
+
+def test_digits_command(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "digits.py"), "out"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "train: 1442 images" in result.stdout
+    assert "val: 355 images" in result.stdout
+
+
+# --- 01_train_on_digits.py --------------------------------------------------------------------------------------------
+
+LABELS = ["hbnet20", "hbnet20_resnet", "agdnet k=12 L=22", "densenet k=12 L=22"]
+PARAMETERS = [269_434, 269_434, 270_481, 270_418]  # the Nesterov pair differs by its 63 α
+
+
+@pytest.mark.slow
+def test_every_model_trains_and_is_reported(tmp_path: Path) -> None:
+    result = run_example("--out", "runs/demo", "--epochs", "1", "--limit", "64", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+    rows = read_rows(tmp_path / "runs" / "demo" / "results.csv")
+    assert list(rows[0]) == ["model", "parameters", "epoch", "train_loss", "val_accuracy", "seconds"]
+    assert [row["model"] for row in rows] == LABELS
+    assert [int(row["parameters"]) for row in rows] == PARAMETERS
+    assert [int(row["epoch"]) for row in rows] == [1] * 4
+    for row in rows:
+        assert 0 < float(row["train_loss"]) < 20
+        assert float(row["val_accuracy"]) * 16 / 100 == pytest.approx(round(float(row["val_accuracy"]) * 16 / 100))
+        assert float(row["seconds"]) > 0
+
+    table = result.stdout[result.stdout.index("accuracy %") :]
+    for row in rows:
+        line = next(line for line in table.splitlines() if line.strip().startswith(row["model"] + "  "))
+        assert f"{int(row['parameters']):,}" in line
+        assert f"{float(row['train_loss']):.4f}" in line
+        assert f"{float(row['val_accuracy']):.2f}" in line
+    assert "16 validation images, 6.25 points each: no evidence of which is better" in table
+
+
+@pytest.mark.slow
+def test_learning_works_and_is_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run_example("--out", str(out), "--epochs", "4", "--models", "resnet", "hbnet", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = read_rows(out / "results.csv")
+    assert [(row["model"], int(row["epoch"])) for row in rows] == [
+        (model, epoch) for model in ("hbnet20_resnet", "hbnet20") for epoch in range(1, 5)
+    ]
+    for model in ("hbnet20_resnet", "hbnet20"):
+        first, *_, last = [row for row in rows if row["model"] == model]
+        assert float(last["val_accuracy"]) >= 90
+        assert float(last["train_loss"]) < float(first["train_loss"]) / 5
+        assert f"{model:<18} epoch  4/4" in result.stdout  # a line an epoch where the output is no terminal
+
+    image = Image.open(out / "curves.png")
+    image.load()
+    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert image.format == "PNG"
+    assert min(image.size) >= 600
+    for colour in ((0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)):
+        assert (pixels == colour).all(1).sum() > 500  # the curve of each model
+
+
+@pytest.fixture
+def main_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Run the example's main in this process, in an empty folder; the random states are put back."""
+    module = importlib.import_module("01_train_on_digits")
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["01_train_on_digits.py", "--out", "out", *args])
+        module.main()
+
+    yield run
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+
+
+def test_same_seed_gives_same_numbers(main_in: Callable[..., None]) -> None:
+    losses = []
+    for seed in ("1", "1", "2"):
+        main_in("--epochs", "1", "--limit", "256", "--models", "hbnet", "--seed", seed)
+        losses.append(float(read_rows(Path("out/results.csv"))[0]["train_loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
+
+
+@pytest.mark.parametrize("pair", [("hbnet", "resnet"), ("agdnet", "densenet")])
+def test_a_pair_sees_the_same_images_from_the_same_weights(
+    main_in: Callable[..., None], monkeypatch: pytest.MonkeyPatch, pair: Tuple[str, str]
+) -> None:
+    module = sys.modules["01_train_on_digits"]
+    weights, images = [], []
+
+    def record(model: torch.nn.Module, loader: Any, *_: Any) -> float:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        images.append(torch.cat([batch for batch, _ in loader]))
+        return 1.0
+
+    monkeypatch.setattr(module, "train_epoch", record)
+    main_in("--epochs", "1", "--limit", "256", "--models", *pair)
+    assert weights[0].keys() >= weights[1].keys()  # AGDNet has α besides
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    assert images[0].shape == (256, 1, 16, 16)
+    assert torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("--epochs", "0", "must be at least 1"),
+        ("--epochs", "two", "invalid integer value: 'two'"),
+        ("--limit", "63", "must be at least 64"),
+        ("--image-size", "7", "must be at least 8"),
+        ("--models", "vgg", "invalid choice: 'vgg'"),
+    ],
+)
+def test_bad_arguments_are_named(
+    main_in: Callable[..., None], capsys: pytest.CaptureFixture[str], argument: str, value: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main_in(argument, value)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert f"argument {argument}" in error
+    assert message in error
+    assert not Path("out").exists()
