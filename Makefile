@@ -1,6 +1,8 @@
 # The two commands a user needs: `make demo` and `make test`. Each creates .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that wait must not spin: on a busy machine two of them can take ten times as long.
+export OMP_WAIT_POLICY = passive
 
 .PHONY: demo test test-all check clean
 .DEFAULT_GOAL := help

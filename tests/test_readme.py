@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "timm"
@@ -29,11 +30,11 @@ def test_shell_snippets_run(digits_folder, tmp_path):
     (tmp_path / "digits").symlink_to(digits_folder)
     commands = [line for block in snippets("bash") for line in block.splitlines()]
     assert len(commands) == 3
+    machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
         _, script, *arguments = shlex.split(command)
-        result = subprocess.run(
-            [sys.executable, str(SCRIPTS / script), *arguments, "-j", "0"], cwd=tmp_path, capture_output=True, text=True
-        )
+        run = [sys.executable, str(SCRIPTS / script), *arguments, *machine]
+        result = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
 
 

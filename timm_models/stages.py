@@ -142,10 +142,11 @@ class HeavyBallStage(nn.Sequential):
                 x_prev = x
             else:
                 # In place: normalisation, attention and drop path keep their input for the backward, not their output.
+                # The result is assigned because torch.fx drops a call whose result nobody uses.
                 if self.beta1 != 0:
-                    t.add_(x, alpha=self.beta1)
+                    t = t.add_(x, alpha=self.beta1)
                 if self.beta2 != 0:
-                    t.add_(x_prev, alpha=self.beta2)
+                    t = t.add_(x_prev, alpha=self.beta2)
                 x_prev = x
             x = T.activate(t)  # type: ignore[operator]
         return x
