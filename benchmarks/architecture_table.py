@@ -16,8 +16,6 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_models  # noqa: F401 - registers the models where the autoload hook is switched off
-
 BEGIN, END = "<!-- architecture table: begin -->", "<!-- architecture table: end -->"
 
 

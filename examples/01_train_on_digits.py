@@ -36,8 +36,6 @@ from timm.utils import AverageMeter, accuracy, random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-import timm_models  # noqa: F401  registers the names with timm; after `pip install` that happens by itself
-
 BATCH_SIZE = 64
 DIGITS_MEAN, DIGITS_STD = (0.305,), (0.376,)
 OnBatch = Callable[[], None]
