@@ -183,28 +183,12 @@ class CifarHBNet(HBNet):
         self.act1 = act(inplace=True)
         self.feature_info: List[Dict[str, Any]] = [dict(num_chs=channels[0], reduction=1, module="act1")]
 
-        inplanes, reduction = channels[0], 1
-        drop_path = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").tolist()
-        for i, (depth, planes) in enumerate(zip(layers, channels)):
-            blocks = []
-            for k in range(depth):
-                stride = 2 if i > 0 and k == 0 else 1
-                rate = drop_path.pop(0)
-                blocks.append(
-                    BasicTransform(
-                        inplanes,
-                        planes,
-                        stride,
-                        downsample=PadShortcut(planes - inplanes, stride) if stride > 1 or planes != inplanes else None,
-                        act_layer=act,
-                        norm_layer=norm,
-                        drop_path=DropPath(rate) if rate else None,
-                        **dd,
-                    )
-                )
-                inplanes, reduction = planes, reduction * stride
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-            self.feature_info.append(dict(num_chs=planes, reduction=reduction, module=f"layer{i + 1}"))
+        drop_path = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").split(list(layers))
+        for i, planes in enumerate(channels):
+            inplanes, stride = (channels[i - 1], 2) if i else (channels[0], 1)
+            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), act_layer=act, norm_layer=norm, **dd)
+            self.add_module(f"layer{i + 1}", stage)
+            self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
         self.propagate_by_heavy_ball(beta1, beta2, learn_beta, post_act)
 
         self.num_features = channels[-1]
@@ -280,6 +264,24 @@ class CifarHBNet(HBNet):
         if not indices or not all(-count <= i < count for i in indices):
             raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
         return [i % count for i in indices]
+
+
+def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float], **kwargs: Any) -> nn.Sequential:
+    """A chain of two-layer transforms, one a drop-path rate; the first has the stride and the padded shortcut."""
+    blocks = []
+    for rate in drop_path:
+        blocks.append(
+            BasicTransform(
+                inplanes,
+                planes,
+                stride,
+                downsample=PadShortcut(planes - inplanes, stride) if stride > 1 or planes != inplanes else None,
+                drop_path=DropPath(rate) if rate else None,
+                **kwargs,
+            )
+        )
+        inplanes, stride = planes, 1
+    return nn.Sequential(*blocks)
 
 
 def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:
