@@ -188,14 +188,16 @@ def is_coefficient(name):
     return name.rpartition(".")[2] in ("alpha", "beta1", "beta2")
 
 
+@pytest.mark.parametrize("filter_1d", [True, False])
 @pytest.mark.parametrize("case", ["hbnet20-learned", "agdnet40_k12"])
-def test_weight_decay_leaves_coefficients_alone(case):
+def test_weight_decay_leaves_coefficients_alone(case, filter_1d):
     model = build(case)
     coefficients = {id(p) for n, p in model.named_parameters() if is_coefficient(n)}
     assert coefficients
     named = {n for n, _ in model.named_parameters() if is_coefficient(n)}
     assert model.no_weight_decay() == named
-    for group in create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=0.05).param_groups:
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=0.05, filter_bias_and_bn=filter_1d)
+    for group in optimizer.param_groups:
         for p in group["params"]:
             if id(p) in coefficients:
                 assert group["weight_decay"] == 0
