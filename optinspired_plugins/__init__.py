@@ -12,9 +12,19 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ALGORITHMS": "algorithms",
+    "GradientDescent": "algorithms",
+    "HeavyBall": "algorithms",
+    "LinearizedADMM": "algorithms",
+    "Nesterov": "algorithms",
+    "NesterovSummed": "algorithms",
+    "minimize": "algorithms",
+    "constant_momentum": "coefficients",
     "momentum": "coefficients",
     "nesterov_weights": "coefficients",
     "theta": "coefficients",
+    "ACTIVATIONS": "objectives",
+    "Objective": "objectives",
     "heavy_ball": "propagation",
     "nesterov": "propagation",
     "nesterov_coefficients": "propagation",

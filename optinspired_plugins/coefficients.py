@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["momentum", "nesterov_weights", "theta"]
+__all__ = ["constant_momentum", "momentum", "nesterov_weights", "theta"]
 
 
 def theta(n: int) -> Tensor:
@@ -73,6 +73,25 @@ def nesterov_weights(n: int) -> Tensor:
             h[k, k - 1] -= c[k]
         h[k, k] = 1 + c[k]
     return h
+
+
+def constant_momentum(smoothness: float, strong_convexity: float) -> float:
+    """The momentum for a strongly convex objective (footnote 5): (√L − √μ) / (√L + √μ).
+
+    Args:
+        smoothness: L, the Lipschitz constant of the gradient.
+        strong_convexity: μ, 0 < μ ≤ L.
+
+    Raises:
+        ValueError: not 0 < μ ≤ L < ∞.
+    """
+    if not 0 < strong_convexity <= smoothness < math.inf:
+        raise ValueError(
+            f"smoothness={smoothness!r}, strong_convexity={strong_convexity!r}: must obey 0 < strong_convexity ≤ "
+            "smoothness < ∞"
+        )
+    root_l, root_mu = math.sqrt(smoothness), math.sqrt(strong_convexity)
+    return (root_l - root_mu) / (root_l + root_mu)
 
 
 def _check_count(n: int) -> None:
