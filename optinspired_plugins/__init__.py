@@ -25,6 +25,7 @@ _EXPORTS = {
     "theta": "coefficients",
     "ACTIVATIONS": "objectives",
     "Objective": "objectives",
+    "Unrolled": "propagation",
     "heavy_ball": "propagation",
     "nesterov": "propagation",
     "nesterov_coefficients": "propagation",

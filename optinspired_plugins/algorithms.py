@@ -196,8 +196,8 @@ class LinearizedADMM:
     """Linearised ADMM (6) with penalty 1, its two minimisations solved.
 
     z_{k+1} = ½ (z_k − ∇f(z_k) + y_k − λ_k), y_{k+1} = ½ (y_k − ∇f(y_k) + z_{k+1} + λ_k) and
-    λ_{k+1} = λ_k + z_{k+1} − y_{k+1}, from z_0 = y_0, λ_0 = 0. As a network it has two paths: ``grad`` is called twice a
-    step, at z_k and then at y_k.
+    λ_{k+1} = λ_k + z_{k+1} − y_{k+1}, from z_0 = y_0, λ_0 = 0. As a network it has two paths: ``grad`` is called twice
+    a step, at z_k and then at y_k.
     """
 
     def init(self, x0: Tensor) -> ADMMState:

@@ -1,23 +1,91 @@
-"""Networks read off optimisation algorithms: the relaxed propagation rules of section 7, in their plain form.
+"""Networks read off optimisation algorithms: any algorithm unrolled, and the relaxed rules of section 7.
 
-These functions are the reference: they say what a network computes in the paper's own symbols, over any transform
-``T``, without a thought for speed. The models in ``timm_models`` are tested against them.
+:class:`Unrolled` puts layers into an algorithm by ∇f(z) = z − T(z), which gives (7) and (11)-(14). The functions below
+it are the relaxed rules (16), (18) and (21), in their plain form. They are the reference: they say what a network
+computes in the paper's own symbols, over any transform ``T``, without a thought for speed. The models in
+``timm_models`` are tested against them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .algorithms import Algorithm, Gradient
 from .coefficients import nesterov_weights
 
-__all__ = ["heavy_ball", "nesterov", "nesterov_coefficients", "weighted_sums"]
+__all__ = ["Unrolled", "heavy_ball", "nesterov", "nesterov_coefficients", "weighted_sums"]
 
 Transform = Callable[[Tensor], Tensor]
 SourceTransform = Callable[[int, Tensor], Tensor]
 Coefficient = float | Tensor
+
+
+class Unrolled(nn.Module):
+    """An algorithm as a network: step k uses the gradient z − T_k(z).
+
+    Gradient descent gives the feed-forward network (7), the heavy ball (11), Nesterov's method (12), its summed form
+    (13), linearised ADMM (14).
+
+    Args:
+        algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned too.
+        transforms: T_0, T_1, …, one a step: a module or another callable, shape-preserving; or a sequence of them for
+            an algorithm that asks for several gradients a step (ADMM: one for x', one for x).
+
+    Raises:
+        TypeError: a transform cannot be called.
+        ValueError: a step asks for more gradients than its sequence has transforms.
+    """
+
+    def __init__(self, algorithm: Algorithm, transforms: Sequence[Transform | Sequence[Transform]]) -> None:
+        super().__init__()
+        self.algorithm = algorithm
+        self.transforms = nn.ModuleList(_as_module(T, f"transforms[{k}]") for k, T in enumerate(transforms))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the algorithm's result after one step a transform, shape of x."""
+        state = self.algorithm.init(x)
+        for k, T in enumerate(self.transforms):
+            state = self.algorithm.step(state, _gradient(T, k))
+        return self.algorithm.result(state)
+
+
+class _Function(nn.Module):
+    """A callable that is no module, as one."""
+
+    def __init__(self, function: Transform) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _as_module(transform: object, name: str) -> nn.Module:
+    if isinstance(transform, nn.Module):
+        return transform
+    if isinstance(transform, Sequence):
+        return nn.ModuleList(_as_module(part, f"{name}[{i}]") for i, part in enumerate(transform))
+    if not callable(transform):
+        raise TypeError(f"{name} is a {type(transform).__name__}: must be callable")
+    return _Function(transform)
+
+
+def _gradient(T: nn.Module, k: int) -> Gradient:
+    """∇f(z) = z − T(z); a list of transforms serves the calls of one step in turn."""
+    if not isinstance(T, nn.ModuleList):
+        return lambda z: z - T(z)
+    parts: Iterator[nn.Module] = iter(T)
+
+    def gradient(z: Tensor) -> Tensor:
+        part = next(parts, None)
+        if part is None:
+            raise ValueError(f"transforms[{k}] has {len(T)} transforms: the algorithm asks for more gradients a step")
+        return z - part(z)
+
+    return gradient
 
 
 def heavy_ball(

@@ -2,8 +2,22 @@
 
 import pytest
 import torch
+from torch import nn
 
-from optinspired_plugins import heavy_ball, momentum, nesterov, nesterov_coefficients, weighted_sums
+from optinspired_plugins import (
+    GradientDescent,
+    HeavyBall,
+    LinearizedADMM,
+    Nesterov,
+    NesterovSummed,
+    Unrolled,
+    heavy_ball,
+    momentum,
+    nesterov,
+    nesterov_coefficients,
+    nesterov_weights,
+    weighted_sums,
+)
 
 STEPS = 7
 
@@ -66,8 +80,6 @@ def test_rule_18_without_beta_is_densenet():
 
 def test_rule_21_is_equation_13_up_to_its_relaxation():
     """With α = h and β = 1, (21) is (13): the summed Nesterov method with ∇f(x) = x − T(x)."""
-    from optinspired_plugins import nesterov_weights
-
     T, h = layers(1)[0], nesterov_weights(STEPS)
     xs = [start()]
     for k in range(STEPS):
@@ -111,3 +123,71 @@ def test_rules_are_differentiable_in_their_coefficients():
     beta2 = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
     run = lambda b1, b2: heavy_ball(layers(3), start(), beta1=b1, beta2=b2)[-1]  # noqa: E731
     assert torch.autograd.gradcheck(run, (beta1, beta2))
+
+
+# --- Unrolled ---------------------------------------------------------------------------------------------------------
+
+
+def modules(n=5, width=6):
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.Linear(width, width), nn.Sigmoid()).double() for _ in range(n)]
+
+
+def test_unrolled_gradient_descent_is_a_sequential_network():
+    net = modules()
+    x = start()
+    torch.testing.assert_close(Unrolled(GradientDescent(), net)(x), nn.Sequential(*net)(x), rtol=1e-12, atol=1e-12)
+
+
+def test_unrolled_heavy_ball_is_rule_16_with_opposite_coefficients():
+    net, x = modules(), start()
+    expected = heavy_ball(net, x, beta1=0.3, beta2=-0.3)[-1]
+    torch.testing.assert_close(Unrolled(HeavyBall(0.3), net)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_unrolled_nesterov_is_12_with_a_layer_a_step():
+    net, x, beta = modules(), start(), momentum(5)
+    expected, prev = x, x
+    for k, T in enumerate(net):
+        b = beta[k - 1] if k else 0.0
+        expected, prev = T(expected + b * (expected - prev)), expected
+    torch.testing.assert_close(Unrolled(Nesterov(), net)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_unrolled_summed_nesterov_gives_each_source_its_own_layer():
+    """(13) with a weight a layer: W_j belongs to the source x_j."""
+    net, xs, h = modules(), [start()], nesterov_weights(5)
+    for k in range(5):
+        xs.append(xs[k] + sum(h[k, j] * (net[j](xs[j]) - xs[j]) for j in range(k + 1)))
+    torch.testing.assert_close(Unrolled(NesterovSummed(), net)(xs[0]), xs[-1], rtol=1e-12, atol=1e-12)
+
+
+def test_unrolled_admm_has_two_paths_with_their_own_layers():
+    first, second, x = modules(), modules()[::-1], start()
+    x1, total, expected = x, 0.0, x
+    for T1, T in zip(first, second):
+        x1_next = (T1(x1) + expected - total) / 2
+        expected = (T(expected) + x1_next + total) / 2
+        x1, total = x1_next, total + x1_next - expected
+    net = Unrolled(LinearizedADMM(), list(zip(first, second)))
+    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    assert len(list(net.parameters())) == 2 * len(list(nn.ModuleList(first).parameters()))
+
+
+def test_unrolled_learns_its_layers_and_a_modules_coefficients():
+    class Learned(nn.Module, HeavyBall):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.beta = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    net = Unrolled(Learned(), modules())
+    net(start()).square().sum().backward()
+    assert len(list(net.parameters())) == 11
+    assert all((p.grad != 0).any() for p in net.parameters())
+
+
+def test_unrolled_refuses_what_cannot_be_called_and_too_few_paths():
+    with pytest.raises(TypeError, match=r"transforms\[1\] is a int: must be callable"):
+        Unrolled(GradientDescent(), [torch.sigmoid, 3])
+    with pytest.raises(ValueError, match=r"transforms\[0\] has 1 transforms: the algorithm asks for more gradients"):
+        Unrolled(LinearizedADMM(), [[torch.sigmoid]])(start())

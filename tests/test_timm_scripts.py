@@ -98,7 +98,7 @@ def test_grad_checkpointing_and_registration_by_hand(name, digits_folder, tmp_pa
 @pytest.mark.parametrize("name", ["hbnet50", "agdnet121"])
 def test_benchmark_runs(name, tmp_path):
     options = ["--model", name, "--bench", "both", "-b", 2, "--img-size", 64, "--device", DEVICE]
-    counts = ["--num-warm-iter", 1, "--num-bench-iter", 2]
+    counts = ["--num-warm-iter", 1, "--num-bench-iter", 5]
     output = run("benchmark.py", *options, *counts, "--results-file", "results.json", folder=tmp_path)
     result = json.loads(output.split("--result")[1])
     result = result[0] if isinstance(result, list) else result
@@ -117,7 +117,7 @@ def test_onnx_export_runs_and_onnxruntime_agrees(name, tmp_path):
             torch.nn.init.uniform_(module.alpha, 0.5, 1.5)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     options = ["model.onnx", "--model", name, "--num-classes", 10, "--checkpoint", "weights.pth", "-b", 2]
-    run("onnx_export.py", *options, "--input-size", 3, 32, 32, folder=tmp_path)
+    run("onnx_export.py", *options, folder=tmp_path)
     image = torch.randn(2, 3, 32, 32)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (got,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
