@@ -26,9 +26,12 @@ _EXPORTS = {
     "ACTIVATIONS": "objectives",
     "Objective": "objectives",
     "Unrolled": "propagation",
+    "concatenated": "propagation",
+    "extrapolated": "propagation",
     "heavy_ball": "propagation",
     "nesterov": "propagation",
     "nesterov_coefficients": "propagation",
+    "two_path": "propagation",
     "weighted_sums": "propagation",
 }
 __all__ = ["__version__", *_EXPORTS]

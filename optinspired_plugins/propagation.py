@@ -1,7 +1,7 @@
 """Networks read off optimisation algorithms: any algorithm unrolled, and the relaxed rules of section 7.
 
 :class:`Unrolled` puts layers into an algorithm by ∇f(z) = z − T(z), which gives (7) and (11)-(14). The functions below
-it are the relaxed rules (16), (18) and (21), in their plain form. They are the reference: they say what a network
+it are the relaxed rules (16) to (21), in their plain form. They are the reference: they say what a network
 computes in the paper's own symbols, over any transform ``T``, without a thought for speed. The models in
 ``timm_models`` are tested against them.
 """
@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from .algorithms import Algorithm, Gradient
 from .coefficients import nesterov_weights
 
-__all__ = ["Unrolled", "heavy_ball", "nesterov", "nesterov_coefficients", "weighted_sums"]
+__all__ = [
+    "Unrolled",
+    "concatenated",
+    "extrapolated",
+    "heavy_ball",
+    "nesterov",
+    "nesterov_coefficients",
+    "two_path",
+    "weighted_sums",
+]
 
 Transform = Callable[[Tensor], Tensor]
 SourceTransform = Callable[[int, Tensor], Tensor]
@@ -121,6 +130,81 @@ def heavy_ball(
     return iterates
 
 
+def extrapolated(
+    transforms: Sequence[Transform],
+    x: Tensor,
+    x_prev: Tensor | None = None,
+    beta1: Coefficient | Sequence[Coefficient] = 1.0,
+    beta2: Coefficient | Sequence[Coefficient] = 0.0,
+) -> list[Tensor]:
+    """The two-step Nesterov rule (17): x_{k+1} = T_k(β1 x_k + β2 x_{k−1}).
+
+    Arguments, result and errors are those of :func:`heavy_ball`; β1 = 1 + β_k, β2 = −β_k is (12).
+    """
+    beta1, beta2 = _per_step("beta1", beta1, len(transforms)), _per_step("beta2", beta2, len(transforms))
+    x_prev = x if x_prev is None else x_prev
+    iterates = [x]
+    for T, b1, b2 in zip(transforms, beta1, beta2, strict=True):
+        x, x_prev = T(b1 * x + b2 * x_prev), x
+        iterates.append(x)
+    return iterates
+
+
+def two_path(
+    transforms: Sequence[tuple[Transform, Transform]],
+    x: Tensor,
+    alpha: Sequence[Tensor] | None = None,
+    beta: Sequence[Tensor] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """The ADMM rule (20): x'_{k+1} = T'(x'_k) + s_k and x_{k+1} = T(x_k) + s_k.
+
+    The paths share s_k = Σ_{t≤k} (α_{k,t} x'_t + β_{k,t} x_t). The sums run over the states after the start, t = 1..k of them, and over the start alone for the first step.
+
+    Args:
+        transforms: (T', T) of each step, shape-preserving.
+        x: the start of both paths, any shape.
+        alpha: ``alpha[k]`` of shape (max(k, 1),); ``None`` for ½ of the newest state, which is DMRNet (§7).
+        beta: likewise for the other path.
+
+    Returns:
+        The pairs (x'_0, x_0), (x'_1, x_1), …: ``len(transforms) + 1`` of them.
+
+    Raises:
+        ValueError: ``alpha`` or ``beta`` does not hold max(k, 1) coefficients for step k.
+    """
+    steps = len(transforms)
+    alpha, beta = (_newest_half(steps) if rows is None else rows for rows in (alpha, beta))
+    sizes = [max(k, 1) for k in range(steps)]
+    _check_rows("alpha", alpha, sizes)
+    _check_rows("beta", beta, sizes)
+    pairs = [(x, x)]
+    for k, (T1, T2) in enumerate(transforms):
+        x1, x2 = pairs[-1]
+        shared = sum(
+            (a * p1 + b * p2 for a, b, (p1, p2) in zip(alpha[k], beta[k], pairs[1:] or pairs, strict=True)),
+            start=torch.zeros(()),
+        )
+        pairs.append((T1(x1) + shared, T2(x2) + shared))
+    return pairs
+
+
+def concatenated(transforms: Sequence[Transform], z: Tensor, dim: int = 1) -> list[Tensor]:
+    """DenseNet's rule (19): z_{k+1} = T([z_0, z_1, …, z_k]).
+
+    Args:
+        transforms: T_1, T_2, …; T_{k+1} maps the concatenation of all sources so far.
+        z: z_0.
+        dim: dimension of the concatenation.
+
+    Returns:
+        z_0, z_1, …: ``len(transforms) + 1`` tensors.
+    """
+    zs = [z]
+    for T in transforms:
+        zs.append(T(torch.cat(zs, dim)))
+    return zs
+
+
 def weighted_sums(
     transforms: Sequence[SourceTransform],
     x: Tensor,
@@ -148,8 +232,9 @@ def weighted_sums(
     Raises:
         ValueError: ``alpha`` or ``beta`` does not hold k + 1 coefficients for layer k + 1.
     """
-    _check_triangular("alpha", alpha, len(transforms))
-    _check_triangular("beta", beta, len(transforms))
+    sizes = list(range(1, len(transforms) + 1))
+    _check_rows("alpha", alpha, sizes)
+    _check_rows("beta", beta, sizes)
     xs = [x]
     for k, T in enumerate(transforms):
         x = sum((alpha[k][j] * T(j, x_j) for j, x_j in enumerate(xs)), start=torch.zeros(()))
@@ -209,7 +294,14 @@ def _per_step(name: str, value: Coefficient | Sequence[Coefficient], steps: int)
     return list(value)
 
 
-def _check_triangular(name: str, rows: Sequence[Tensor], steps: int) -> None:
-    sizes = [len(row) for row in rows]
-    if sizes != list(range(1, steps + 1)):
-        raise ValueError(f"{name} has rows of {sizes} coefficients: must be {list(range(1, steps + 1))}")
+def _newest_half(steps: int) -> list[Tensor]:
+    rows = [torch.zeros(max(k, 1), device="cpu") for k in range(steps)]
+    for row in rows:
+        row[-1] = 0.5
+    return rows
+
+
+def _check_rows(name: str, rows: Sequence[Tensor], sizes: list[int]) -> None:
+    found = [len(row) for row in rows]
+    if found != sizes:
+        raise ValueError(f"{name} has rows of {found} coefficients: must be {sizes}")

@@ -11,11 +11,14 @@ from optinspired_plugins import (
     Nesterov,
     NesterovSummed,
     Unrolled,
+    concatenated,
+    extrapolated,
     heavy_ball,
     momentum,
     nesterov,
     nesterov_coefficients,
     nesterov_weights,
+    two_path,
     weighted_sums,
 )
 
@@ -70,9 +73,7 @@ def test_rule_18_without_beta_is_densenet():
     """α = 1, β = 0: a linear map of the concatenated sources, (19), with the columns of source j in T(j, ·)."""
     width = 6
     weights = [torch.randn(width * (k + 1), width, dtype=torch.float64) for k in range(4)]
-    dense = [start()]
-    for w in weights:
-        dense.append(torch.cat(dense, 1) @ w)
+    dense = concatenated([lambda x, w=w: x @ w for w in weights], start())
     split = [lambda j, x, w=w: x @ w[j * width : (j + 1) * width] for w in weights]
     ones, zeros = ([f(k + 1, dtype=torch.float64) for k in range(4)] for f in (torch.ones, torch.zeros))
     torch.testing.assert_close(weighted_sums(split, start(), ones, zeros), dense, rtol=1e-12, atol=1e-12)
@@ -123,6 +124,41 @@ def test_rules_are_differentiable_in_their_coefficients():
     beta2 = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
     run = lambda b1, b2: heavy_ball(layers(3), start(), beta1=b1, beta2=b2)[-1]  # noqa: E731
     assert torch.autograd.gradcheck(run, (beta1, beta2))
+
+
+def test_rule_17_with_nesterovs_momentum_is_network_12():
+    beta = torch.cat([torch.zeros(1), momentum(STEPS - 1)])
+    got = extrapolated(layers(), start(), beta1=1 + beta, beta2=-beta)
+    torch.testing.assert_close(got[-1], Unrolled(Nesterov(), layers())(start()), rtol=1e-12, atol=1e-12)
+
+
+def test_rule_17_without_its_last_term_is_a_plain_network():
+    torch.testing.assert_close(extrapolated(layers(), start())[-1], Unrolled(GradientDescent(), layers())(start()))
+
+
+def test_rule_19_concatenates_every_source():
+    zs = concatenated([lambda z: z.sum(1, keepdim=True)] * 3, torch.ones(1, 2))
+    assert [z.flatten().tolist() for z in zs] == [[1, 1], [2], [4], [8]]
+
+
+def test_rule_20_with_halves_is_dmrnet():
+    pairs = list(zip(layers(seed=1), layers(seed=2)))
+    x1 = x2 = start()
+    for k, (T1, T2) in enumerate(pairs):
+        mean = (x1 + x2) / 2
+        x1, x2 = T1(x1) + mean, T2(x2) + mean
+        got = two_path(pairs[: k + 1], start())[-1]
+        torch.testing.assert_close(got, (x1, x2), rtol=1e-12, atol=1e-12)
+
+
+def test_rule_20_sums_the_states_after_the_start():
+    identity = (lambda x: 0 * x, lambda x: 0 * x)
+    alpha = [torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([3.0, 5.0])]
+    beta = [torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([0.0, 0.0])]
+    pairs = two_path([identity] * 3, torch.ones(1), alpha, beta)
+    assert [p[0].item() for p in pairs] == [1, 1, 2, 3 * 1 + 5 * 2]
+    with pytest.raises(ValueError, match=r"beta has rows of \[1, 2, 3\] coefficients: must be \[1, 1, 2\]"):
+        two_path([identity] * 3, torch.ones(1), alpha, [torch.ones(k) for k in (1, 2, 3)])
 
 
 # --- Unrolled ---------------------------------------------------------------------------------------------------------
