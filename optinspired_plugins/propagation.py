@@ -158,7 +158,8 @@ def two_path(
 ) -> list[tuple[Tensor, Tensor]]:
     """The ADMM rule (20): x'_{k+1} = T'(x'_k) + s_k and x_{k+1} = T(x_k) + s_k.
 
-    The paths share s_k = Σ_{t≤k} (α_{k,t} x'_t + β_{k,t} x_t). The sums run over the states after the start, t = 1..k of them, and over the start alone for the first step.
+    The paths share s_k = Σ_{t≤k} (α_{k,t} x'_t + β_{k,t} x_t). The sums run over the states after the start, and over
+    the start alone for the first step.
 
     Args:
         transforms: (T', T) of each step, shape-preserving.
