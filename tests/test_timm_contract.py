@@ -74,7 +74,9 @@ def test_compiles_into_one_graph(case, device):
 def test_compiles_with_inductor(case, depth, device):
     model, x = build(case, **depth).to(device).eval(), images(case, device=device)
     compiled = torch.compile(model)
-    compiled(x).square().mean().backward()
+    out = compiled(x)
+    torch.testing.assert_close(out, model(x), rtol=1e-4, atol=1e-4)
+    out.square().mean().backward()
     got = {n: p.grad.clone() for n, p in model.named_parameters()}
     assert_same_gradients(got, gradients(model, x), 1e-3)
 
@@ -124,9 +126,11 @@ def test_bf16_autocast_trains(case, device):
     model, x = build(case).to(device).train(), images(case, batch=4, device=device)
     full = copy.deepcopy(model)(x)
     with torch.autocast(device, dtype=torch.bfloat16):
-        out = model(x)
+        features = model.forward_features(x)
+        out = model.forward_head(features)
         loss = out.float().square().mean()
-    assert out.dtype == torch.bfloat16
+    # The features too: the classifier casts whatever a float32 coefficient may have promoted on the way.
+    assert features.dtype == out.dtype == torch.bfloat16
     assert_close_in_norm(out.float(), full, 0.1, "output")
     loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
@@ -140,6 +144,10 @@ def test_other_numbers_of_input_channels(case, chans):
     assert model(images(case, chans=chans)).shape == (2, 7)
 
 
+def dilations(model):
+    return [m.dilation for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+
+
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", ["hbnet18", "hbnet50"])
 def test_output_stride_keeps_resolution(name, output_stride):
@@ -150,6 +158,8 @@ def test_output_stride_keeps_resolution(name, output_stride):
     sizes = [(96 // r, 64 // r) for r in model.feature_info.reduction()]
     assert [tuple(m.shape[-2:]) for m in maps] == sizes
     assert [m.shape[1] for m in maps] == model.feature_info.channels()
+    resnet = timm.create_model(name.replace("hbnet", "resnet"), layers=(2, 2, 2, 2), output_stride=output_stride)
+    assert dilations(model) == dilations(resnet)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +181,7 @@ def test_features_are_those_of_the_whole_model(case, reductions, channels):
     expected = model.forward_intermediates(x, intermediates_only=True)
     for got, want in zip(features(x), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(expected[-1], model.forward_features(x), rtol=1e-5, atol=1e-5)
     last_two = build(case, features_only=True, num_classes=0, out_indices=(-2, -1)).eval()
     assert [f.shape[1] for f in last_two(x)] == channels[-2:]
 
@@ -253,14 +264,23 @@ def test_device_and_dtype_arguments_reach_every_tensor(case):
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in model.parameters())
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
 @small_models
-def test_dropout_and_classifier_options(case):
-    model = build(case, drop_rate=0.5, num_classes=0).train()
-    pooled = images(case)
-    assert not torch.equal(model.eval()(pooled), model.train()(pooled))
+def test_dropout_precedes_the_classifier_in_training_only(case, rate):
+    model, x = build(case, drop_rate=rate).eval(), images(case)
+    features, expected = model.forward_features(x), model(x)
+    # The head holds no normalisation: only dropout tells training from evaluation.
+    assert torch.equal(model.train().forward_head(features), expected) == (rate == 0)
+
+
+@small_models
+def test_the_classifier_can_be_left_out_and_put_back(case):
+    model, x = build(case, num_classes=0).eval(), images(case)
+    features = model.forward_features(x)
+    torch.testing.assert_close(model(x), features.mean((2, 3)))
     model.reset_classifier(3, "max")
-    assert model(pooled).shape == (2, 3)
     assert model.get_classifier().out_features == model.num_classes == 3
+    torch.testing.assert_close(model(x), model.get_classifier()(features.amax((2, 3))))
 
 
 @pytest.mark.parametrize("case", ["hbnet20", "hbnet18"])
@@ -273,6 +293,29 @@ def test_drop_path_drops_transforms_in_training_only(case):
         if isinstance(module, timm.layers.DropPath):
             module.train()
     assert not torch.equal(model(x), model(x))
+
+
+def bytes_kept_for_backward(model, x):
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(x)  # held, so that no address is used twice
+    assert out.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize(("case", "depth"), [("hbnet20", {}), ("agdnet40_k12", dict(block_config=(12, 12, 12)))])
+def test_checkpointing_can_be_switched_on_and_off(case, depth):
+    model, x = build(case, **depth).train(), images(case)
+    stored = bytes_kept_for_backward(model, x)
+    model.set_grad_checkpointing()
+    assert bytes_kept_for_backward(model, x) < 0.5 * stored
+    model.set_grad_checkpointing(False)
+    assert bytes_kept_for_backward(model, x) == stored
 
 
 @devices

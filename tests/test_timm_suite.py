@@ -25,6 +25,7 @@ KINDS = {
     "test_model_forward_intermediates_features",
     "test_model_forward_fx",
     "test_model_backward_fx",
+    "test_model_forward_fx_torchscript",
 }
 
 
