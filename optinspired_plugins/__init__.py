@@ -18,6 +18,7 @@ _EXPORTS = {
     "LinearizedADMM": "algorithms",
     "Nesterov": "algorithms",
     "NesterovSummed": "algorithms",
+    "load_algorithm": "algorithms",
     "minimize": "algorithms",
     "constant_momentum": "coefficients",
     "momentum": "coefficients",
@@ -25,6 +26,7 @@ _EXPORTS = {
     "theta": "coefficients",
     "ACTIVATIONS": "objectives",
     "Objective": "objectives",
+    "TwoPath": "propagation",
     "Unrolled": "propagation",
     "concatenated": "propagation",
     "extrapolated": "propagation",
@@ -33,6 +35,7 @@ _EXPORTS = {
     "nesterov_coefficients": "propagation",
     "two_path": "propagation",
     "weighted_sums": "propagation",
+    "trace": "tracing",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -8,8 +8,10 @@ States are tuples of tensors of any shape, data type and device, and everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -30,6 +32,8 @@ __all__ = [
     "NesterovState",
     "NesterovSummed",
     "NesterovSummedState",
+    "check_algorithm",
+    "load_algorithm",
     "minimize",
 ]
 
@@ -82,11 +86,14 @@ class HeavyBall:
     """The heavy-ball method (2): z_{k+1} = z_k − ∇f(z_k) + β (z_k − z_{k−1}), with z_{−1} = z_0.
 
     Args:
-        beta: β; 0.3 in the paper's simulation (§6.3), 1 in HBNet (§7.1). A tensor may be learned.
+        beta: β, finite; 0.3 in the paper's simulation (§6.3), 1 in HBNet (§7.1). A parameter is learned.
+
+    Raises:
+        ValueError: ``beta`` is not finite.
     """
 
     def __init__(self, beta: float | Tensor = 0.3) -> None:
-        self.beta = beta
+        self.beta = check_coefficient("beta", beta)
 
     @classmethod
     def strongly_convex(cls, smoothness: float, strong_convexity: float) -> HeavyBall:
@@ -119,11 +126,14 @@ class Nesterov:
     """Nesterov's accelerated gradient descent (3): y_k = z_k + β_k (z_k − z_{k−1}), z_{k+1} = y_k − ∇f(y_k).
 
     Args:
-        beta: one β for all steps, for strongly convex objectives (footnote 5); ``None`` for the β_k of (12).
+        beta: one finite β for all steps, for strongly convex objectives (footnote 5); ``None`` for the β_k of (12).
+
+    Raises:
+        ValueError: ``beta`` is not finite.
     """
 
     def __init__(self, beta: float | Tensor | None = None) -> None:
-        self.beta = beta
+        self.beta = beta if beta is None else check_coefficient("beta", beta)
 
     @classmethod
     def strongly_convex(cls, smoothness: float, strong_convexity: float) -> Nesterov:
@@ -225,6 +235,47 @@ ALGORITHMS: dict[str, type[Any]] = {
 }
 
 
+def check_algorithm(algorithm: object) -> None:
+    """TypeError unless the object is an algorithm; the message names the missing methods."""
+    if isinstance(algorithm, type):
+        raise TypeError(f"algorithm={algorithm.__name__} is a class: must be an object, {algorithm.__name__}(…)")
+    missing = [name for name in ("init", "step", "result") if not callable(getattr(algorithm, name, None))]
+    if missing:
+        raise TypeError(
+            f"algorithm={algorithm!r} has no method {' and no method '.join(missing)}: must have init(x0), "
+            "step(state, grad) and result(state)"
+        )
+
+
+def load_algorithm(algorithm: object, table: Mapping[str, Callable[[], Any]] = ALGORITHMS) -> Any:
+    """Return the algorithm that a user means.
+
+    Args:
+        algorithm: a name in ``table``; ``"module:attribute"`` of a module that can be imported; a class that takes no
+            argument; or an algorithm.
+        table: names and what makes their algorithms.
+
+    Raises:
+        ValueError: the name is unknown, or the attribute does not exist.
+        ModuleNotFoundError: there is no such module.
+        TypeError: the object is no algorithm.
+    """
+    if isinstance(algorithm, str):
+        if algorithm in table:
+            return table[algorithm]()
+        module, colon, attribute = algorithm.partition(":")
+        if not (module and colon and attribute):
+            raise ValueError(f"algorithm={algorithm!r}: must be one of {', '.join(table)}, or module:attribute")
+        found = import_module(module)
+        if not hasattr(found, attribute):
+            raise ValueError(f"algorithm={algorithm!r}: module {module} has no attribute {attribute}")
+        algorithm = getattr(found, attribute)
+    if isinstance(algorithm, type):
+        algorithm = algorithm()
+    check_algorithm(algorithm)
+    return algorithm
+
+
 def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Tensor:
     """Run an algorithm and return all its iterates.
 
@@ -232,22 +283,43 @@ def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Te
         algorithm: an object with ``init``, ``step`` and ``result``.
         grad: the gradient, a callable from tensor to tensor of the same shape.
         x0: the start, any shape.
-        steps: number of steps, ≥ 0.
+        steps: number of steps, ≥ 1.
 
     Returns:
         The iterates, shape (steps + 1, *x0.shape), the start first.
 
     Raises:
-        ValueError: ``steps`` is not an integer ≥ 0.
+        TypeError: the algorithm lacks a method.
+        ValueError: ``steps`` is not an integer ≥ 1, or ``grad`` changes the shape.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps={steps!r}: must be an integer ≥ 0")
+    check_algorithm(algorithm)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r}: must be an integer ≥ 1")
     state = algorithm.init(x0)
     iterates = [algorithm.result(state)]
+
+    def checked(z: Tensor) -> Tensor:
+        return check_same_shape(z, grad(z), f"grad in step {len(iterates) - 1}")
+
     for _ in range(steps):
-        state = algorithm.step(state, grad)
+        state = algorithm.step(state, checked)
         iterates.append(algorithm.result(state))
     return torch.stack(iterates)
+
+
+def check_same_shape(z: Tensor, value: Tensor, name: str) -> Tensor:
+    """Return ``value`` if it has the shape of z; ValueError otherwise, naming the function and both shapes."""
+    if value.shape != z.shape:
+        raise ValueError(f"{name} maps shape {tuple(z.shape)} to {tuple(value.shape)}: must keep the shape")
+    return value
+
+
+def check_coefficient(name: str, value: float | Tensor) -> float | Tensor:
+    """Return ``value`` if it is a finite number or tensor of them; ValueError otherwise."""
+    finite = value.isfinite().all() if isinstance(value, Tensor) and not value.is_meta else isinstance(value, Tensor)
+    if not (finite or (isinstance(value, (int, float)) and math.isfinite(value))):
+        raise ValueError(f"{name}={value!r}: must be finite")
+    return value
 
 
 def _table_size(k: int) -> int:

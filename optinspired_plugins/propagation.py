@@ -9,18 +9,22 @@ computes in the paper's own symbols, over any transform ``T``, without a thought
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .algorithms import Algorithm, Gradient
+from .algorithms import Algorithm, Gradient, check_algorithm, check_coefficient, check_same_shape
 from .coefficients import nesterov_weights
 
 __all__ = [
+    "TwoPath",
+    "TwoPathState",
     "Unrolled",
     "concatenated",
     "extrapolated",
     "heavy_ball",
+    "layers_per_step",
     "nesterov",
     "nesterov_coefficients",
     "two_path",
@@ -40,17 +44,21 @@ class Unrolled(nn.Module):
 
     Args:
         algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned too.
-        transforms: T_0, T_1, …, one a step: a module or another callable, shape-preserving; or a sequence of them for
-            an algorithm that asks for several gradients a step (ADMM: one for x', one for x).
+        transforms: T_0, T_1, …, one a step, at least one: a module or another callable, shape-preserving; or a sequence
+            of them for an algorithm that asks for several gradients a step (ADMM: one for x', one for x).
 
     Raises:
-        TypeError: a transform cannot be called.
-        ValueError: a step asks for more gradients than its sequence has transforms.
+        TypeError: the algorithm lacks a method, or a transform cannot be called.
+        ValueError: there is no transform; a step asks for more gradients than its sequence has transforms; a transform
+            changes the shape.
     """
 
     def __init__(self, algorithm: Algorithm, transforms: Sequence[Transform | Sequence[Transform]]) -> None:
         super().__init__()
-        self.algorithm = algorithm
+        check_algorithm(algorithm)
+        if len(transforms) == 0:
+            raise ValueError("transforms is empty: must hold at least one, one a step")
+        self.algorithm = as_learnable(algorithm)
         self.transforms = nn.ModuleList(_as_module(T, f"transforms[{k}]") for k, T in enumerate(transforms))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,6 +67,120 @@ class Unrolled(nn.Module):
         for k, T in enumerate(self.transforms):
             state = self.algorithm.step(state, _gradient(T, k))
         return self.algorithm.result(state)
+
+
+class _Learnable(nn.Module):
+    """An algorithm that is no module but holds parameters, as one, so that they are trained, saved and moved."""
+
+    def __init__(self, algorithm: Algorithm, names: Sequence[str]) -> None:
+        super().__init__()
+        self.plain = algorithm
+        for name in names:
+            self.register_parameter(name, getattr(algorithm, name))
+
+    def init(self, x0: Tensor) -> Any:
+        for name in self._parameters:  # moving a module may have replaced them
+            setattr(self.plain, name, getattr(self, name))
+        return self.plain.init(x0)
+
+    def step(self, state: Any, grad: Gradient) -> Any:
+        return self.plain.step(state, grad)
+
+    def result(self, state: Any) -> Tensor:
+        return self.plain.result(state)
+
+
+def as_learnable(algorithm: Algorithm) -> Algorithm:
+    """Return the algorithm, as a module if it has parameters among its attributes."""
+    if isinstance(algorithm, nn.Module):
+        return algorithm
+    names = [name for name, value in getattr(algorithm, "__dict__", {}).items() if isinstance(value, nn.Parameter)]
+    return _Learnable(algorithm, names) if names else algorithm
+
+
+class TwoPathState(NamedTuple):
+    """x'_k, x_k and k."""
+
+    x1: Tensor
+    x2: Tensor
+    k: int
+
+
+class TwoPath:
+    """The rule (20) with the newest states, as an algorithm: x'_{k+1} = T'(x'_k) + s_k, x_{k+1} = T(x_k) + s_k.
+
+    s_k = α x'_k + β x_k, but s_0 = 0 since the sums of (20) begin at t = 1. α = β = ½ is DMRNet (Table 3). It minimises
+    nothing; it has an algorithm's methods so that whatever takes one takes it. The result is the mean of both paths:
+    without a next step that merges them, one alone would leave the last T' without effect.
+
+    Args:
+        alpha: α, finite.
+        beta: β, finite.
+
+    Raises:
+        ValueError: a coefficient is not finite.
+    """
+
+    def __init__(self, alpha: Coefficient = 0.5, beta: Coefficient = 0.5) -> None:
+        self.alpha, self.beta = check_coefficient("alpha", alpha), check_coefficient("beta", beta)
+
+    def init(self, x0: Tensor) -> TwoPathState:
+        """Return the state x'_0 = x_0."""
+        return TwoPathState(x0, x0, 0)
+
+    def step(self, state: TwoPathState, grad: Gradient) -> TwoPathState:
+        """Return the state x'_{k+1}, x_{k+1}; ``grad`` is called at x'_k and then at x_k."""
+        x1, x2, k = state
+        t1, t2 = x1 - grad(x1), x2 - grad(x2)
+        if k == 0:
+            return TwoPathState(t1, t2, 1)
+        shared = self.alpha * x1 + self.beta * x2
+        return TwoPathState(t1 + shared, t2 + shared, k + 1)
+
+    def result(self, state: TwoPathState) -> Tensor:
+        """Return (x'_k + x_k) / 2."""
+        return (state.x1 + state.x2) / 2
+
+
+def layers_per_step(algorithm: Algorithm, steps: int) -> tuple[int, ...]:
+    """Run an algorithm on a small tensor, to check it and to count the gradients that each step asks for.
+
+    Args:
+        algorithm: the algorithm.
+        steps: number of steps, ≥ 1.
+
+    Returns:
+        The count of each step: as many layers does it need.
+
+    Raises:
+        TypeError: the algorithm lacks a method.
+        ValueError: ``steps`` is below 1; a step asks for no gradient, gives a tensor of another shape or one that is
+            not finite.
+    """
+    check_algorithm(algorithm)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r}: must be an integer ≥ 1")
+    counts = [0] * steps
+    parameter = next(algorithm.parameters(), None) if isinstance(algorithm, nn.Module) else None
+    x = torch.ones(1, 2, 3, 3, device="cpu" if parameter is None else parameter.device)
+
+    def gradient(z: Tensor) -> Tensor:
+        counts[k] += 1
+        return z / 2
+
+    with torch.no_grad():
+        state = algorithm.init(x)
+        for k in range(steps):
+            state = algorithm.step(state, gradient)
+            result, step = algorithm.result(state), f"step {k} of {type(algorithm).__name__}"
+            if counts[k] == 0:
+                raise ValueError(f"{step} asks for no gradient: a step must have a layer")
+            if not isinstance(result, Tensor) or result.shape != x.shape:
+                found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                raise ValueError(f"{step} makes of shape {tuple(x.shape)} the result {found}: must keep the shape")
+            if not (result.is_meta or result.isfinite().all()):
+                raise ValueError(f"{step} gives a result that is not finite: coefficients must be finite")
+    return tuple(counts)
 
 
 class _Function(nn.Module):
@@ -84,15 +206,16 @@ def _as_module(transform: object, name: str) -> nn.Module:
 
 def _gradient(T: nn.Module, k: int) -> Gradient:
     """∇f(z) = z − T(z); a list of transforms serves the calls of one step in turn."""
+    name = f"transforms[{k}]"
     if not isinstance(T, nn.ModuleList):
-        return lambda z: z - T(z)
+        return lambda z: z - check_same_shape(z, T(z), name)
     parts: Iterator[nn.Module] = iter(T)
 
     def gradient(z: Tensor) -> Tensor:
         part = next(parts, None)
         if part is None:
-            raise ValueError(f"transforms[{k}] has {len(T)} transforms: the algorithm asks for more gradients a step")
-        return z - part(z)
+            raise ValueError(f"{name} has {len(T)} transforms: the algorithm asks for more gradients a step")
+        return z - check_same_shape(z, part(z), name)
 
     return gradient
 

@@ -163,9 +163,9 @@ def test_any_object_with_the_three_methods_is_an_algorithm():
     assert minimize(Half(), lambda z: z, torch.ones(1), 2).flatten().tolist() == [1, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("steps", [-1, 1.0, True])
+@pytest.mark.parametrize("steps", [-1, 0, 1.0, True])
 def test_bad_numbers_of_steps_are_named(steps):
-    with pytest.raises(ValueError, match=rf"steps={steps!r}: must be an integer ≥ 0"):
+    with pytest.raises(ValueError, match=rf"steps={steps!r}: must be an integer ≥ 1"):
         minimize(GradientDescent(), quadratic(), tensor(N), steps)
 
 

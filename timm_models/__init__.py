@@ -1,23 +1,30 @@
-"""HBNet and AGDNet as timm models. Importing this package registers their names with timm.
+"""HBNet, AGDNet and OptNet as timm models. Importing this package registers their names with timm.
 
 After installation no import is needed: ``timm.create_model("hbnet50")`` works by itself.
 """
 
 from .agdnet import AGDNet, CifarAGDNet
+from .algorithm_stages import AlgorithmStage, ProgramStage
 from .blocks import NesterovBlock, SourceConv2d, SourceLayer
 from .convert import to_heavy_ball, to_nesterov
 from .hbnet import CifarHBNet, HBNet
+from .optnet import NETWORK_ALGORITHMS, CifarOptNet, OptNet
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage
 
 __all__ = [
+    "NETWORK_ALGORITHMS",
     "AGDNet",
+    "AlgorithmStage",
     "BasicTransform",
     "BottleneckTransform",
     "CifarAGDNet",
     "CifarHBNet",
+    "CifarOptNet",
     "HBNet",
     "HeavyBallStage",
     "NesterovBlock",
+    "OptNet",
+    "ProgramStage",
     "SourceConv2d",
     "SourceLayer",
     "to_heavy_ball",

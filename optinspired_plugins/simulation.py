@@ -1,0 +1,223 @@
+"""The simulation of section 6.3: five networks fit random pairs (Table 2).
+
+The paper states data, networks and loss, but neither the optimiser nor its learning rate; :class:`Recipe` marks what is
+ours. The product of learning rate and steps, 100, was chosen so that the network of gradient descent ends near the
+paper's figure. That part of the agreement is fitted; the order of the networks is not.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._files import write_atomically
+from .algorithms import ALGORITHMS
+from .propagation import Unrolled, layers_per_step
+
+__all__ = ["PAPER", "Recipe", "Run", "build", "read_runs", "simulate", "train"]
+
+DEPTHS = (10, 20, 30, 40)
+
+# Table 2: MSE by network, one value a depth.
+PAPER = {
+    "admm": dict(zip(DEPTHS, (1.07576, 1.07495, 1.07665, 1.07749))),
+    "gd": dict(zip(DEPTHS, (1.00644, 1.00679, 1.00652, 1.00653))),
+    "hb": dict(zip(DEPTHS, (1.00443, 1.00449, 1.00455, 1.00457))),
+    "agd": dict(zip(DEPTHS, (1.00270, 1.00215, 1.00204, 1.00213))),
+    "agd2": dict(zip(DEPTHS, (1.00745, 1.00227, 1.00086, 0.99964))),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained and how. Weights start Xavier uniform and biases at 0 (our choice)."""
+
+    pairs: int = 10_000  # §6.3
+    dimension: int = 100  # §6.3
+    lr: float = 0.5  # ours, constant; plain SGD
+    batch_size: int = 1_000  # ours
+    steps: int = 200  # ours
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "dimension", "batch_size", "steps"):
+            _check_positive(name, getattr(self, name))
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr={self.lr!r}: must be a positive number")
+        if self.pairs % self.batch_size:
+            raise ValueError(f"batch_size={self.batch_size!r}: must divide pairs={self.pairs!r}")
+
+
+class Run(NamedTuple):
+    """One trained network.
+
+    ``mse`` is the mean over all pairs and dimensions after training, NaN if training diverged. ``output_std`` is the
+    standard deviation of the output over the pairs, averaged over dimensions: 0 for a network that ignores its input.
+    """
+
+    network: str
+    depth: int
+    seed: int
+    mse: float
+    output_std: float
+    seconds: float
+
+
+def build(network: str, depth: int, recipe: Recipe, generator: torch.Generator) -> Unrolled:
+    """Return a network of Table 2: the algorithm unrolled over sigmoid(W_k x + b_k), with its own W_k for each call.
+
+    Raises:
+        ValueError: the network is unknown, or the depth is not an integer ≥ 1.
+    """
+    if network not in ALGORITHMS:
+        raise ValueError(f"network={network!r}: must be one of {', '.join(ALGORITHMS)}")
+    _check_positive("depth", depth)
+    algorithm = ALGORITHMS[network]()
+
+    def layer() -> nn.Module:
+        linear = nn.Linear(recipe.dimension, recipe.dimension)
+        nn.init.xavier_uniform_(linear.weight, generator=generator)
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(linear, nn.Sigmoid())
+
+    layers = [[layer() for _ in range(count)] for count in layers_per_step(algorithm, depth)]
+    return Unrolled(algorithm, [group[0] if len(group) == 1 else group for group in layers])
+
+
+def train(
+    network: str, depth: int, seed: int, recipe: Recipe | None = None, on_step: Callable[[], None] = lambda: None
+) -> Run:
+    """Draw pairs from N(0, I), train one network on them by (15), and measure it on the same pairs, as the paper does.
+
+    Args:
+        network: a name in :data:`~optinspired_plugins.algorithms.ALGORITHMS`.
+        depth: number of steps of the algorithm, ≥ 1.
+        seed: seed of pairs, weights and order.
+        recipe: the rest; ``None`` for the default.
+        on_step: called after every step.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    recipe = recipe or Recipe()
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = torch.randn(2, recipe.pairs, recipe.dimension, generator=generator)
+    net = build(network, depth, recipe, generator)
+    optimizer = torch.optim.SGD(net.parameters(), lr=recipe.lr)
+    for batch in _batches(recipe, generator):
+        loss = F.mse_loss(net(inputs[batch]), targets[batch])
+        if not loss.isfinite():
+            return Run(network, depth, seed, math.nan, math.nan, time.perf_counter() - began)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        on_step()
+    with torch.no_grad():
+        output = torch.cat([net(part) for part in inputs.split(recipe.batch_size)])
+    mse = F.mse_loss(output, targets).item()
+    return Run(network, depth, seed, mse, output.std(0).mean().item(), time.perf_counter() - began)
+
+
+def _batches(recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one batch a step, every pair once an epoch."""
+    left: list[Tensor] = []
+    for _ in range(recipe.steps):
+        if not left:
+            left = list(torch.randperm(recipe.pairs, generator=generator).split(recipe.batch_size))
+        yield left.pop()
+
+
+def simulate(
+    path: Path,
+    networks: Iterable[str] = ALGORITHMS,
+    depths: Iterable[int] = DEPTHS,
+    seeds: Iterable[int] = (0, 1, 2),
+    recipe: Recipe | None = None,
+    on_step: Callable[[], None] = lambda: None,
+    on_run: Callable[[Run, bool], None] = lambda run, found: None,
+) -> list[Run]:
+    """Train every network at every depth with every seed; what the file already holds is not trained again.
+
+    Args:
+        path: CSV of the runs, rewritten after each, so that an interrupted simulation goes on where it was.
+        networks: names.
+        depths: depths.
+        seeds: seeds.
+        recipe: ``None`` for the default.
+        on_step: called after every training step.
+        on_run: called with each finished run and whether the file held it.
+
+    Returns:
+        The runs asked for, in order.
+
+    Raises:
+        ValueError: an argument is out of range, or the file is damaged or holds runs of another recipe.
+        OSError: the file cannot be written; it still holds the runs before.
+    """
+    recipe = recipe or Recipe()
+    wanted = [(network, depth, seed) for network in networks for depth in depths for seed in seeds]
+    for network, depth, _ in wanted:
+        build(network, 1, Recipe(dimension=1), torch.Generator())
+        _check_positive("depth", depth)
+    runs = {run[:3]: run for run in read_runs(path, recipe)} if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for key in wanted:
+        found = key in runs
+        if not found:
+            runs[key] = train(*key, recipe, on_step)
+            write_atomically(path, _to_csv(runs.values(), recipe))
+        on_run(runs[key], found)
+    return [runs[key] for key in wanted]
+
+
+def _to_csv(runs: Iterable[Run], recipe: Recipe) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*Run._fields, *(field.name for field in fields(recipe))])
+    for run in runs:
+        measured = f"{run.mse:.6f}", f"{run.output_std:.6f}", f"{run.seconds:.1f}"
+        writer.writerow([*run[:3], *measured, *astuple(recipe)])
+    return text.getvalue()
+
+
+def read_runs(path: Path, recipe: Recipe | None = None) -> list[Run]:
+    """Read the runs of a file.
+
+    Args:
+        path: the CSV.
+        recipe: the recipe that they must have; ``None`` for any.
+
+    Raises:
+        ValueError: a line is damaged or of another recipe; the message names it.
+    """
+    runs = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                run = Run(
+                    row["network"], int(row["depth"]), int(row["seed"]), *(float(row[n]) for n in Run._fields[3:])
+                )
+                stored = Recipe(**{name: type(value)(row[name]) for name, value in asdict(Recipe()).items()})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {line}: not a run of the simulation ({error})") from error
+            if recipe is not None and stored != recipe:
+                mine = asdict(recipe)
+                other = ", ".join(f"{k}={v!r} (here {mine[k]!r})" for k, v in asdict(stored).items() if v != mine[k])
+                raise ValueError(f"{path}, line {line}: a run with {other}: must be of one recipe, choose another file")
+            runs.append(run)
+    return runs
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: must be an integer ≥ 1")

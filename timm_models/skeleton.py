@@ -1,0 +1,277 @@
+"""ResNet's shape without its rule: timm's ResNet, and the CIFAR one, with stages that are made by the caller.
+
+A network of this shape is a stem, stages over transforms T that know no algorithm, and a head. What a stage does with
+its transforms is :meth:`StagedResNet.propagate`'s argument.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
+
+import torch
+from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+
+from ._checks import check_layers, check_non_negative_int, check_one_of, check_positive_int, check_rate
+from .stages import BasicTransform, BottleneckTransform, PadShortcut
+
+__all__ = ["CifarStagedResNet", "StagedResNet"]
+
+# The parameters of stages that are coefficients, not weights of a layer.
+COEFFICIENTS = re.compile(r"layer\d+\.(?:beta\d|algorithm\..*)")
+
+
+class StagedResNet(ResNet):
+    """timm's ResNet up to the rule of its stages.
+
+    Args:
+        block: ``BasicTransform`` or ``BottleneckTransform``.
+        layers: transforms in each of the four stages.
+        stride_in_1x1: put a bottleneck's stride in its first 1×1 convolution (ResNet v1), which gives the paper's
+            FLOPs (Table 5); ``False`` puts it in the 3×3, as timm does. No effect on ``BasicTransform``.
+        zero_init_last: start every T at 0.
+        **kwargs: timm's ``ResNet`` arguments: ``num_classes``, ``in_chans``, ``output_stride``, ``global_pool``,
+            ``cardinality``, ``base_width``, ``stem_width``, ``stem_type``, ``replace_stem_pool``, ``avg_down``,
+            ``channels``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``drop_path_rate``,
+            ``drop_block_rate``, ``block_args`` (``attn_layer`` among them), ``device``, ``dtype``.
+
+    Raises:
+        ValueError: an argument is out of range; nothing was allocated.
+        TypeError: an argument is unknown.
+    """
+
+    def __init__(
+        self,
+        block: Type[nn.Module],
+        layers: Tuple[int, ...],
+        stride_in_1x1: bool = True,
+        zero_init_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_one_of("block", block, (BasicTransform, BottleneckTransform))
+        check_layers("layers", layers, stages=4)
+        _check_resnet_kwargs(kwargs)
+        if block is BottleneckTransform:
+            if stride_in_1x1 and kwargs.get("aa_layer") is not None:
+                raise ValueError(
+                    "stride_in_1x1=True with aa_layer: the blur pool takes over the stride of the 3×3 convolution; "
+                    "pass stride_in_1x1=False"
+                )
+            kwargs["block_args"] = dict(kwargs.get("block_args") or {}, stride_in_1x1=stride_in_1x1)
+        super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)
+
+    @torch.jit.ignore
+    def propagate(self, make_stage: Callable[[List[nn.Module]], nn.Module]) -> None:
+        """Turn every stage, a chain of residual blocks, into what ``make_stage`` makes of its blocks."""
+        checkpointing = self.grad_checkpointing  # type: ignore[has-type]
+        self.grad_checkpointing = False  # timm's would chain the blocks
+        for name, blocks in self.named_children():
+            if name.startswith("layer"):
+                stage = make_stage(list(blocks))
+                stage.training, stage.grad_checkpointing = blocks.training, checkpointing
+                setattr(self, name, stage)
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; coefficients at their start."""
+        super().init_weights(zero_init_last=zero_init_last)
+        if isinstance(self.fc, nn.Linear):
+            nn.init.xavier_uniform_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
+        for stage in self.stages():
+            if hasattr(stage, "reset_parameters"):
+                stage.reset_parameters()
+
+    @torch.jit.ignore
+    def stages(self) -> List[Any]:
+        """Return ``layer1``, ``layer2``, …."""
+        return [module for name, module in self.named_children() if name.startswith("layer")]
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each T in the backward instead of storing its activations."""
+        for stage in self.stages():
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Group parameters by depth for layer-wise learning rates; a stage's coefficients go with its last block."""
+        matcher = super().group_matcher(coarse)
+        if not coarse:
+            matcher["blocks"] = [(matcher["blocks"], None), (r"^layer(\d+)\.(?:beta|algorithm)", (99999,))]
+        return matcher
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Name the parameters that weight decay must leave alone: the learned coefficients."""
+        return {name for name, _ in self.named_parameters() if COEFFICIENTS.fullmatch(name)}
+
+
+class CifarStagedResNet(StagedResNet):
+    """The ResNet for 32×32 images: a 3×3 stem, three stages of two-layer transforms, 6n + 2 layers (§8).
+
+    Args:
+        layers: transforms in each of the three stages; (n, n, n) in the paper.
+        channels: width of each stage, not decreasing.
+        num_classes: number of classes.
+        in_chans: number of input channels.
+        global_pool: timm's pooling type.
+        act_layer: activation.
+        norm_layer: normalisation.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last transform, growing linearly from 0.
+        zero_init_last: start every T at 0.
+        device: device of the parameters.
+        dtype: data type of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(
+        self,
+        layers: Tuple[int, ...] = (3, 3, 3),
+        channels: Tuple[int, ...] = (16, 32, 64),
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        act_layer: Union[str, Type[nn.Module]] = "relu",
+        norm_layer: Union[str, Type[nn.Module]] = "batchnorm2d",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        zero_init_last: bool = False,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        check_layers("layers", layers, stages=3)
+        check_layers("channels", channels, stages=3)
+        if sorted(channels) != list(channels):
+            raise ValueError(f"channels={channels!r}: must not decrease, the shortcut can only add channels")
+        _check_resnet_kwargs(
+            dict(num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        )
+        nn.Module.__init__(self)  # not ResNet's, whose stem and four stages are ImageNet's
+        dd: Dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
+
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd)
+        self.bn1 = norm(channels[0], **dd)
+        self.act1 = act(inplace=True)
+        self.feature_info: List[Dict[str, Any]] = [dict(num_chs=channels[0], reduction=1, module="act1")]
+
+        drop_path = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").split(list(layers))
+        for i, planes in enumerate(channels):
+            inplanes, stride = (channels[i - 1], 2) if i else (channels[0], 1)
+            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), act_layer=act, norm_layer=norm, **dd)
+            self.add_module(f"layer{i + 1}", stage)
+            self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
+
+        self.num_features = channels[-1]
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.init_weights(zero_init_last=zero_init_last)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output, shape (batch, channels[2], ⌈height / 4⌉, ⌈width / 4⌉)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Return the features and the chosen intermediates: 0 is the stem, 1 to 3 the stages.
+
+        Args:
+            x: images.
+            indices: the last n if an int, all if None, else those at the given (possibly negative) positions.
+            norm: no effect: there is no final normalisation.
+            stop_early: stop at the last chosen intermediate.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: leave the features out.
+
+        Raises:
+            ValueError: an index or the format is out of range.
+        """
+        check_one_of("output_fmt", output_fmt, ("NCHW",))
+        take = self._feature_indices(indices)
+        x = self.act1(self.bn1(self.conv1(x)))
+        intermediates = [x] if 0 in take else []
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
+            if stop_early and i > max(take):
+                break
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Drop the stages behind the last chosen intermediate, and the head; return the indices kept.
+
+        Args:
+            indices: as for :meth:`forward_intermediates`.
+            prune_norm: no effect: there is no final normalisation.
+            prune_head: drop the classifier also where every stage is kept.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        take = self._feature_indices(indices)
+        for i in range(max(take) + 1, 4):
+            setattr(self, f"layer{i}", nn.Sequential())
+        if max(take) < 3:
+            self.num_features = self.head_hidden_size = self.feature_info[max(take)]["num_chs"]
+        if prune_head or max(take) < 3:
+            self.reset_classifier(0, "")
+        return take
+
+    def _feature_indices(self, indices: Optional[Union[int, List[int]]]) -> List[int]:
+        count = len(self.feature_info)
+        if indices is None or isinstance(indices, int):
+            indices = list(range(count))[-(count if indices is None else indices) :]
+        if not indices or not all(-count <= i < count for i in indices):
+            raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
+        return [i % count for i in indices]
+
+
+def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float], **kwargs: Any) -> nn.Sequential:
+    """A chain of two-layer transforms, one a drop-path rate; the first has the stride and the padded shortcut."""
+    blocks = []
+    for rate in drop_path:
+        blocks.append(
+            BasicTransform(
+                inplanes,
+                planes,
+                stride,
+                downsample=PadShortcut(planes - inplanes, stride) if stride > 1 or planes != inplanes else None,
+                drop_path=DropPath(rate) if rate else None,
+                **kwargs,
+            )
+        )
+        inplanes, stride = planes, 1
+    return nn.Sequential(*blocks)
+
+
+def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:
+    """Check the arguments that timm's ResNet takes as they come."""
+    check_non_negative_int("num_classes", kwargs.get("num_classes", 0))
+    check_positive_int("in_chans", kwargs.get("in_chans", 3))
+    check_one_of("output_stride", kwargs.get("output_stride", 32), (8, 16, 32))
+    check_one_of("stem_type", kwargs.get("stem_type", ""), ("", "deep", "deep_tiered"))
+    if "channels" in kwargs:
+        check_layers("channels", kwargs["channels"], stages=4)
+    for name in ("drop_rate", "drop_path_rate", "drop_block_rate"):
+        check_rate(name, kwargs.get(name, 0.0))
