@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
+from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from ._files import write_atomically
 from .algorithms import ALGORITHMS
 from .propagation import Unrolled, layers_per_step
 
-__all__ = ["PAPER", "Recipe", "Run", "build", "read_runs", "simulate", "train"]
+__all__ = ["PAPER", "Cell", "Recipe", "Run", "build", "read_runs", "simulate", "summarise", "to_markdown", "train"]
 
 DEPTHS = (10, 20, 30, 40)
 
@@ -70,6 +71,18 @@ class Run(NamedTuple):
     mse: float
     output_std: float
     seconds: float
+
+
+class Cell(NamedTuple):
+    """A cell of Table 2: the paper's figure (``None`` where it has none), and mean and spread of ours over seeds."""
+
+    network: str
+    depth: int
+    paper: float | None
+    mse: float
+    spread: float
+    output_std: float
+    seeds: int
 
 
 def build(network: str, depth: int, recipe: Recipe, generator: torch.Generator) -> Unrolled:
@@ -185,7 +198,7 @@ def _to_csv(runs: Iterable[Run], recipe: Recipe) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*Run._fields, *(field.name for field in fields(recipe))])
     for run in runs:
-        measured = f"{run.mse:.6f}", f"{run.output_std:.6f}", f"{run.seconds:.1f}"
+        measured = f"{run.mse:.6f}", f"{run.output_std:.3e}", f"{run.seconds:.1f}"
         writer.writerow([*run[:3], *measured, *astuple(recipe)])
     return text.getvalue()
 
@@ -216,6 +229,38 @@ def read_runs(path: Path, recipe: Recipe | None = None) -> list[Run]:
                 raise ValueError(f"{path}, line {line}: a run with {other}: must be of one recipe, choose another file")
             runs.append(run)
     return runs
+
+
+def summarise(runs: Iterable[Run]) -> list[Cell]:
+    """Group runs by network and depth, in order of appearance.
+
+    ``spread`` is the standard deviation over seeds, NaN for a single one; ``output_std`` the largest.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.network, run.depth), []).append(run)
+    cells = []
+    for (network, depth), group in groups.items():
+        errors = [run.mse for run in group]
+        spread = stdev(errors) if len(errors) > 1 else math.nan
+        largest = max(run.output_std for run in group)
+        printed = PAPER.get(network, {}).get(depth)
+        cells.append(Cell(network, depth, printed, mean(errors), spread, largest, len(group)))
+    return cells
+
+
+def to_markdown(cells: Iterable[Cell]) -> str:
+    """Return the cells as a Markdown table, paper and measured in separate columns."""
+    lines = [
+        "| network | depth | MSE, paper | MSE, measured | std over seeds | seeds | std of the output |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for cell in cells:
+        printed = "" if cell.paper is None else f"{cell.paper:.5f}"
+        spread = "" if math.isnan(cell.spread) else f"{cell.spread:.5f}"
+        measured = f"{cell.mse:.5f} | {spread} | {cell.seeds} | {cell.output_std:.1e}"
+        lines.append(f"| {cell.network} | {cell.depth} | {printed} | {measured} |")
+    return "\n".join(lines) + "\n"
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -17,7 +17,10 @@ RULES = [
     ("optinspired_plugins/mm.py", {"torch", "mmengine", "timm", "optinspired_plugins", "timm_models"}),
     ("optinspired_plugins/plotting.py", {"torch", "matplotlib", "optinspired_plugins"}),
     ("optinspired_plugins/report.py", {"torch", "matplotlib", "optinspired_plugins"}),
-    ("optinspired_plugins/cli.py", {"torch", "rich", "timm", "optinspired_plugins", "timm_models", "nni_spaces"}),
+    (
+        "optinspired_plugins/cli.py",
+        {"torch", "rich", "timm", "typer", "optinspired_plugins", "timm_models", "nni_spaces"},
+    ),
     ("optinspired_plugins/*", {"torch", "optinspired_plugins"}),
     ("timm_models/*", {"torch", "torchvision", "timm", "optinspired_plugins", "timm_models"}),
     ("nni_spaces/*", {"torch", "torchvision", "nni", "pytorch_lightning", "optinspired_plugins", "nni_spaces"}),

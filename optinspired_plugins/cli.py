@@ -1,0 +1,168 @@
+"""The command ``optinspired``: Table 2, and the theory as pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from . import plotting
+except ImportError as error:  # the base installation has torch and timm only
+    raise SystemExit(f"{error}: the command needs the extra 'viz', pip install 'optinspired-plugins[viz]'") from error
+
+from . import simulation
+from ._files import write_atomically
+from .algorithms import ALGORITHMS, load_algorithm
+from .propagation import TwoPath
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Networks read off algorithms."
+)
+plot = typer.Typer(no_args_is_help=True, help="Draw algorithms and their rates.")
+app.add_typer(plot, name="plot")
+
+NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
+console = Console()
+
+
+def integers(text: str) -> list[int]:
+    """Parse ``10,20,30``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: must be integers separated by commas, 10,20,30") from None
+
+
+@contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """Turn what a user can cause into a line of text and exit status 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        console.print(f"[red]error[/red] {type(error).__name__}: {error}", markup=True, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder of table2.csv, table2.md and table2.png.")] = Path(
+        "runs/simulation"
+    ),
+    networks: Annotated[str, typer.Option(help="Of gd, hb, agd, agd2, admm.")] = ",".join(simulation.PAPER),
+    depths: Annotated[str, typer.Option(help="Depths, separated by commas.")] = "10,20,30,40",
+    seeds: Annotated[str, typer.Option(help="Seeds of pairs, weights and order.")] = "0,1,2",
+    pairs: Annotated[int, typer.Option(help="Training pairs (§6.3).")] = simulation.Recipe.pairs,
+    dimension: Annotated[int, typer.Option(help="Dimension of a pair (§6.3).")] = simulation.Recipe.dimension,
+    lr: Annotated[float, typer.Option(help="Learning rate of plain SGD; our choice.")] = simulation.Recipe.lr,
+    batch_size: Annotated[int, typer.Option(help="Our choice.")] = simulation.Recipe.batch_size,
+    steps: Annotated[int, typer.Option(help="Training steps; our choice.")] = simulation.Recipe.steps,
+    quick: Annotated[bool, typer.Option("--quick", help="Depth 10 and seed 0 only: under a minute.")] = False,
+) -> None:
+    """Train the five networks of Table 2 on random pairs (§6.3) and compare with the paper.
+
+    Every finished network is a row of table2.csv; an interrupted run goes on behind the last row.
+    """
+    with errors_as_messages():
+        recipe = simulation.Recipe(pairs=pairs, dimension=dimension, lr=lr, batch_size=batch_size, steps=steps)
+        chosen = (networks.split(","), [10] if quick else integers(depths), [0] if quick else integers(seeds))
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console) as progress:
+            total = len(chosen[0]) * len(chosen[1]) * len(chosen[2])
+            task = progress.add_task("Table 2", total=total * recipe.steps)
+
+            def on_run(run: simulation.Run, found: bool) -> None:
+                done = f"{run.network:<5} depth {run.depth:>2} seed {run.seed}  MSE {run.mse:.5f}"
+                progress.console.print(
+                    done + ("  (from the file)" if found else f"  {run.seconds:.1f} s"), highlight=False
+                )
+                progress.advance(task, recipe.steps if found else 0)
+
+            path = out / "table2.csv"
+            runs = simulation.simulate(path, *chosen, recipe, lambda: progress.advance(task), on_run)
+        cells = simulation.summarise(runs)
+        write_atomically(out / "table2.md", simulation.to_markdown(cells))
+        plotting.draw_simulation(runs).savefig(out / "table2.png", dpi=130)
+    console.print(_table(cells))
+    console.print(f"Runs: {path}\nTable: {out / 'table2.md'}\nFigure: {out / 'table2.png'}", highlight=False)
+
+
+def _table(cells: list[simulation.Cell]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        caption="Plain SGD; learning rate × steps = 100 was chosen by us. A std near 0: the output ignores the input.",
+        caption_justify="left",
+    )
+    for heading in ("network", "depth", "MSE, paper", "MSE, measured", "± std over seeds", "std of the output"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for cell in cells:
+        printed = "" if cell.paper is None else f"{cell.paper:.5f}"
+        spread = f"{cell.spread:.5f}" if cell.seeds > 1 else "one seed"
+        table.add_row(cell.network, str(cell.depth), printed, f"{cell.mse:.5f}", spread, f"{cell.output_std:.1e}")
+    return table
+
+
+def _save(draw: Callable[[], Any], out: Path) -> None:
+    with errors_as_messages():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw().savefig(out, dpi=130)
+    console.print(str(out), highlight=False, soft_wrap=True)
+
+
+@plot.command("algorithm")
+def plot_algorithm(
+    algorithm: Annotated[
+        str, typer.Argument(help="A name (gd, hb, agd, agd2, admm, dmrnet) or my_module:MyAlgorithm.")
+    ],
+    steps: Annotated[int, typer.Option(help="Steps to draw.")] = 4,
+    out: Annotated[Path, typer.Option(help="Image to write; the ending chooses the format.")] = Path("algorithm.png"),
+) -> None:
+    """Draw the network that an algorithm unrolls into. A module is looked for in the current folder too."""
+    sys.path.insert(0, "")
+    _save(lambda: plotting.draw_algorithm(load_algorithm(algorithm, NAMED), steps, algorithm), out)
+
+
+@plot.command("algorithms")
+def plot_algorithms(
+    steps: Annotated[int, typer.Option(help="Steps to draw.")] = 4,
+    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("algorithms.png"),
+) -> None:
+    """Draw the five networks of Table 2 (Figure 1), one below another."""
+    _save(lambda: plotting.draw_algorithms(steps=steps), out)
+
+
+@plot.command("convergence")
+def plot_convergence(
+    condition: Annotated[float, typer.Option(help="Condition number.")] = 100.0,
+    steps: Annotated[int, typer.Option(help="Steps.")] = 400,
+    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("convergence.png"),
+) -> None:
+    """Draw distance to the minimiser by step, on a quadratic and on the objective (8)."""
+    _save(lambda: plotting.draw_convergence(condition, steps), out)
+
+
+@plot.command("condition-numbers")
+def plot_condition_numbers(
+    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("condition_numbers.png"),
+) -> None:
+    """Draw the steps that gradient descent, heavy ball and Nesterov's method need by condition number."""
+    _save(plotting.draw_condition_numbers, out)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
