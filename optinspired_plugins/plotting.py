@@ -268,14 +268,9 @@ def draw_condition_numbers(conditions: Sequence[float] = (10, 30, 100, 300, 1_00
             rates.steps_to_accuracy(rates.strongly_convex(kappa)[name], rates.quadratic(kappa)) for kappa in conditions
         ]
         exponent = rates.fitted_exponent(conditions, counts)
-        axes.loglog(
-            conditions,
-            counts,
-            color=STYLES[name][0],
-            marker="o",
-            markersize=4,
-            label=f"{NAMES[name]}: κ^{exponent:.2f}",
-        )
+        colour, line = STYLES[name]
+        label = rf"{NAMES[name]}: $\kappa^{{{exponent:.2f}}}$"
+        axes.loglog(conditions, counts, line, color=colour, marker="o", markersize=4, label=label)
     axes.set(xlabel="condition number κ = L / μ", ylabel="steps to $10^{-6}$ of the first distance")
     axes.grid(alpha=0.3)
     axes.legend(title="fitted")

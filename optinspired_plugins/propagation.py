@@ -242,7 +242,7 @@ def heavy_ball(
         The iterates x_0, x_1, …: ``len(transforms) + 1`` tensors.
 
     Raises:
-        ValueError: a sequence of coefficients has another length than ``transforms``.
+        ValueError: a sequence of coefficients has another length than ``transforms``, or one is not finite.
     """
     beta1, beta2 = _per_step("beta1", beta1, len(transforms)), _per_step("beta2", beta2, len(transforms))
     x_prev = x if x_prev is None else x_prev
@@ -294,7 +294,7 @@ def two_path(
         The pairs (x'_0, x_0), (x'_1, x_1), …: ``len(transforms) + 1`` of them.
 
     Raises:
-        ValueError: ``alpha`` or ``beta`` does not hold max(k, 1) coefficients for step k.
+        ValueError: ``alpha`` or ``beta`` does not hold max(k, 1) finite coefficients for step k.
     """
     steps = len(transforms)
     alpha, beta = (_newest_half(steps) if rows is None else rows for rows in (alpha, beta))
@@ -354,7 +354,7 @@ def weighted_sums(
         The iterates x_0, x_1, …: ``len(transforms) + 1`` tensors.
 
     Raises:
-        ValueError: ``alpha`` or ``beta`` does not hold k + 1 coefficients for layer k + 1.
+        ValueError: ``alpha`` or ``beta`` does not hold k + 1 finite coefficients for layer k + 1.
     """
     sizes = list(range(1, len(transforms) + 1))
     _check_rows("alpha", alpha, sizes)
@@ -412,10 +412,10 @@ def nesterov(
 
 def _per_step(name: str, value: Coefficient | Sequence[Coefficient], steps: int) -> Sequence[Coefficient]:
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-        return [value] * steps
+        return [check_coefficient(name, value)] * steps
     if len(value) != steps:
         raise ValueError(f"{name} has {len(value)} values: must be one number or {steps} of them, one a transform")
-    return list(value)
+    return [check_coefficient(f"{name}[{k}]", b) for k, b in enumerate(value)]
 
 
 def _newest_half(steps: int) -> list[Tensor]:
@@ -429,3 +429,5 @@ def _check_rows(name: str, rows: Sequence[Tensor], sizes: list[int]) -> None:
     found = [len(row) for row in rows]
     if found != sizes:
         raise ValueError(f"{name} has rows of {found} coefficients: must be {sizes}")
+    for k, row in enumerate(rows):
+        check_coefficient(f"{name}[{k}]", row)

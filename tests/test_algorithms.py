@@ -175,3 +175,18 @@ def test_constant_momentum_and_its_bounds():
     for pair in ((1.0, 2.0), (1.0, 0.0), (float("inf"), 1.0), (float("nan"), 0.5)):
         with pytest.raises(ValueError, match="must obey 0 < strong_convexity ≤ smoothness"):
             constant_momentum(*pair)
+
+
+def test_a_gradient_of_another_shape_is_named_with_its_step():
+    grad = lambda z: z if z[0] == 1 else z[:2]  # noqa: E731
+    with pytest.raises(ValueError, match=r"grad in step 1 maps shape \(3,\) to \(2,\): must keep the shape"):
+        minimize(GradientDescent(), grad, torch.ones(3), 4)
+
+
+def test_what_lacks_a_method_is_no_algorithm():
+    class Half:
+        def init(self, x0):
+            return x0
+
+    with pytest.raises(TypeError, match="has no method step and no method result"):
+        minimize(Half(), torch.sin, torch.ones(1), 1)

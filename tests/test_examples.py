@@ -6,6 +6,7 @@ import csv
 import importlib
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,3 +249,24 @@ def test_bad_arguments_are_named(
     assert f"argument {argument}" in error
     assert message in error
     assert not Path("out").exists()
+
+
+# --- 02_your_own_algorithm.py -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_own_algorithms_minimise_are_drawn_and_train(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / "02_your_own_algorithm.py"), "--out", "own", "--epochs", "2"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    values = {name: float(value) for name, value in re.findall(r"(\w+) +f after 100 steps ([\d.e-]+)", done.stdout)}
+    # The optimised method halves Nesterov's worst case, which a quadratic of small curvature comes close to.
+    assert 2 * values["OptimizedGradient"] < values["Nesterov"] < values["GradientDescent"]
+    assert (tmp_path / "own" / "algorithm.png").stat().st_size > 5_000
+    reached = [float(value) for value in re.findall(r"optnet20 of \w+: ([\d.]+) %", done.stdout)]
+    assert len(reached) == 2
+    assert min(reached) > 40
+    betas = [float(value) for value in re.findall(r"layer\d.algorithm.beta = ([\d.]+)", done.stdout)]
+    assert len(betas) == 3
+    assert all(beta != 1 for beta in betas)

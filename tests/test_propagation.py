@@ -10,6 +10,7 @@ from optinspired_plugins import (
     LinearizedADMM,
     Nesterov,
     NesterovSummed,
+    TwoPath,
     Unrolled,
     concatenated,
     extrapolated,
@@ -21,6 +22,7 @@ from optinspired_plugins import (
     two_path,
     weighted_sums,
 )
+from optinspired_plugins.propagation import layers_per_step
 
 STEPS = 7
 
@@ -227,3 +229,47 @@ def test_unrolled_refuses_what_cannot_be_called_and_too_few_paths():
         Unrolled(GradientDescent(), [torch.sigmoid, 3])
     with pytest.raises(ValueError, match=r"transforms\[0\] has 1 transforms: the algorithm asks for more gradients"):
         Unrolled(LinearizedADMM(), [[torch.sigmoid]])(start())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor(float("-inf"))])
+def test_coefficients_that_are_not_finite_are_named(bad):
+    for rule in (heavy_ball, extrapolated):
+        with pytest.raises(ValueError, match=r"beta1=.*(nan|inf).*: must be finite"):
+            rule([torch.clone], torch.ones(1), beta1=bad)
+        with pytest.raises(ValueError, match=r"beta2\[1\]=.*(nan|inf).*: must be finite"):
+            rule([torch.clone] * 2, torch.ones(1), beta2=[0.0, bad])
+    with pytest.raises(ValueError, match=r"alpha\[0\]=.*(nan|inf).*: must be finite"):
+        weighted_sums([lambda j, z: z], torch.ones(1), [torch.tensor([float(bad)])], [torch.ones(1)])
+    for method in (HeavyBall, Nesterov, TwoPath):
+        with pytest.raises(ValueError, match=r"=.*(nan|inf).*: must be finite"):
+            method(bad)
+
+
+def test_unrolled_names_a_layer_that_changes_the_shape():
+    net = Unrolled(HeavyBall(), [nn.Linear(4, 4), nn.Linear(4, 3)])
+    with pytest.raises(ValueError, match=r"transforms\[1\] maps shape \(2, 4\) to \(2, 3\): must keep the shape"):
+        net(torch.ones(2, 4))
+    net = Unrolled(LinearizedADMM(), [[torch.clone, nn.Linear(4, 1)]])
+    with pytest.raises(ValueError, match=r"transforms\[0\] maps shape \(2, 4\) to \(2, 1\)"):
+        net(torch.ones(2, 4))
+
+
+def test_unrolled_refuses_no_layers_and_no_algorithm():
+    with pytest.raises(ValueError, match="transforms is empty: must hold at least one"):
+        Unrolled(HeavyBall(), [])
+    with pytest.raises(TypeError, match="algorithm=HeavyBall is a class: must be an object"):
+        Unrolled(HeavyBall, [torch.clone])
+
+
+def test_unrolled_learns_a_parameter_that_a_plain_algorithm_holds():
+    net = Unrolled(HeavyBall(nn.Parameter(torch.tensor(0.3, dtype=torch.float64))), modules())
+    net(start()).square().sum().backward()
+    assert net.algorithm.beta.grad.item() != 0
+    assert "algorithm.beta" in net.state_dict()
+
+
+def test_the_count_of_layers_is_the_count_of_gradients():
+    assert layers_per_step(HeavyBall(), 3) == (1, 1, 1)
+    assert layers_per_step(LinearizedADMM(), 2) == (2, 2)
+    with pytest.raises(ValueError, match="steps=0: must be an integer ≥ 1"):
+        layers_per_step(HeavyBall(), 0)

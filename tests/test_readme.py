@@ -1,5 +1,6 @@
 """Every snippet of the README runs: Python as it stands, shell with timm's scripts on the digits."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -29,12 +30,15 @@ def test_python_snippets_run(code, tmp_path):
 def test_shell_snippets_run(digits_folder, tmp_path):
     (tmp_path / "digits").symlink_to(digits_folder)
     commands = [line for block in snippets("bash") for line in block.splitlines()]
-    assert len(commands) == 3
+    assert len(commands) == 4
     machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
         _, script, *arguments = shlex.split(command)
         run = [sys.executable, str(SCRIPTS / script), *arguments, *machine]
-        result = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        # The README names the folder of my_algorithms.
+        path = os.pathsep.join(filter(None, [str(ROOT / "examples"), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path}
+        result = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
 
 
@@ -52,8 +56,8 @@ def test_the_two_set_up_commands_are_targets():
 def test_named_models_exist():
     import timm
 
-    for row in re.findall(r"^\| (`(?:hb|agd)net.*?) \|", README, flags=re.MULTILINE):
+    for row in re.findall(r"^\| (`(?:hb|agd|opt)net.*?) \|", README, flags=re.MULTILINE):
         first, *rest = re.findall(r"`(\w+)`", row)
-        family = re.match(r"(hbnet|agdnet)", first).group()
+        family = re.match(r"(hbnet|agdnet|optnet)", first).group()
         for name in [first, *(n if n.startswith(family) else family + n for n in rest)]:
             assert timm.is_model(name), name

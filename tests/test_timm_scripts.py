@@ -16,12 +16,14 @@ import pytest
 import timm
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "shared" / "timm"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT.parent / "shared" / "timm"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODELS = {
     "hbnet20": ["learn_beta=True"],
     "agdnet40_k12": ["block_config=(2,2,2)"],
 }
+OPTIONS = {**MODELS, "optnet20": ["algorithm="]}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository"),
@@ -42,7 +44,7 @@ def run(script, *arguments, folder, **variables):
 
 def data_options(name, digits):
     options = [digits, "--model", name, "--num-classes", 10, "--input-size", 3, 32, 32, "-b", 32, "-j", 0]
-    return [*options, "--device", DEVICE, "--model-kwargs", *MODELS[name]]
+    return [*options, "--device", DEVICE, "--model-kwargs", *OPTIONS[name]]
 
 
 def training_options(name, digits, epochs, experiment="run"):
@@ -93,6 +95,25 @@ def test_grad_checkpointing_and_registration_by_hand(name, digits_folder, tmp_pa
     options = [*training_options(name, digits_folder, epochs=1), "--grad-checkpointing"]
     run("train.py", *options, "--device-modules", "timm_models", folder=tmp_path, OPTINSPIRED_AUTOLOAD="0")
     assert list(accuracies(tmp_path)) == [0]
+
+
+@pytest.mark.parametrize("algorithm", ["OptimizedGradient", "LearnedHeavyBall"])
+def test_a_users_algorithm_trains_and_is_validated(algorithm, digits_folder, tmp_path):
+    """A file of the user's on PYTHONPATH is all there is."""
+    (tmp_path / "mine.py").write_text((ROOT / "examples" / "my_algorithms.py").read_text(encoding="utf-8"))
+    options = training_options("optnet20", digits_folder, epochs=3)
+    options[options.index("algorithm=")] += f"mine:{algorithm}"
+    run("train.py", *options, folder=tmp_path, PYTHONPATH=str(tmp_path))
+    history = accuracies(tmp_path)
+    options = [
+        o if o != "algorithm=" else f"algorithm=mine:{algorithm}" for o in data_options("optnet20", digits_folder)
+    ]
+    checkpoint = ["--checkpoint", tmp_path / "out" / "run" / "last.pth.tar"]
+    result = json.loads(
+        run("validate.py", *options, *checkpoint, folder=tmp_path, PYTHONPATH=str(tmp_path)).split("--result")[1]
+    )
+    assert result["top1"] == pytest.approx(history[2], abs=1e-3)
+    assert result["top1"] > 20, "better than the 10 % of guessing"
 
 
 @pytest.mark.parametrize("name", ["hbnet50", "agdnet121"])

@@ -81,7 +81,7 @@ def assert_all_pass(passed, others, names, kinds=KINDS):
 
 @pytest.mark.slow
 def test_a_small_and_a_flagship_model_of_each_family(source, tmp_path):
-    names = ["hbnet20", "hbnet50", "agdnet40_k12", "agdnet121"]
+    names = ["hbnet20", "hbnet50", "optnet20", "agdnet40_k12", "agdnet121"]
     passed, others = run_suite(source, names, tmp_path / "report.xml")
     assert_all_pass(passed, others, names, KINDS | {"test_prune_intermediate_layers_contract"})
 
@@ -100,6 +100,6 @@ def test_the_oldest_supported_timm_passes_its_own_file(tmp_path):
 
 @pytest.mark.every_model
 def test_every_model(source, tmp_path):
-    names = [*timm.list_models(module="hbnet"), *timm.list_models(module="agdnet")]
+    names = [name for module in ("hbnet", "optnet", "agdnet") for name in timm.list_models(module=module)]
     passed, others = run_suite(source, names, tmp_path / "report.xml")
     assert_all_pass(passed, others, names, KINDS | {"test_prune_intermediate_layers_contract"})
