@@ -70,7 +70,7 @@ def test_batches_cover_every_pair_before_any_comes_again():
 
 
 def test_divergence_is_a_result():
-    run = train("gd", 3, 0, Recipe(pairs=40, dimension=3, batch_size=10, steps=6, lr=1e38))
+    run = train("gd", 3, 0, Recipe(pairs=40, dimension=3, batch_size=10, steps=6, lr=1e300))
     assert math.isnan(run.mse)
 
 
