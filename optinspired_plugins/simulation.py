@@ -190,7 +190,8 @@ def simulate(
             runs[key] = train(*key, recipe, on_step)
             write_atomically(path, _to_csv(runs.values(), recipe))
         on_run(runs[key], found)
-    return [runs[key] for key in wanted]
+    stored = {run[:3]: run for run in read_runs(path)}  # as rounded in the file, so that tables made later agree
+    return [stored[key] for key in wanted]
 
 
 def _to_csv(runs: Iterable[Run], recipe: Recipe) -> str:
