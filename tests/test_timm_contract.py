@@ -24,6 +24,7 @@ SMALL = {
     "optnet20": dict(algorithm="admm"),
     "optnet18-agd": dict(algorithm="agd"),
     "agdnet40_k12": dict(block_config=(2, 3, 2)),
+    "cellnet_cifar": dict(cells=4, channels=4),
     "agdnet121": dict(block_config=(2, 2, 2, 2), growth_rate=8),
 }
 small_models = pytest.mark.parametrize("case", SMALL)
@@ -37,7 +38,7 @@ def build(case, **kwargs):
 
 
 def images(case, batch=2, chans=3, device="cpu", dtype=torch.float32):
-    size = 32 if case.startswith(("hbnet20", "optnet20", "agdnet40")) else 64
+    size = 32 if case.startswith(("hbnet20", "optnet20", "agdnet40", "cellnet_cifar")) else 64
     return torch.randn(batch, chans, size, size, generator=torch.Generator().manual_seed(1)).to(device, dtype)
 
 

@@ -100,6 +100,6 @@ def test_the_oldest_supported_timm_passes_its_own_file(tmp_path):
 
 @pytest.mark.every_model
 def test_every_model(source, tmp_path):
-    names = [name for module in ("hbnet", "optnet", "agdnet") for name in timm.list_models(module=module)]
+    names = [name for module in ("hbnet", "optnet", "agdnet", "cellnet") for name in timm.list_models(module=module)]
     passed, others = run_suite(source, names, tmp_path / "report.xml")
     assert_all_pass(passed, others, names, KINDS | {"test_prune_intermediate_layers_contract"})

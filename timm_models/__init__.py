@@ -1,4 +1,4 @@
-"""HBNet, AGDNet and OptNet as timm models. Importing this package registers their names with timm.
+"""HBNet, AGDNet, OptNet and CellNet as timm models. Importing this package registers their names with timm.
 
 After installation no import is needed: ``timm.create_model("hbnet50")`` works by itself.
 """
@@ -6,6 +6,7 @@ After installation no import is needed: ``timm.create_model("hbnet50")`` works b
 from .agdnet import AGDNet, CifarAGDNet
 from .algorithm_stages import AlgorithmStage, ProgramStage
 from .blocks import NesterovBlock, SourceConv2d, SourceLayer
+from .cellnet import AuxiliaryHead, Cell, CellNet
 from .convert import to_heavy_ball, to_nesterov
 from .hbnet import CifarHBNet, HBNet
 from .optnet import NETWORK_ALGORITHMS, CifarOptNet, OptNet
@@ -15,8 +16,11 @@ __all__ = [
     "NETWORK_ALGORITHMS",
     "AGDNet",
     "AlgorithmStage",
+    "AuxiliaryHead",
     "BasicTransform",
     "BottleneckTransform",
+    "Cell",
+    "CellNet",
     "CifarAGDNet",
     "CifarHBNet",
     "CifarOptNet",

@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import List, Optional, Union
 
-__all__ = ["check_finite", "check_layers", "check_non_negative_int", "check_one_of", "check_positive_int", "check_rate"]
+__all__ = [
+    "check_feature_indices",
+    "check_finite",
+    "check_layers",
+    "check_non_negative_int",
+    "check_one_of",
+    "check_positive_int",
+    "check_rate",
+]
 
 
 def check_finite(name: str, value: object) -> float:
@@ -45,6 +54,15 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """ValueError unless ``value`` is among ``allowed``."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, allowed))}")
+
+
+def check_feature_indices(indices: Optional[Union[int, List[int]]], count: int) -> List[int]:
+    """Return non-negative positions of features; ValueError unless they are in range."""
+    if indices is None or isinstance(indices, int):
+        indices = list(range(count))[-(count if indices is None else indices) :]
+    if not indices or not all(-count <= i < count for i in indices):
+        raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
+    return [i % count for i in indices]
 
 
 def _check_int(name: str, value: object, minimum: int) -> None:

@@ -14,7 +14,14 @@ from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_lay
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from ._checks import check_layers, check_non_negative_int, check_one_of, check_positive_int, check_rate
+from ._checks import (
+    check_feature_indices,
+    check_layers,
+    check_non_negative_int,
+    check_one_of,
+    check_positive_int,
+    check_rate,
+)
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
 
 __all__ = ["CifarStagedResNet", "StagedResNet"]
@@ -205,7 +212,7 @@ class CifarStagedResNet(StagedResNet):
             ValueError: an index or the format is out of range.
         """
         check_one_of("output_fmt", output_fmt, ("NCHW",))
-        take = self._feature_indices(indices)
+        take = check_feature_indices(indices, len(self.feature_info))
         x = self.act1(self.bn1(self.conv1(x)))
         intermediates = [x] if 0 in take else []
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
@@ -229,7 +236,7 @@ class CifarStagedResNet(StagedResNet):
         Raises:
             ValueError: an index is out of range.
         """
-        take = self._feature_indices(indices)
+        take = check_feature_indices(indices, len(self.feature_info))
         for i in range(max(take) + 1, 4):
             setattr(self, f"layer{i}", nn.Sequential())
         if max(take) < 3:
@@ -237,14 +244,6 @@ class CifarStagedResNet(StagedResNet):
         if prune_head or max(take) < 3:
             self.reset_classifier(0, "")
         return take
-
-    def _feature_indices(self, indices: Optional[Union[int, List[int]]]) -> List[int]:
-        count = len(self.feature_info)
-        if indices is None or isinstance(indices, int):
-            indices = list(range(count))[-(count if indices is None else indices) :]
-        if not indices or not all(-count <= i < count for i in indices):
-            raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
-        return [i % count for i in indices]
 
 
 def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float], **kwargs: Any) -> nn.Sequential:

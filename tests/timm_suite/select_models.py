@@ -9,7 +9,7 @@ import os
 import timm
 
 NAMES = set(os.environ["SUITE_MODELS"].split())
-EXTENDS = {"hbnet": "resnet", "optnet": "resnet", "agdnet": "densenet"}
+EXTENDS = {"hbnet": "resnet", "optnet": "resnet", "agdnet": "densenet", "cellnet": "densenet"}
 
 _list_models = timm.list_models
 

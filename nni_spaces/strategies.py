@@ -1,0 +1,201 @@
+"""NNI's differentiable strategies: the paper's hyper-parameters as arguments, a second order, a mended resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
+from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule, GumbelDartsLightningModule
+from nni.nas.strategy import DARTS as StockDARTS
+from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
+from torch import Tensor, nn
+
+__all__ = ["DARTS", "GumbelDARTS"]
+
+
+class _ArchitectureStep:
+    """What our modules change in NNI's: the order and optimiser of α, and the architecture step of second order."""
+
+    order: int
+    alpha_weight_decay: float
+    alpha_betas: tuple[float, float]
+    arc_learning_rate: float
+    training_module: pl.LightningModule
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """Return α and β, each once, in the order of the modules.
+
+        NNI's order is that of a set, which differs between processes, so that a resumed run would hand Adam's moments
+        to other parameters.
+        """
+        found: dict[int, nn.Parameter] = {}
+        for module in self.supernet_modules():  # type: ignore[attr-defined]
+            if hasattr(module, "arch_parameters"):
+                found.update((id(parameter), parameter) for parameter in module.arch_parameters())
+        return list(found.values())
+
+    def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam over α and β (§9.3)."""
+        parameters = self.arch_parameters()
+        if not parameters:
+            raise ValueError("the model has no architecture parameters: must be a space with something to choose")
+        return torch.optim.Adam(
+            parameters, self.arc_learning_rate, betas=self.alpha_betas, weight_decay=self.alpha_weight_decay
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """Take an architecture step on the validation batch and a weight step on the training batch."""
+        if self.order == 1 or self.trainer.current_epoch < self.warmup_epochs:  # type: ignore[attr-defined]
+            return super().training_step(batch, batch_idx)  # type: ignore[misc]
+        optimizer: Any = self.architecture_optimizers()  # type: ignore[attr-defined]
+        optimizer.zero_grad()
+        self._second_order_gradient(batch["train"], batch["val"], batch_idx)
+        optimizer.step()
+        result = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
+        self.advance_optimization(_loss(result), batch_idx, self.gradient_clip_val)  # type: ignore[attr-defined]
+        self.advance_lr_schedulers(batch_idx)  # type: ignore[attr-defined]
+        if batch_idx % self.log_prob_every_n_step == 0:  # type: ignore[attr-defined]
+            self.log_probs(self.export_probs())  # type: ignore[attr-defined]
+        return result
+
+    def _second_order_gradient(self, train: Any, val: Any, batch_idx: int) -> None:
+        """Put DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α) into α's.
+
+        ξ is the learning rate, and the step is the optimiser's own, momentum and weight decay included. The product
+        with the Hessian is a central difference of step 0.01 / ‖∇_w' L_val‖, as in DARTS.
+        """
+        optimizers: Any = self.optimizers()  # type: ignore[attr-defined]
+        (sgd,) = [o for o in optimizers if not getattr(o, "is_arch_optimizer", False)]
+        weights = [p for group in sgd.param_groups for p in group["params"] if p.requires_grad]
+        alphas = self.arch_parameters()
+
+        def loss(batch: Any) -> Tensor:
+            return _loss(self.training_module.training_step(batch, 2 * batch_idx))
+
+        with _restored(self.training_module, weights) as start:
+            rate = sgd.param_groups[0]["lr"]
+            steps = _steps(sgd, weights, _gradients(loss(train), weights))
+            _assign(weights, [w - rate * step for w, step in zip(start, steps)])
+            found = _gradients(loss(val), [*alphas, *weights])
+            direct, vector = found[: len(alphas)], found[len(alphas) :]
+            radius = 0.01 / torch.cat([v.flatten() for v in vector]).norm().clamp(min=1e-12)
+            sides = []
+            for sign in (1, -1):
+                _assign(weights, [w + sign * radius * v for w, v in zip(start, vector)])
+                sides.append(_gradients(loss(train), alphas))
+        for alpha, g, plus, minus in zip(alphas, direct, *sides):
+            alpha.grad = g - rate * (plus - minus) / (2 * radius)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.all_reduce(alpha.grad)
+                alpha.grad /= torch.distributed.get_world_size()
+
+
+def _loss(result: Any) -> Tensor:
+    return result["loss"] if isinstance(result, dict) else result
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, 0 where a parameter has no part in the loss."""
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+
+
+def _steps(sgd: Any, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """What the weight optimiser would subtract, per learning rate: m · buffer + gradient + decay · w, as in DARTS."""
+    group = sgd.param_groups[0]
+    steps = []
+    for w, g in zip(weights, gradients):
+        buffer = sgd.state.get(w, {}).get("momentum_buffer")
+        step = g + group.get("weight_decay", 0.0) * w.detach()
+        steps.append(step if buffer is None else group.get("momentum", 0.0) * buffer + step)
+    return steps
+
+
+def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values):
+            parameter.copy_(value)
+
+
+@contextmanager
+def _restored(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Give the weights as they are; put them and the buffers back afterwards, whatever was tried on them."""
+    start = [w.detach().clone() for w in weights]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield start
+    finally:
+        _assign(weights, start)
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+class _DARTSModule(_ArchitectureStep, DartsLightningModule):
+    """NNI's module with our step."""
+
+
+class _GumbelDARTSModule(_ArchitectureStep, GumbelDartsLightningModule):
+    """Likewise, with softmax weights sampled."""
+
+
+class DARTS(StockDARTS):
+    """DARTS (Liu et al. 2019) on any space, with §9.3's hyper-parameters as defaults.
+
+    Args:
+        arc_learning_rate: Adam's learning rate for α and β.
+        alpha_weight_decay: their weight decay. At 1e-3 it alone pulls a favoured α of :class:`HeavyBallInit` back.
+        alpha_betas: Adam's momenta for them.
+        gradient_clip_val: the weights' gradient norm is clipped to this; ``None`` for no clipping.
+        order: 1 or 2. The second differentiates through one step of the weights; it needs SGD and three more passes.
+        **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``.
+
+    Raises:
+        ValueError: ``order`` is neither, or 2 with a penalty.
+    """
+
+    module_type: type[Any] = _DARTSModule
+
+    def __init__(
+        self,
+        *,
+        arc_learning_rate: float = 3e-4,
+        alpha_weight_decay: float = 1e-3,
+        alpha_betas: tuple[float, float] = (0.5, 0.999),
+        gradient_clip_val: float | None = 5.0,
+        order: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        if order not in (1, 2):
+            raise ValueError(f"order={order!r}: must be 1 or 2")
+        if order == 2 and kwargs.get("penalty") is not None:
+            raise ValueError("order=2 with a penalty: its gradient is defined for the loss alone, pass order=1")
+        super().__init__(arc_learning_rate=arc_learning_rate, gradient_clip_val=gradient_clip_val, **kwargs)
+        self.alpha_weight_decay, self.alpha_betas, self.order = alpha_weight_decay, alpha_betas, order
+
+    def configure_oneshot_module(self, training_module: Any) -> BaseOneShotLightningModule:
+        """Return NNI's module with our step."""
+        module = super().configure_oneshot_module(training_module)
+        # Every attribute stays; only what it does with them changes.
+        module.__class__ = self.module_type
+        module.order = self.order
+        module.alpha_weight_decay, module.alpha_betas = self.alpha_weight_decay, self.alpha_betas
+        return module
+
+
+class GumbelDARTS(DARTS, StockGumbelDARTS):
+    """DARTS with weights sampled by Gumbel's softmax, whose temperature falls (SNAS, FBNet).
+
+    Args:
+        temperature: a float, or (first, last).
+        **kwargs: :class:`DARTS`'s, of first order.
+    """
+
+    module_type = _GumbelDARTSModule
+
+    def __init__(self, *, temperature: Any = (1.0, 0.33), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature

@@ -1,0 +1,172 @@
+"""CellNet: the network of a genotype computes what the genotype says, at the published sizes."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from equality import assert_same_function, randomise
+from test_genotype import HB
+
+from optinspired_plugins.genotype import GENOTYPES, Edge, Genotype
+from optinspired_plugins.operations import CellPlan
+from timm_models import Cell, CellNet
+
+OPTIONS = dict(num_classes=5, cells=4, channels=4)
+
+
+def build(genotype="darts_v2", name="cellnet_cifar", **kwargs):
+    torch.manual_seed(0)
+    return randomise(timm.create_model(name, genotype=genotype, **{**OPTIONS, **kwargs}).double())
+
+
+def images(size=16):
+    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# --- theorems ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_of_f_identity_and_negative_identity_is_rule_26():
+    """x_t = F(x_{t−1}) + x_{t−1} − x_{t−2}: HBNet as a genotype."""
+    torch.manual_seed(0)
+    cell = Cell(HB.normal, CellPlan((6, 6), 4, reduction=False, reduction_before=False)).double()
+    s0, s1 = torch.randn(2, 3, 6, 8, 8, dtype=torch.float64)
+    x = [cell.preprocess0(s0), cell.preprocess1(s1)]
+    for t in range(4):
+        x.append(cell.ops[3 * t](x[-1]) + x[-1] - x[-2])
+    torch.testing.assert_close(cell(s0, s1), torch.cat(x[2:], 1))
+
+
+@pytest.mark.parametrize("genotype", ["darts_v1", "pc_darts_cifar", HB], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_is_what_its_genotype_says(genotype, training):
+    """Against a plain reading: nodes are sums of operations of sources, outputs are concatenations."""
+    net = build(genotype).train(training)
+    reference = copy.deepcopy(net)
+
+    def plain(x):
+        s0 = s1 = reference.stem0(x)
+        for i, cell in enumerate(reference.cells):
+            edges = net.genotype.reduction if i in (1, 2) else net.genotype.normal
+            states = [cell.preprocess0(s0), cell.preprocess1(s1)]
+            ops = iter(cell.ops)
+            for node in edges:
+                states.append(sum(next(ops)(states[source]) for _, source in node))
+            s0, s1 = s1, torch.cat(states[2:], 1)
+        return reference.fc(s1.mean((2, 3)))
+
+    assert_same_function(net, reference, images(), plain)
+
+
+# --- golden figures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("genotype", "cifar", "imagenet"),
+    [
+        ("darts_v2", 3_349_342, 4_718_752),
+        ("pc_darts_cifar", 3_634_678, 5_270_560),
+        ("p_darts", 3_433_798, 4_944_352),
+    ],
+)
+def test_published_networks_have_their_published_parameters(genotype, cifar, imagenet):
+    for name, expected, head in (("cellnet_cifar", cifar, 476_426), ("cellnet_imagenet", imagenet, 1_260_776)):
+        assert parameters(timm.create_model(name, genotype=genotype, device="meta")) == expected
+        assert parameters(timm.create_model(name, genotype=genotype, aux_head=True, device="meta")) == expected + head
+
+
+def test_reductions_come_after_one_and_two_thirds():
+    for cells in (3, 5, 8, 20):
+        net = timm.create_model("cellnet_cifar", cells=cells, channels=2, device="meta")
+        strides = [[getattr(m, "stride", 1) for m in cell.ops.modules()] for cell in net.cells]
+        reductions = [i for i, found in enumerate(strides) if 2 in found or (2, 2) in found]
+        assert reductions == [cells // 3, 2 * cells // 3]
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_genotype_is_given_by_object_name_or_file(tmp_path):
+    HB.save(tmp_path / "g.json")
+    for genotype in (HB, str(tmp_path / "g.json"), tmp_path / "g.json"):
+        assert build(genotype).genotype == HB
+    assert timm.create_model("cellnet_cifar", cells=3, channels=2).genotype == GENOTYPES["darts_v2"]
+
+
+def test_the_auxiliary_head_speaks_in_training_only():
+    net = build(aux_head=True, channels=4)
+    logits, auxiliary = net.train()(images(32))
+    assert logits.shape == auxiliary.shape == (2, 5)
+    (logits.sum() + auxiliary.sum()).backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert net.eval()(images(32)).shape == (2, 5)
+    middle = net.forward_cells(images(32))[1]
+    assert middle.shape[-1] == 8
+    net.reset_classifier(3)
+    assert [out.shape for out in net.train()(images(32))] == [(2, 3), (2, 3)]
+    assert build(name="cellnet_imagenet", aux_head=True).train()(images(224))[1].shape == (2, 5)
+
+
+def test_drop_path_drops_operations_and_spares_bare_identities():
+    identities = ((Edge("skip_connect", 0), Edge("neg_skip_connect", 1)),)
+    net = build(Genotype("agd", identities, ((Edge("sep_conv_3x3", 0), Edge("skip_connect", 1)),)), drop_path_rate=0.99)
+    normal, reduction = net.train().cells[:2]
+    assert normal.droppable == [False, False]
+    assert reduction.droppable == [True, True], "a reduction is an operation"
+    s0, s1 = torch.randn(1, 12, 8, 8, dtype=torch.float64), torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    torch.manual_seed(0)
+    assert normal(s0, s0).any()
+    assert sum(reduction(s0, s1).any().item() for _ in range(20)) < 10
+    net.set_drop_path_rate(0.0)
+    a, b = net(images()), net(images())
+    torch.testing.assert_close(a, b)
+    net.set_drop_path_rate(0.5)
+    torch.manual_seed(0)
+    assert not torch.equal(net(images()), net(images()))
+    assert torch.equal(net.eval()(images()), net(images()))
+
+
+def test_weight_decay_and_layer_decay_know_cells():
+    matcher = build().group_matcher()
+    assert timm.models.group_parameters(build(), matcher)[0]
+    coarse = timm.models.group_parameters(build(), build().group_matcher(coarse=True))
+    assert {name.split(".")[1] for name in coarse[1]} == {"0"}
+    assert {name.split(".")[1] for name in coarse[2]} == {"1"}
+    assert {name.split(".")[1] for name in coarse[3] if name.startswith("cells")} == {"2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(genotype="nonsense"), ValueError, "genotype='nonsense': must be a JSON file or one of"),
+        (dict(genotype=3), TypeError, "genotype=3: must be a Genotype"),
+        (dict(cells=2), ValueError, "cells=2: must be an integer ≥ 3"),
+        (dict(channels=1), ValueError, "channels=1: must be an integer ≥ 2"),
+        (dict(stem="deep"), ValueError, "stem='deep': must be one of 'cifar', 'imagenet'"),
+        (dict(drop_path_rate=1.0), ValueError, r"drop_path_rate=1.0: must be in \[0, 1\)"),
+        (dict(num_classes=-1), ValueError, "num_classes=-1: must be an integer ≥ 0"),
+        (dict(aux_head=True, num_classes=0), ValueError, "aux_head=True with num_classes=0"),
+        (dict(nonsense=1), TypeError, "nonsense"),
+    ],
+)
+def test_wrong_arguments_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        timm.create_model("cellnet_cifar", **options)
+
+
+def test_positions_of_features_are_checked():
+    net = build()
+    with pytest.raises(ValueError, match=r"indices=\[4\]: must be integers from -4 to 3"):
+        net.forward_intermediates(images(), indices=[4])
+    with pytest.raises(ValueError, match="output_fmt='NLC'"):
+        net.forward_intermediates(images(), output_fmt="NLC")
+
+
+def test_a_file_of_a_search_is_a_models_argument():
+    """What --model-kwargs passes is a string."""
+    assert isinstance(timm.create_model("cellnet_cifar", genotype="p_darts", cells=3, channels=2), CellNet)

@@ -1,0 +1,378 @@
+"""CellNet: the network that a genotype stands for, on DARTS's skeleton (§9.3).
+
+Normal cells, and a reduction cell after one and after two thirds of them, each of which doubles the channels. The
+ImageNet form has a stem that reduces eightfold. Weights start as torch starts them, as DARTS's do.
+
+Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`; DARTS, Liu et al. 2019.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+from timm.layers import DropPath, create_classifier
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from optinspired_plugins.genotype import CellGenotype, Genotype, load_genotype
+from optinspired_plugins.operations import (
+    IDENTITY,
+    NEGATIVE_IDENTITY,
+    CellPlan,
+    make_operation,
+    make_preprocessors,
+    make_stem,
+    plan_cells,
+)
+
+from ._cfgs import cifar_cfg, imagenet_cfg
+from ._checks import check_feature_indices, check_non_negative_int, check_one_of, check_positive_int, check_rate
+
+__all__ = ["AuxiliaryHead", "Cell", "CellNet"]
+
+
+class Cell(nn.Module):
+    """A cell: nodes that sum operations of earlier ones, concatenated.
+
+    Args:
+        genotype: the edges of each node.
+        plan: channels and strides.
+        drop_path_rate: rate at which an operation other than ± identity is dropped.
+    """
+
+    def __init__(
+        self,
+        genotype: CellGenotype,
+        plan: CellPlan,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.preprocess0, self.preprocess1 = make_preprocessors(plan)
+        edges = [edge for node in genotype for edge in node]
+        self.edges_per_node = len(genotype[0])
+        self.sources: List[int] = [edge.source for edge in edges]
+        strides = [2 if plan.reduction and edge.source < 2 else 1 for edge in edges]
+        self.ops = nn.ModuleList(
+            make_operation(e.operation, plan.channels, stride) for e, stride in zip(edges, strides)
+        )
+        # A bare shortcut is never dropped: it is what the node falls back to.
+        shortcuts = (IDENTITY, NEGATIVE_IDENTITY)
+        self.droppable: List[bool] = [e.operation not in shortcuts or s == 2 for e, s in zip(edges, strides)]
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
+        """Return the nodes of c_{k−2} = s0 and c_{k−1} = s1, shape (batch, nodes · channels, height, width)."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        node = states[0]  # a tensor, as TorchScript wants; the first edge replaces it
+        for i, op in enumerate(self.ops):
+            h = op(states[self.sources[i]])
+            if self.droppable[i]:
+                h = self.drop_path(h)
+            node = h if i % self.edges_per_node == 0 else node + h
+            if i % self.edges_per_node == self.edges_per_node - 1:
+                states.append(node)
+        return torch.cat(states[2:], 1)
+
+
+class AuxiliaryHead(nn.Module):
+    """The classifier on the features after two thirds of the cells.
+
+    Args:
+        channels: channels of the features.
+        num_classes: number of classes, ≥ 1.
+        stride: stride of the pooling: 3 for CIFAR's 8×8 features, 2 for ImageNet's 14×14.
+        final_norm: normalise after the last convolution; the ImageNet form does not.
+    """
+
+    def __init__(self, channels: int, num_classes: int, stride: int, final_norm: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, stride, padding=0, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768) if final_norm else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.fc = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, shape (batch, num_classes); x must be of the size that the stride names."""
+        return self.fc(self.features(x).flatten(1))
+
+
+class CellNet(nn.Module):
+    """A network of cells.
+
+    Args:
+        genotype: a :class:`~optinspired_plugins.genotype.Genotype`, the name of a published one, or a JSON file.
+        cells: number of cells, ≥ 3.
+        channels: channels of a node of the first cells; they double at both reductions.
+        stem: ``"cifar"``, a 3×3 convolution, or ``"imagenet"``, three of stride 2.
+        num_classes: number of classes; 0 for no classifier.
+        in_chans: number of input channels.
+        global_pool: timm's pooling type.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: rate at which operations are dropped; :meth:`set_drop_path_rate` changes it during training.
+        aux_head: an auxiliary classifier after two thirds of the cells. In training, ``forward`` then returns a pair,
+            logits and auxiliary logits; in evaluation logits alone. It needs images of the stem's own size.
+        device: device of the parameters.
+        dtype: data type of the parameters.
+
+    Raises:
+        TypeError: ``genotype`` is none of the three.
+        ValueError: an argument is out of range, or the genotype's file is damaged; nothing was allocated.
+    """
+
+    def __init__(
+        self,
+        genotype: Union[Genotype, str, Path] = "darts_v2",
+        cells: int = 20,
+        channels: int = 36,
+        stem: str = "cifar",
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        aux_head: bool = False,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        _check_arguments(cells, channels, stem, num_classes, in_chans, drop_rate, drop_path_rate, aux_head)
+        genotype = load_genotype(genotype)
+        super().__init__()
+        self.genotype = genotype
+        self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
+        self.grad_checkpointing = False
+        self.stage_ends = [cells // 3 - 1, 2 * cells // 3 - 1, cells - 1]
+        with torch.device(device if device is not None else torch.get_default_device()):
+            self._build(genotype, cells, channels, stem, drop_path_rate)
+            self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
+            self.aux_head: Optional[AuxiliaryHead] = self._make_aux_head(num_classes) if aux_head else None
+        self.head_hidden_size = self.num_features
+        if dtype is not None:
+            self.to(dtype)
+
+    @torch.jit.ignore
+    def _build(self, genotype: Genotype, cells: int, channels: int, stem: str, drop_path_rate: float) -> None:
+        """Make stem and cells, and the table of features."""
+        self.stem0, self.stem1 = make_stem(stem, self.in_chans, channels)
+        plans = plan_cells(cells, channels, genotype.nodes, stem)
+        reduction = 4 if stem == "imagenet" else 1
+        self.feature_info: List[Dict[str, Any]] = [
+            dict(num_chs=plans[0].before[0], reduction=reduction, module="stem0")
+        ]
+        reduction = 8 if stem == "imagenet" else 1
+        self.cells = nn.ModuleList()
+        for i, plan in enumerate(plans):
+            kind = genotype.reduction if plan.reduction else genotype.normal
+            reduction = 2 * reduction if plan.reduction else reduction
+            self.cells.append(Cell(kind, plan, drop_path_rate))
+            if i in self.stage_ends:
+                info = dict(num_chs=genotype.nodes * plan.channels, reduction=reduction, module=f"cells.{i}")
+                self.feature_info.append(info)
+        self.num_features = self.feature_info[-1]["num_chs"]
+
+    @torch.jit.ignore
+    def _make_aux_head(self, num_classes: int) -> AuxiliaryHead:
+        imagenet = self.feature_info[0]["reduction"] == 4
+        # The first cell of the last stage feeds it, as in DARTS; the whole stage has the same channels.
+        return AuxiliaryHead(self.num_features, num_classes, stride=2 if imagenet else 3, final_norm=not imagenet)
+
+    @torch.jit.ignore
+    def set_drop_path_rate(self, rate: float) -> None:
+        """Change the rate at which operations are dropped: §9.3 raises it from 0 during training."""
+        check_rate("rate", rate)
+        for cell in self.cells:
+            if isinstance(cell, Cell):
+                cell.drop_path.drop_prob = rate
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each cell in the backward instead of storing its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Group parameters by depth for layer-wise learning rates: by cell, or by stage where ``coarse``."""
+        if not coarse:
+            return dict(stem=r"^stem", blocks=[(r"^cells\.(\d+)", None), (r"^aux_head", (99999,))])
+        first, second, _ = (end + 1 for end in self.stage_ends)
+        numbers = "|".join(map(str, range(first))), "|".join(map(str, range(first, second)))
+        stages = [(rf"^cells\.({group})\.", (i,)) for i, group in enumerate(numbers)]
+        return dict(stem=r"^stem", blocks=[*stages, (r"^cells\.|^aux_head", (2,))])
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier, and the auxiliary one if there is one.
+
+        Args:
+            num_classes: number of classes; 0 for no classifier, which removes the auxiliary one.
+            global_pool: pooling type; ``None`` keeps it.
+        """
+        self.num_classes = num_classes
+        parameter = next(self.parameters())
+        pool_type = global_pool if global_pool is not None else self.global_pool.pool_type
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        if self.aux_head is not None:
+            self.aux_head.fc = nn.Linear(768, num_classes)
+            if num_classes == 0:
+                self.aux_head = None
+        self.to(device=parameter.device, dtype=parameter.dtype)
+
+    def _cell(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint(cell, s0, s1)
+        return cell(s0, s1)
+
+    def forward_cells(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return the last cell's output, and that of the first cell of the last stage, the auxiliary head's input."""
+        s0 = self.stem0(x)
+        s1 = self.stem1(s0)
+        middle = s1
+        for i, cell in enumerate(self.cells):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                out = checkpoint(cell, s0, s1)
+            else:
+                out = cell(s0, s1)
+            s0, s1 = s1, out
+            if i == self.stage_ends[1] + 1:
+                middle = out
+        return s1, middle
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last cell's output, shape (batch, num_features, height, width)."""
+        return self.forward_cells(x)[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits of features, or what the classifier would see.
+
+        Args:
+            x: features.
+            pre_logits: leave the classifier out.
+        """
+        x = self.global_pool(x)
+        if self.drop_rate > 0:
+            x = nn.functional.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Any:
+        """Return logits, shape (batch, num_classes); in training with an auxiliary head, a pair of them."""
+        features, middle = self.forward_cells(x)
+        logits = self.forward_head(features)
+        if self.aux_head is not None and self.training:
+            return logits, self.aux_head(middle)
+        return logits
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Return the features and the chosen intermediates: 0 is the stem, 1 to 3 the ends of the stages.
+
+        Args:
+            x: images.
+            indices: the last n if an int, all if None, else those at the given (possibly negative) positions.
+            norm: no effect: there is no final normalisation.
+            stop_early: stop at the last chosen intermediate.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: leave the features out.
+
+        Raises:
+            ValueError: an index or the format is out of range.
+        """
+        check_one_of("output_fmt", output_fmt, ("NCHW",))
+        take = check_feature_indices(indices, len(self.feature_info))
+        s0 = self.stem0(x)
+        s1 = self.stem1(s0)
+        intermediates = [s0] if 0 in take else []
+        for i, cell in enumerate(self.cells):
+            if stop_early and (max(take) == 0 or i > self.stage_ends[max(take) - 1]):
+                break
+            s0, s1 = s1, self._cell(cell, s0, s1)
+            if i in self.stage_ends and self.stage_ends.index(i) + 1 in take:
+                intermediates.append(s1)
+        return intermediates if intermediates_only else (s1, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Drop the cells behind the last chosen intermediate, and the head; return the indices kept.
+
+        Args:
+            indices: as for :meth:`forward_intermediates`.
+            prune_norm: no effect: there is no final normalisation.
+            prune_head: drop the classifiers also where every cell is kept.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        take = check_feature_indices(indices, len(self.feature_info))
+        kept = self.stage_ends[max(take) - 1] + 1 if max(take) else 0
+        if kept < len(self.cells):
+            self.cells = self.cells[:kept]
+            self.num_features = self.head_hidden_size = self.feature_info[max(take)]["num_chs"]
+            self.aux_head = None
+        if prune_head or max(take) < 3:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _check_arguments(
+    cells: int,
+    channels: int,
+    stem: str,
+    num_classes: int,
+    in_chans: int,
+    drop_rate: float,
+    drop_path_rate: float,
+    aux_head: bool,
+) -> None:
+    plan_cells(cells, channels, 1, stem)
+    check_non_negative_int("num_classes", num_classes)
+    check_positive_int("in_chans", in_chans)
+    check_rate("drop_rate", drop_rate)
+    check_rate("drop_path_rate", drop_path_rate)
+    if aux_head and num_classes == 0:
+        raise ValueError("aux_head=True with num_classes=0: an auxiliary classifier needs classes")
+
+
+def _create_cellnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNet:
+    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls="getter")
+    return build_model_with_cfg(CellNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "cellnet_cifar.untrained": cifar_cfg(first_conv="stem0.0", classifier="fc"),
+        "cellnet_imagenet.untrained": imagenet_cfg(first_conv="stem0.0", classifier="fc"),
+    }
+)
+
+
+@register_model
+def cellnet_cifar(pretrained: bool = False, **kwargs: Any) -> CellNet:
+    """The network of a genotype for CIFAR, 20 cells of 36 channels."""
+    model_args = dict(cells=20, channels=36, stem="cifar")
+    return _create_cellnet("cellnet_cifar", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def cellnet_imagenet(pretrained: bool = False, **kwargs: Any) -> CellNet:
+    """The network of a genotype for ImageNet, 14 cells of 48 channels."""
+    model_args = dict(cells=14, channels=48, stem="imagenet", num_classes=1000)
+    return _create_cellnet("cellnet_imagenet", pretrained, **dict(model_args, **kwargs))
