@@ -1,12 +1,14 @@
-"""The command ``optinspired``: Table 2, and the theory as pictures."""
+"""The command ``optinspired``: searches, Table 2, and the theory as pictures."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 try:
     import typer
@@ -49,9 +51,19 @@ def errors_as_messages() -> Iterator[None]:
     """Turn what a user can cause into a line of text and exit status 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         console.print(f"[red]error[/red] {type(error).__name__}: {error}", markup=True, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def quiet_hosts() -> Iterator[None]:
+    """Keep NNI's and Lightning's advice out of a terminal that shows progress; errors still come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("nni", "pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
 
 
 @app.command()
@@ -95,6 +107,76 @@ def simulate(
         plotting.draw_simulation(runs).savefig(out / "table2.png", dpi=130)
     console.print(_table(cells))
     console.print(f"Runs: {path}\nTable: {out / 'table2.md'}\nFigure: {out / 'table2.png'}", highlight=False)
+
+
+@app.command()
+def search(
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted search there goes on.")],
+    space: Annotated[str, typer.Option(help="hb, agd or darts.")] = "hb",
+    init: Annotated[str, typer.Option(help="How α begins: heavy-ball (hb only), zero or random.")] = "zero",
+    strategy: Annotated[str, typer.Option(help="darts, darts-second-order or gumbel.")] = "darts",
+    data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
+    limit: Annotated[Optional[int], typer.Option(help="Use the first so many images.")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs (§9.3).")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Batch size, of both halves (§9.3).")] = 64,
+    channels: Annotated[int, typer.Option(help="Channels of the first cells (§9.3).")] = 16,
+    cells: Annotated[int, typer.Option(help="Cells (§9.3).")] = 8,
+    nodes: Annotated[int, typer.Option(help="Nodes of a cell.")] = 4,
+    lr: Annotated[float, typer.Option(help="First learning rate of the weights (§9.3).")] = 0.025,
+    alpha_lr: Annotated[float, typer.Option(help="Learning rate of α and β (§9.3).")] = 3e-4,
+    padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, …")] = "auto",
+) -> None:
+    """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
+    with errors_as_messages(), quiet_hosts():
+        from nni_spaces.data import read_images
+        from nni_spaces.search import SearchSettings, read_history
+        from nni_spaces.search import search as run_search
+
+        settings = SearchSettings(
+            space=space,
+            init=init,
+            strategy=strategy,
+            data=data,
+            limit=limit,
+            epochs=epochs,
+            batch_size=batch_size,
+            channels=channels,
+            cells=cells,
+            nodes=nodes,
+            lr=lr,
+            alpha_lr=alpha_lr,
+            padding=padding,
+            seed=seed,
+        )
+        images = len(read_images(data, limit).labels)
+        done = len(read_history(out)) if out.exists() else 0
+        steps = images // 2 // batch_size
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(f"{space} search", total=epochs * steps, completed=done * steps)
+
+            def on_epoch(entry: dict[str, Any]) -> None:
+                state = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
+                state += f"  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %"
+                line = f"epoch {entry['epoch'] + 1:>3}/{epochs}  {state}  {entry['seconds']:.1f} s"
+                progress.console.print(line, highlight=False)
+
+            if done:
+                progress.console.print(f"Going on after epoch {done} of {out}.", highlight=False)
+            genotype = run_search(settings, out, workers, accelerator, lambda: progress.advance(task), on_epoch)
+    for name, cell in (("normal", genotype.normal), ("reduction", genotype.reduction)):
+        for t, node in enumerate(cell, start=2):
+            edges = ", ".join(f"{operation}({source})" for operation, source in node)
+            console.print(f"{name:<9} node {t}: {edges}", highlight=False, soft_wrap=True)
+    file = out / "genotype.json"
+    console.print(
+        f"Genotype: {file}\nTrain it: train.py … --model cellnet_cifar --model-kwargs genotype={file}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _table(cells: list[simulation.Cell]) -> Table:

@@ -23,7 +23,8 @@ RULES = [
     ),
     ("optinspired_plugins/*", {"torch", "optinspired_plugins"}),
     ("timm_models/*", {"torch", "torchvision", "timm", "optinspired_plugins", "timm_models"}),
-    ("nni_spaces/*", {"torch", "torchvision", "nni", "pytorch_lightning", "optinspired_plugins", "nni_spaces"}),
+    ("nni_spaces/data.py", {"torch", "torchvision", "numpy", "PIL", "sklearn"}),
+    ("nni_spaces/*", {"torch", "nni", "pytorch_lightning", "torchmetrics", "optinspired_plugins", "nni_spaces"}),
 ]
 
 # Leaf -> the files that may import it.

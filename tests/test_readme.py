@@ -29,7 +29,7 @@ def test_python_snippets_run(code, tmp_path):
 @pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository")
 def test_shell_snippets_run(digits_folder, tmp_path):
     (tmp_path / "digits").symlink_to(digits_folder)
-    commands = [line for block in snippets("bash") for line in block.splitlines()]
+    commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("python ")]
     assert len(commands) == 4
     machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
@@ -40,6 +40,17 @@ def test_shell_snippets_run(digits_folder, tmp_path):
         env = {**os.environ, "PYTHONPATH": path}
         result = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_search_snippet_runs(tmp_path):
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    (command,) = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("optinspired ")]
+    run = [sys.executable, "-m", "optinspired_plugins.cli", *shlex.split(command)[1:]]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch ") == 2
+    assert (tmp_path / "runs" / "hb" / "genotype.json").exists()
 
 
 def test_relative_links_point_at_files():
@@ -56,8 +67,8 @@ def test_the_two_set_up_commands_are_targets():
 def test_named_models_exist():
     import timm
 
-    for row in re.findall(r"^\| (`(?:hb|agd|opt)net.*?) \|", README, flags=re.MULTILINE):
+    for row in re.findall(r"^\| (`(?:hb|agd|opt|cell)net.*?) \|", README, flags=re.MULTILINE):
         first, *rest = re.findall(r"`(\w+)`", row)
-        family = re.match(r"(hbnet|agdnet|optnet)", first).group()
+        family = re.match(r"(hbnet|agdnet|optnet|cellnet)", first).group()
         for name in [first, *(n if n.startswith(family) else family + n for n in rest)]:
             assert timm.is_model(name), name

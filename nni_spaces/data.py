@@ -1,0 +1,203 @@
+"""Images for searches: read once, and served in an order and with augmentations that seed and epoch determine.
+
+A killed search goes on as if nothing had happened only if the batches of an epoch do not depend on the ones before.
+So an item is asked for as (epoch, index), and its crop is drawn from (seed, epoch, index), in whichever process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loaders", "read_images"]
+
+
+class ImageSet(NamedTuple):
+    """Images, uint8, shape (n, channels, height, width); labels, int64, shape (n,); and how many classes."""
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+
+def read_images(source: str | Path, limit: int | None = None) -> ImageSet:
+    """Read training images.
+
+    Args:
+        source: ``"digits"``, scikit-learn's 1,797 scans; ``"cifar10"``, torchvision's download in ``data/cifar10``; an
+            ``.npz`` file with ``x_train`` (n, height, width, channels) and ``y_train``; or a folder with
+            ``train/<class>/*.png`` or with ``<class>/*.png``, all images of one size.
+        limit: keep the first so many.
+
+    Raises:
+        ValueError: the source is none of these, has fewer than two classes or images of several sizes.
+        OSError: a file cannot be read.
+    """
+    if str(source) == "digits":
+        images, labels = _digits()
+    elif str(source) == "cifar10":
+        from torchvision.datasets import CIFAR10
+
+        data = CIFAR10("data/cifar10", train=True, download=True)
+        images, labels = data.data, np.asarray(data.targets)
+    elif Path(source).suffix == ".npz" and Path(source).is_file():
+        with np.load(source, allow_pickle=False) as arrays:
+            missing = {"x_train", "y_train"} - set(arrays.files)
+            if missing:
+                raise ValueError(f"data={str(source)!r}: has no array {min(missing)}, must have x_train and y_train")
+            images, labels = arrays["x_train"], arrays["y_train"]
+    elif Path(source).is_dir():
+        images, labels = _folder(Path(source))
+    else:
+        raise ValueError(f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images")
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    if classes < 2:
+        raise ValueError(f"data={str(source)!r}: has {classes} classes, must have at least 2")
+    found = ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), classes)
+    return found if limit is None else ImageSet(found.images[:limit], found.labels[:limit], classes)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8), labels.astype(np.int64)
+
+
+def _folder(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    from PIL import Image
+
+    root = root / "train" if (root / "train").is_dir() else root
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    if len(names) < 2:
+        raise ValueError(f"data={str(root)!r}: has {len(names)} class folders, must have at least 2")
+    images, labels = [], []
+    for label, name in enumerate(names):
+        for file in sorted((root / name).iterdir()):
+            with Image.open(file) as image:
+                array = np.asarray(image.convert("L" if image.mode in ("L", "1", "I") else "RGB"))
+            images.append(array[..., None] if array.ndim == 2 else array)
+            labels.append(label)
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise ValueError(f"data={str(root)!r}: has images of {len(shapes)} sizes, must have one")
+    return np.stack(images), np.asarray(labels, dtype=np.int64)
+
+
+class SeededImages(Dataset):
+    """Images normalised by their own mean and deviation; asked for as (epoch, index).
+
+    Args:
+        data: the images that statistics are taken of.
+        indices: which of them belong to this part.
+        seed: seed of the augmentation.
+        padding: pixels that a random crop may shift by; 0 for no augmentation. Images wider than 8 pixels are flipped
+            too, digits are not.
+        cutout: side of a square set to 0; 0 for none.
+    """
+
+    def __init__(self, data: ImageSet, indices: Tensor, seed: int, padding: int = 0, cutout: int = 0) -> None:
+        self.images, self.labels = data.images[indices], data.labels[indices]
+        self.seed, self.padding, self.cutout = seed, padding, cutout
+        self.flip = data.images.shape[-1] > 8
+        # One channel at a time: the whole set as float64 would take 8 times its memory.
+        moments = [(c.float().mean(dtype=torch.float64), c.float().std()) for c in data.images.unbind(1)]
+        self.mean = torch.tensor([m for m, _ in moments]).float()[:, None, None]
+        self.std = torch.tensor([s for _, s in moments]).float().clamp(min=1e-6)[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        """Return the image of ``key`` = (epoch, index), float32, and its label."""
+        epoch, index = key
+        image = (self.images[index].float() - self.mean) / self.std
+        if self.padding or self.cutout:
+            image = self._augmented(image, np.random.default_rng((self.seed, epoch, index)))
+        return image, int(self.labels[index])
+
+    def _augmented(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        _, height, width = image.shape
+        if self.padding:
+            padded = torch.nn.functional.pad(image, [self.padding] * 4)
+            top, left = rng.integers(0, 2 * self.padding + 1, 2)
+            image = padded[:, top : top + height, left : left + width]
+            if self.flip and rng.random() < 0.5:
+                image = image.flip(-1)
+        if self.cutout:
+            image = image.clone()
+            y, x, half = *rng.integers(0, (height, width)), self.cutout // 2
+            image[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
+        return image
+
+
+class EpochSampler(Sampler):
+    """Every index once an epoch, as (epoch, index), in an order that seed and epoch determine.
+
+    Args:
+        length: number of items.
+        seed: seed of the order.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return ((self.epoch, int(index)) for index in order)
+
+
+def make_loaders(
+    data: ImageSet, batch_size: int, seed: int, workers: int = 0, padding: int = 4
+) -> tuple[DataLoader, DataLoader]:
+    """Return loaders of two random halves: for the weights, and for α (§9.3).
+
+    Raises:
+        ValueError: a half is smaller than a batch.
+    """
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(data.labels)))
+    half = len(order) // 2
+    if half < batch_size:
+        raise ValueError(f"batch_size={batch_size!r}: must be at most {half}, half of the images")
+    loaders = []
+    for part, indices in enumerate((order[:half], order[half : 2 * half])):
+        images = SeededImages(data, indices, seed + part, padding)
+        sampler = EpochSampler(half, seed + part)
+        loaders.append(_loader(images, batch_size, sampler, workers))
+    return loaders[0], loaders[1]
+
+
+def _loader(images: SeededImages, batch_size: int, sampler: EpochSampler, workers: int) -> DataLoader:
+    # A generator of its own: otherwise a loader draws seeds of workers from the one that Gumbel's softmax uses.
+    options: dict[str, Any] = dict(generator=torch.Generator())
+    if workers:
+        options |= dict(persistent_workers=True, worker_init_fn=_end_with_parent)
+    return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, drop_last=True, **options)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let a loader process end with its parent, also a killed one: torch's own can wait on a full pipe for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
