@@ -4,11 +4,14 @@ import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 
 import pytest
 
-from optinspired_plugins.genotype import GENOTYPES, LIMIT_BYTES, Edge, Genotype, load_genotype
+from optinspired_plugins.genotype import CHOICES, GENOTYPES, LIMIT_BYTES, Edge, Genotype, load_genotype
+from optinspired_plugins.operations import TABLE_6, ZERO
 
 HB_NODE = lambda t: (Edge("sep_conv_3x3", t - 1), Edge("skip_connect", t - 1), Edge("neg_skip_connect", t - 2))  # noqa: E731
 HB = Genotype("hb", tuple(HB_NODE(t) for t in range(2, 6)), tuple(HB_NODE(t) for t in range(2, 6)))
@@ -27,6 +30,17 @@ def test_forms_come_back(name, tmp_path):
     assert len({genotype, Genotype.from_json(genotype.to_json())}) == 1
 
 
+def test_a_genotype_may_choose_what_table_6_has_but_zero():
+    assert set(CHOICES) == set(TABLE_6) - {ZERO}
+
+
+def test_reading_a_genotype_loads_no_torch(tmp_path):
+    HB.save(tmp_path / "g.json")
+    program = "import sys; from optinspired_plugins.genotype import load_genotype; load_genotype(sys.argv[1]); "
+    program += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "g.json")], check=True)
+
+
 @pytest.mark.parametrize("name", GENOTYPES)
 def test_darts_form_comes_back(name):
     fields = GENOTYPES[name].to_darts()
@@ -34,19 +48,47 @@ def test_darts_form_comes_back(name):
     assert Genotype.from_darts(*(fields[k] for k in ("normal", "normal_concat", "reduce", "reduce_concat")))
 
 
-def test_a_published_genotype_is_the_published_one():
-    assert GENOTYPES["darts_v2"].to_darts() == {
-        "normal": [
-            ("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 1), ("skip_connect", 0), ("skip_connect", 0), ("dil_conv_3x3", 2),
-        ],
-        "normal_concat": [2, 3, 4, 5],
-        "reduce": [
-            ("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 1),
-            ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("max_pool_3x3", 1),
-        ],
-        "reduce_concat": [2, 3, 4, 5],
-    }  # fmt: skip
+# Normal and reduction edges in DARTS's order, from the authors' own releases.
+PUBLISHED = {
+    "darts_v1": (
+        [("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("skip_connect", 0), ("sep_conv_3x3", 1),
+         ("skip_connect", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("skip_connect", 2)],
+        [("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 0),
+         ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("avg_pool_3x3", 0)],
+    ),
+    "darts_v2": (
+        [("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
+         ("sep_conv_3x3", 1), ("skip_connect", 0), ("skip_connect", 0), ("dil_conv_3x3", 2)],
+        [("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 1),
+         ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("max_pool_3x3", 1)],
+    ),
+    "pc_darts_cifar": (
+        [("sep_conv_3x3", 1), ("skip_connect", 0), ("sep_conv_3x3", 0), ("dil_conv_3x3", 1),
+         ("sep_conv_5x5", 0), ("sep_conv_3x3", 1), ("avg_pool_3x3", 0), ("dil_conv_3x3", 1)],
+        [("sep_conv_5x5", 1), ("max_pool_3x3", 0), ("sep_conv_5x5", 1), ("sep_conv_5x5", 2),
+         ("sep_conv_3x3", 0), ("sep_conv_3x3", 3), ("sep_conv_3x3", 1), ("sep_conv_3x3", 2)],
+    ),
+    "pc_darts_image": (
+        [("skip_connect", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 0), ("skip_connect", 1),
+         ("sep_conv_3x3", 1), ("sep_conv_3x3", 3), ("sep_conv_3x3", 1), ("dil_conv_5x5", 4)],
+        [("sep_conv_3x3", 0), ("skip_connect", 1), ("dil_conv_5x5", 2), ("max_pool_3x3", 1),
+         ("sep_conv_3x3", 2), ("sep_conv_3x3", 1), ("sep_conv_5x5", 0), ("sep_conv_3x3", 3)],
+    ),
+    "p_darts": (
+        [("skip_connect", 0), ("dil_conv_3x3", 1), ("skip_connect", 0), ("sep_conv_3x3", 1),
+         ("sep_conv_3x3", 1), ("sep_conv_3x3", 3), ("sep_conv_3x3", 0), ("dil_conv_5x5", 4)],
+        [("avg_pool_3x3", 0), ("sep_conv_5x5", 1), ("sep_conv_3x3", 0), ("dil_conv_5x5", 2),
+         ("max_pool_3x3", 0), ("dil_conv_3x3", 1), ("dil_conv_3x3", 1), ("dil_conv_5x5", 3)],
+    ),
+}  # fmt: skip
+
+
+def test_published_genotypes_are_the_published_ones():
+    concat = [2, 3, 4, 5]
+    assert {name: genotype.to_darts() for name, genotype in GENOTYPES.items()} == {
+        name: {"normal": normal, "normal_concat": concat, "reduce": reduction, "reduce_concat": concat}
+        for name, (normal, reduction) in PUBLISHED.items()
+    }
 
 
 def test_nnis_names_are_those_of_its_hub():
@@ -145,6 +187,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch, call):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_saved_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    HB.save(tmp_path / "g.json")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "g.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_other_forms_name_what_is_wrong():
     with pytest.raises(ValueError, match="rule='hb': must be 'agd'"):
         HB.to_darts()
@@ -158,5 +206,7 @@ def test_other_forms_name_what_is_wrong():
         Genotype.from_nni({**sample, "surprise": 1})
     with pytest.raises(ValueError, match="sample has no 'reduce/op_3_1'"):
         Genotype.from_nni({k: v for k, v in sample.items() if k != "reduce/op_3_1"})
+    with pytest.raises(ValueError, match=r"normal\[0\]\[1\] has source \[0, 1\]: must be an integer"):
+        Genotype.from_nni({**sample, "normal/input_2_1": [0, 1]})
     with pytest.raises(ValueError, match=r"has source \[\]: must be an integer"):
         Genotype.from_nni({**sample, "reduce/input_3_1": []})
