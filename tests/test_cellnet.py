@@ -112,6 +112,41 @@ def test_the_auxiliary_head_speaks_in_training_only():
     assert build(name="cellnet_imagenet", aux_head=True).train()(images(224))[1].shape == (2, 5)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_new_classifiers_are_like_the_network_around_them(training, dtype):
+    net = build(aux_head=True).to(dtype).train(training)
+    for num_classes, pool in ((3, None), (2, "catavgmax")):
+        net.reset_classifier(num_classes, pool)
+        assert all(m.training == training for m in net.modules())
+        assert all(p.dtype == dtype for p in net.parameters())
+    features = net.forward_features(images().to(dtype))
+    assert net.forward_head(features, pre_logits=True).shape[1] == net.head_hidden_size == 2 * net.num_features
+    assert build(global_pool="catavgmax").head_hidden_size == 2 * net.num_features
+    net.reset_classifier(0)
+    assert net.aux_head is None
+
+
+@pytest.mark.parametrize("aux_head", [False, True])
+def test_a_traced_graph_scripts(aux_head):
+    net = build(aux_head=aux_head).eval()
+    scripted = torch.jit.script(torch.fx.symbolic_trace(net))
+    torch.testing.assert_close(scripted(images()), net(images()))
+
+
+@pytest.mark.parametrize("name", ["cellnet_cifar", "cellnet_imagenet"])
+def test_a_pruned_network_ends_at_its_last_feature(name):
+    x = images(64)
+    for i, feature in enumerate(build(name=name).eval().forward_intermediates(x, intermediates_only=True)):
+        net = build(name=name).eval()
+        assert net.prune_intermediate_layers([i]) == [i]
+        out = net.forward_features(x)
+        torch.testing.assert_close(out, feature)
+        assert out.shape[1] == net.num_features
+        out.sum().backward()
+        assert all(p.grad is not None for p in net.parameters()), "a parameter without use"
+
+
 def test_drop_path_drops_operations_and_spares_bare_identities():
     identities = ((Edge("skip_connect", 0), Edge("neg_skip_connect", 1)),)
     net = build(Genotype("agd", identities, ((Edge("sep_conv_3x3", 0), Edge("skip_connect", 1)),)), drop_path_rate=0.99)
@@ -132,12 +167,41 @@ def test_drop_path_drops_operations_and_spares_bare_identities():
 
 
 def test_weight_decay_and_layer_decay_know_cells():
+    assert build().no_weight_decay() == set()
     matcher = build().group_matcher()
     assert timm.models.group_parameters(build(), matcher)[0]
     coarse = timm.models.group_parameters(build(), build().group_matcher(coarse=True))
     assert {name.split(".")[1] for name in coarse[1]} == {"0"}
     assert {name.split(".")[1] for name in coarse[2]} == {"1"}
     assert {name.split(".")[1] for name in coarse[3] if name.startswith("cells")} == {"2", "3"}
+
+
+def test_layer_decay_tells_cell_12_from_cell_1():
+    net = build(cells=14, channels=2)
+    depths = timm.models.group_parameters(net, net.group_matcher(), reverse=True)
+    of_cells = [depths[name] for name, _ in net.named_parameters() if name.startswith("cells.")]
+    assert of_cells == sorted(of_cells)
+    assert len(set(of_cells)) == 14
+
+
+def test_checkpointing_covers_every_cell_of_either_forward(monkeypatch):
+    calls, net, x = [], build().train(), images()
+    monkeypatch.setattr("timm_models.cellnet.checkpoint", lambda cell, *states: calls.append(cell) or cell(*states))
+    for forward in (net.forward_features, net.forward_intermediates):
+        for enable, expected in ((False, []), (True, list(net.cells))):
+            calls.clear()
+            net.set_grad_checkpointing(enable)
+            forward(x)
+            assert calls == expected
+
+
+@pytest.mark.parametrize(("index", "cells"), [(0, 0), (1, 1), (2, 2), (3, 4)])
+def test_an_early_stop_leaves_later_cells_out(index, cells):
+    net, ran = build().eval(), []
+    for cell in net.cells:
+        cell.register_forward_hook(lambda cell, *_: ran.append(cell))
+    net.forward_intermediates(images(), indices=[index], stop_early=True)
+    assert ran == list(net.cells)[:cells]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def assert_all_pass(passed, others, names, kinds=KINDS):
 
 @pytest.mark.slow
 def test_a_small_and_a_flagship_model_of_each_family(source, tmp_path):
-    names = ["hbnet20", "hbnet50", "optnet20", "agdnet40_k12", "agdnet121"]
+    names = ["hbnet20", "hbnet50", "optnet20", "agdnet40_k12", "agdnet121", "cellnet_cifar"]
     passed, others = run_suite(source, names, tmp_path / "report.xml")
     assert_all_pass(passed, others, names, KINDS | {"test_prune_intermediate_layers_contract"})
 

@@ -3,13 +3,16 @@
 Normal cells, and a reduction cell after one and after two thirds of them, each of which doubles the channels. The
 ImageNet form has a stem that reduces eightfold. Weights start as torch starts them, as DARTS's do.
 
+The state dict has the order and the shapes of NNI's hub network of the same genotype without auxiliary head: the values
+of one, in order, are the values of the other.
+
 Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`; DARTS, Liu et al. 2019.
 """
 
-from __future__ import annotations
+# No postponed annotations here: torch.fx writes forward's into its code, where TorchScript must find them.
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import torch
 from timm.layers import DropPath, create_classifier
@@ -154,7 +157,7 @@ class CellNet(nn.Module):
             self._build(genotype, cells, channels, stem, drop_path_rate)
             self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
             self.aux_head: Optional[AuxiliaryHead] = self._make_aux_head(num_classes) if aux_head else None
-        self.head_hidden_size = self.num_features
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         if dtype is not None:
             self.to(dtype)
 
@@ -193,6 +196,11 @@ class CellNet(nn.Module):
                 cell.drop_path.drop_prob = rate
 
     @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Return no name: a cell has no coefficients."""
+        return set()
+
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each cell in the backward instead of storing its activations."""
         self.grad_checkpointing = enable
@@ -223,11 +231,15 @@ class CellNet(nn.Module):
         parameter = next(self.parameters())
         pool_type = global_pool if global_pool is not None else self.global_pool.pool_type
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        fresh = [self.global_pool, self.fc]
+        if num_classes == 0:
+            self.aux_head = None
         if self.aux_head is not None:
-            self.aux_head.fc = nn.Linear(768, num_classes)
-            if num_classes == 0:
-                self.aux_head = None
-        self.to(device=parameter.device, dtype=parameter.dtype)
+            self.aux_head.fc = nn.Linear(self.aux_head.fc.in_features, num_classes)
+            fresh.append(self.aux_head.fc)
+        for module in fresh:
+            module.to(device=parameter.device, dtype=parameter.dtype).train(self.training)
 
     def _cell(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -265,7 +277,7 @@ class CellNet(nn.Module):
             x = nn.functional.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
         """Return logits, shape (batch, num_classes); in training with an auxiliary head, a pair of them."""
         features, middle = self.forward_cells(x)
         logits = self.forward_head(features)
@@ -327,6 +339,8 @@ class CellNet(nn.Module):
             self.cells = self.cells[:kept]
             self.num_features = self.head_hidden_size = self.feature_info[max(take)]["num_chs"]
             self.aux_head = None
+        if kept == 0:
+            self.stem1 = nn.Identity()
         if prune_head or max(take) < 3:
             self.reset_classifier(0, "")
         return take
