@@ -172,6 +172,7 @@ def test_output_stride_keeps_resolution(name, output_stride):
         ("hbnet18", [2, 4, 8, 16, 32], [64, 64, 128, 256, 512]),
         ("agdnet40_k12", [1, 1, 2, 4], [16, 40, 76, 100]),
         ("agdnet121", [2, 4, 8, 16, 32], [16, 32, 32, 32, 32]),
+        ("cellnet_cifar", [1, 1, 2, 4], [12, 16, 32, 64]),
     ],
 )
 def test_features_are_those_of_the_whole_model(case, reductions, channels):
@@ -179,8 +180,11 @@ def test_features_are_those_of_the_whole_model(case, reductions, channels):
     features = build(case, features_only=True, num_classes=0).eval()
     assert features.feature_info.reduction() == reductions
     assert features.feature_info.channels() == channels
-    state = {name.replace("features.", "features_"): value for name, value in model.state_dict().items()}
-    features.load_state_dict({name: state[name] for name in features.state_dict()})
+    if hasattr(features, "model"):  # timm's getter holds the model itself
+        assert not features.model.load_state_dict(model.state_dict(), strict=False).missing_keys
+    else:
+        state = {name.replace("features.", "features_"): value for name, value in model.state_dict().items()}
+        features.load_state_dict({name: state[name] for name in features.state_dict()})
     expected = model.forward_intermediates(x, intermediates_only=True)
     for got, want in zip(features(x), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -311,7 +315,9 @@ def bytes_kept_for_backward(model, x):
     return sum(storages.values())
 
 
-@pytest.mark.parametrize(("case", "depth"), [("hbnet20", {}), ("agdnet40_k12", dict(block_config=(12, 12, 12)))])
+@pytest.mark.parametrize(
+    ("case", "depth"), [("hbnet20", {}), ("agdnet40_k12", dict(block_config=(12, 12, 12))), ("cellnet_cifar", {})]
+)
 def test_checkpointing_can_be_switched_on_and_off(case, depth):
     model, x = build(case, **depth).train(), images(case)
     stored = bytes_kept_for_backward(model, x)
