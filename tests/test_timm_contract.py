@@ -16,7 +16,21 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
+from optinspired_plugins import Genotype
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# Rule (23) with every operation of Table 6 but zero.
+HB_GENOTYPE = Genotype(
+    "hb",
+    [
+        [("sep_conv_3x3", 1), ("skip_connect", 1), ("neg_skip_connect", 0)],
+        [("dil_conv_5x5", 2), ("max_pool_3x3", 2), ("avg_pool_3x3", 1)],
+    ],
+    [
+        [("neg_skip_connect", 1), ("skip_connect", 1), ("sep_conv_5x5", 0)],
+        [("dil_conv_3x3", 2), ("avg_pool_3x3", 2), ("max_pool_3x3", 1)],
+    ],
+)
 SMALL = {
     "hbnet20": {},
     "hbnet20-learned": dict(learn_beta=True),
@@ -25,6 +39,8 @@ SMALL = {
     "optnet18-agd": dict(algorithm="agd"),
     "agdnet40_k12": dict(block_config=(2, 3, 2)),
     "cellnet_cifar": dict(cells=4, channels=4),
+    "cellnet_cifar-hb": dict(cells=3, channels=4, genotype=HB_GENOTYPE),
+    "cellnet_imagenet": dict(cells=3, channels=4, genotype="p_darts"),
     "agdnet121": dict(block_config=(2, 2, 2, 2), growth_rate=8),
 }
 small_models = pytest.mark.parametrize("case", SMALL)
@@ -172,7 +188,9 @@ def test_output_stride_keeps_resolution(name, output_stride):
         ("hbnet18", [2, 4, 8, 16, 32], [64, 64, 128, 256, 512]),
         ("agdnet40_k12", [1, 1, 2, 4], [16, 40, 76, 100]),
         ("agdnet121", [2, 4, 8, 16, 32], [16, 32, 32, 32, 32]),
+        ("optnet20", [1, 1, 2, 4], [16, 16, 32, 64]),
         ("cellnet_cifar", [1, 1, 2, 4], [12, 16, 32, 64]),
+        ("cellnet_imagenet", [4, 8, 16, 32], [4, 16, 32, 64]),
     ],
 )
 def test_features_are_those_of_the_whole_model(case, reductions, channels):
@@ -180,11 +198,9 @@ def test_features_are_those_of_the_whole_model(case, reductions, channels):
     features = build(case, features_only=True, num_classes=0).eval()
     assert features.feature_info.reduction() == reductions
     assert features.feature_info.channels() == channels
-    if hasattr(features, "model"):  # timm's getter holds the model itself
-        assert not features.model.load_state_dict(model.state_dict(), strict=False).missing_keys
-    else:
-        state = {name.replace("features.", "features_"): value for name, value in model.state_dict().items()}
-        features.load_state_dict({name: state[name] for name in features.state_dict()})
+    names = ("", "model.") if case.startswith("cellnet") else ("features.", "features_")
+    state = {name.replace(*names, 1): value for name, value in model.state_dict().items()}
+    features.load_state_dict({name: state[name] for name in features.state_dict()})
     expected = model.forward_intermediates(x, intermediates_only=True)
     for got, want in zip(features(x), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -290,7 +306,7 @@ def test_the_classifier_can_be_left_out_and_put_back(case):
     torch.testing.assert_close(model(x), model.get_classifier()(features.amax((2, 3))))
 
 
-@pytest.mark.parametrize("case", ["hbnet20", "hbnet18"])
+@pytest.mark.parametrize("case", ["hbnet20", "hbnet18", "optnet20", "cellnet_cifar-hb"])
 def test_drop_path_drops_transforms_in_training_only(case):
     model = build(case, drop_path_rate=0.5)
     x = images(case, batch=8)
@@ -316,7 +332,8 @@ def bytes_kept_for_backward(model, x):
 
 
 @pytest.mark.parametrize(
-    ("case", "depth"), [("hbnet20", {}), ("agdnet40_k12", dict(block_config=(12, 12, 12))), ("cellnet_cifar", {})]
+    ("case", "depth"),
+    [("hbnet20", {}), ("optnet20", {}), ("agdnet40_k12", dict(block_config=(12, 12, 12))), ("cellnet_cifar", {})],
 )
 def test_checkpointing_can_be_switched_on_and_off(case, depth):
     model, x = build(case, **depth).train(), images(case)
@@ -328,9 +345,9 @@ def test_checkpointing_can_be_switched_on_and_off(case, depth):
 
 
 @devices
-@pytest.mark.parametrize("case", ["hbnet20-learned", "agdnet40_k12"])
+@pytest.mark.parametrize("case", ["hbnet20-learned", "optnet20", "agdnet40_k12", "cellnet_cifar-hb"])
 def test_checkpointing_under_autocast_and_drop_path_replays(case, device):
-    rate = {"drop_path_rate": 0.3} if case.startswith("hb") else {"proj_drop_rate": 0.3}
+    rate = {"proj_drop_rate": 0.3} if case.startswith("agd") else {"drop_path_rate": 0.3}
     model, x = build(case, **rate).to(device).train(), images(case, device=device)
     results = []
     for enable in (False, True):

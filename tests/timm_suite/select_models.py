@@ -9,7 +9,7 @@ import os
 import timm
 
 NAMES = set(os.environ["SUITE_MODELS"].split())
-EXTENDS = {"hbnet": "resnet", "optnet": "resnet", "agdnet": "densenet", "cellnet": "densenet"}
+EXTENDS = {"hbnet": "resnet", "optnet": "resnet", "agdnet": "densenet", "cellnet": "resnet"}
 
 _list_models = timm.list_models
 
