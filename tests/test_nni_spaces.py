@@ -9,6 +9,8 @@ from torch import nn
 
 pytest.importorskip("nni", reason="the extra 'nni' is not installed")
 
+from equality import randomise
+from nni.nas.hub.pytorch import DARTS as HubDARTS
 from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
 from nni.nas.strategy import Proxyless, RandomOneShot
@@ -25,6 +27,7 @@ from nni_spaces import (
     RandomInit,
     ZeroInit,
 )
+from optinspired_plugins import GENOTYPES
 from optinspired_plugins.operations import TABLE_6
 
 SPACES = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
@@ -250,6 +253,19 @@ def test_a_frozen_space_is_the_network_of_its_genotype(kind):
     torch.testing.assert_close(net(x), frozen(x), rtol=1e-10, atol=1e-10)
     assert not any(isinstance(m, (MixedLayer, MixedCell)) for m in frozen.modules())
     assert all(m.affine for m in frozen.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_darts_v2_computes_what_nnis_own_hub_network_does(stem):
+    choices = GENOTYPES["darts_v2"].to_nni()
+    theirs = randomise(HubDARTS.frozen_factory(choices)(num_cells=6, width=4, dataset=stem).double())
+    options = dict(genotype="darts_v2", cells=6, channels=4, num_classes=theirs.num_labels)
+    ours = timm.create_model(f"cellnet_{stem}", **options).double()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    for size in (32, 37):
+        for mode in (True, False):
+            x = images(size)
+            torch.testing.assert_close(ours.train(mode)(x), theirs.train(mode)(x), rtol=1e-10, atol=1e-10)
 
 
 def test_every_sample_of_a_space_can_be_built():
