@@ -13,6 +13,7 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from nni.nas.space import current_model
 from torch import Tensor, nn
 
+from optinspired_plugins.genotype import heavy_ball_sources
 from optinspired_plugins.operations import ZERO, CellPlan, make_operation, make_preprocessors
 
 __all__ = ["EdgeNormalizedCell", "HeavyBallCell", "MixedCell", "MixedLayer", "Preprocessors"]
@@ -60,7 +61,7 @@ class HeavyBallCell(nn.Module):
             for t in range(2, 2 + nodes):
                 edges = [
                     LayerChoice(candidates(operations, plan, source), label=f"op_{t}_{k}")
-                    for k, source in enumerate((t - 1, t - 1, t - 2))
+                    for k, source in enumerate(heavy_ball_sources(t))
                 ]
                 self.nodes.append(nn.ModuleList(edges))
 

@@ -74,23 +74,27 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folder(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
+    from torchvision.datasets import ImageFolder
 
     root = root / "train" if (root / "train").is_dir() else root
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-    if len(names) < 2:
-        raise ValueError(f"data={str(root)!r}: has {len(names)} class folders, must have at least 2")
-    images, labels = [], []
-    for label, name in enumerate(names):
-        for file in sorted((root / name).iterdir()):
-            with Image.open(file) as image:
-                array = np.asarray(image.convert("L" if image.mode in ("L", "1", "I") else "RGB"))
-            images.append(array[..., None] if array.ndim == 2 else array)
-            labels.append(label)
+    classes = sum(entry.is_dir() for entry in root.iterdir())
+    if classes < 2:
+        raise ValueError(f"data={str(root)!r}: has {classes} class folders, must have at least 2")
+    found = ImageFolder(str(root), loader=_read_image, allow_empty=True)
+    images = [image for image, _ in found]
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ValueError(f"data={str(root)!r}: has images of {len(shapes)} sizes, must have one")
-    return np.stack(images), np.asarray(labels, dtype=np.int64)
+    return np.stack(images), np.asarray(found.targets, dtype=np.int64)
+
+
+def _read_image(path: str) -> np.ndarray:
+    """Read an image as (height, width, channels), one channel where it is grey."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        array = np.asarray(image.convert("L" if image.mode in ("L", "1", "I") else "RGB"))
+    return array[..., None] if array.ndim == 2 else array
 
 
 class SeededImages(Dataset):

@@ -249,6 +249,7 @@ def search(
     out: str | Path,
     workers: int = 0,
     accelerator: str = "auto",
+    on_start: Callable[[int, int], None] = lambda done, batches: None,
     on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> Genotype:
@@ -259,6 +260,7 @@ def search(
         out: the folder of the run.
         workers: processes that load images; no effect on the result.
         accelerator: Lightning's.
+        on_start: called with the epochs that are done and the batches of one.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
 
@@ -282,12 +284,14 @@ def search(
         loaders = make_loaders(data, settings.batch_size, settings.seed, workers, settings.padding)
         checkpoint = folder / "checkpoint.pt"
         resume: dict[str, Any] = {}
+        start = 0
         if checkpoint.exists():
             resume = {"ckpt_path": str(checkpoint), "weights_only": True}
             # Loader processes ask for their first images before Lightning names the epoch.
             start = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
             for loader in loaders:
                 loader.sampler.set_epoch(start)  # type: ignore[attr-defined]
+        on_start(start, len(loaders[0]))
         evaluator = Lightning(
             SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs),
             Trainer(

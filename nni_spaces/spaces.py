@@ -11,6 +11,7 @@ from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import Proxyless
 from torch import Tensor, nn
 
+from optinspired_plugins._checks import check_int
 from optinspired_plugins.genotype import Genotype
 from optinspired_plugins.operations import (
     DARTS_OPERATIONS,
@@ -64,9 +65,8 @@ class CellSpace(ModelSpace):
     ) -> None:
         super().__init__()
         plans = plan_cells(cells, channels, nodes, stem)
-        for name, value, least in (("num_classes", num_classes, 2), ("in_chans", in_chans, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: must be an integer ≥ {least}")
+        check_int("num_classes", num_classes, 2)
+        check_int("in_chans", in_chans, 1)
         self.initialization = RandomInit() if initialization is None else initialization
         names = self._candidate_names(operations, zero_in_space)
         for slot in range(3):  # an initialisation that does not fit says so now, not when a search starts

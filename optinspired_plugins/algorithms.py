@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ._checks import check_int
 from .coefficients import constant_momentum, momentum, nesterov_weights
 
 __all__ = [
@@ -293,8 +294,7 @@ def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Te
         ValueError: ``steps`` is not an integer ≥ 1, or ``grad`` changes the shape.
     """
     check_algorithm(algorithm)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}: must be an integer ≥ 1")
+    check_int("steps", steps, 1)
     state = algorithm.init(x0)
     iterates = [algorithm.result(state)]
 

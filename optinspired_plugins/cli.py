@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -131,8 +132,7 @@ def search(
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
     with errors_as_messages(), quiet_hosts():
-        from nni_spaces.data import read_images
-        from nni_spaces.search import SearchSettings, read_history
+        from nni_spaces.search import SearchSettings
         from nni_spaces.search import search as run_search
 
         settings = SearchSettings(
@@ -151,12 +151,14 @@ def search(
             padding=padding,
             seed=seed,
         )
-        images = len(read_images(data, limit).labels)
-        done = len(read_history(out)) if out.exists() else 0
-        steps = images // 2 // batch_size
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task(f"{space} search", total=epochs * steps, completed=done * steps)
+            task = progress.add_task(f"{space} search", total=None)
+
+            def on_start(done: int, batches: int) -> None:
+                progress.update(task, total=epochs * batches, completed=done * batches)
+                if done:
+                    progress.console.print(f"Going on after epoch {done} of {out}.", highlight=False)
 
             def on_epoch(entry: dict[str, Any]) -> None:
                 state = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
@@ -164,9 +166,8 @@ def search(
                 line = f"epoch {entry['epoch'] + 1:>3}/{epochs}  {state}  {entry['seconds']:.1f} s"
                 progress.console.print(line, highlight=False)
 
-            if done:
-                progress.console.print(f"Going on after epoch {done} of {out}.", highlight=False)
-            genotype = run_search(settings, out, workers, accelerator, lambda: progress.advance(task), on_epoch)
+            advance = partial(progress.advance, task)
+            genotype = run_search(settings, out, workers, accelerator, on_start, advance, on_epoch)
     for name, cell in (("normal", genotype.normal), ("reduction", genotype.reduction)):
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)

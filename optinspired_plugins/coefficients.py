@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from ._checks import check_int
+
 __all__ = ["constant_momentum", "momentum", "nesterov_weights", "theta"]
 
 
@@ -27,7 +29,7 @@ def theta(n: int) -> Tensor:
     Raises:
         ValueError: n is negative.
     """
-    _check_count(n)
+    check_int("n", n, 0)
     values = [1.0]
     for _ in range(n):
         values.append(2 / (1 + math.sqrt(1 + 4 / values[-1] ** 2)))
@@ -92,8 +94,3 @@ def constant_momentum(smoothness: float, strong_convexity: float) -> float:
         )
     root_l, root_mu = math.sqrt(smoothness), math.sqrt(strong_convexity)
     return (root_l - root_mu) / (root_l + root_mu)
-
-
-def _check_count(n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"n={n!r}: must be an integer ≥ 0")

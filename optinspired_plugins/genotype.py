@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ._files import write_atomically
 
-__all__ = ["CHOICES", "GENOTYPES", "CellGenotype", "Edge", "Genotype", "load_genotype"]
+__all__ = ["CHOICES", "GENOTYPES", "CellGenotype", "Edge", "Genotype", "heavy_ball_sources", "load_genotype"]
 
 VERSION = 1
 LIMIT_BYTES = 1_000_000
@@ -149,7 +149,7 @@ class Genotype:
         if self.rule != "agd":
             raise ValueError(f"rule={self.rule!r}: must be 'agd', DARTS's form has two edges a node")
         concat = list(range(2, 2 + self.nodes))
-        flat = {name: [tuple(edge) for node in cell for edge in node] for name, cell in self._cells("reduce")}
+        flat = {name: [tuple(edge) for node in cell for edge in node] for name, cell in self._cells()}
         return {**flat, "normal_concat": concat, "reduce_concat": concat}
 
     @classmethod
@@ -180,7 +180,7 @@ class Genotype:
         Cells are called ``normal`` and ``reduce``, as in NNI's hub.
         """
         sample: dict[str, Any] = {}
-        for name, cell in self._cells("reduce"):
+        for name, cell in self._cells():
             for t, node in enumerate(cell, start=2):
                 for k, edge in enumerate(node):
                     sample[f"{name}/op_{t}_{k}"] = edge.operation
@@ -210,7 +210,7 @@ class Genotype:
                     missing = [key for key in keys if key not in sample]
                     if missing:
                         raise ValueError(f"sample has no {missing[0]!r}: must name every edge of {nodes} nodes")
-                    source = _sources(t)[k] if rule == "hb" else sample[keys[1]]
+                    source = heavy_ball_sources(t)[k] if rule == "hb" else sample[keys[1]]
                     node.append(
                         (sample[keys[0]], source[0] if isinstance(source, list) and len(source) == 1 else source)
                     )
@@ -220,8 +220,9 @@ class Genotype:
             raise ValueError(f"sample has {_short(min(sample.keys() - expected))}: not an edge of {nodes} nodes")
         return cls(rule, *cells)  # type: ignore[arg-type]
 
-    def _cells(self, reduction_name: str) -> list[tuple[str, CellGenotype]]:
-        return [("normal", self.normal), (reduction_name, self.reduction)]
+    def _cells(self) -> list[tuple[str, CellGenotype]]:
+        """Both cells by the names that DARTS and NNI give them."""
+        return [("normal", self.normal), ("reduce", self.reduction)]
 
 
 def load_genotype(genotype: Genotype | str | Path) -> Genotype:
@@ -243,8 +244,8 @@ def load_genotype(genotype: Genotype | str | Path) -> Genotype:
     return Genotype.load(genotype)
 
 
-def _sources(t: int) -> tuple[int, int, int]:
-    """Where the edges of node t come from under the heavy-ball rule (23)."""
+def heavy_ball_sources(t: int) -> tuple[int, int, int]:
+    """Return where the edges of node t come from under the heavy-ball rule (23)."""
     return t - 1, t - 1, t - 2
 
 
@@ -259,8 +260,8 @@ def _checked_node(name: str, node: object, t: int, rule: str) -> Node:
         raise ValueError(f"{name}={_short(node)}: must be a list of {EDGES[rule]} edges, as rule={rule!r} has")
     edges = tuple(_checked_edge(f"{name}[{k}]", edge, t) for k, edge in enumerate(node))
     sources = tuple(edge.source for edge in edges)
-    if rule == "hb" and sources != _sources(t):
-        raise ValueError(f"{name} has sources {sources}: must be {_sources(t)}, as rule='hb' has")
+    if rule == "hb" and sources != heavy_ball_sources(t):
+        raise ValueError(f"{name} has sources {sources}: must be {heavy_ball_sources(t)}, as rule='hb' has")
     return edges
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._checks import check_int
+
 __all__ = [
     "DARTS_OPERATIONS",
     "IDENTITY",
@@ -198,8 +200,7 @@ def plan_cells(cells: int, channels: int, nodes: int, stem: str) -> list[CellPla
         ValueError: an argument is out of range.
     """
     for name, value, least in (("cells", cells, 3), ("channels", channels, 2), ("nodes", nodes, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}: must be an integer ≥ {least}")
+        check_int(name, value, least)
     if stem not in STEMS:
         raise ValueError(f"stem={stem!r}: must be one of {', '.join(map(repr, STEMS))}")
     before = (channels, channels) if stem == "imagenet" else (3 * channels, 3 * channels)

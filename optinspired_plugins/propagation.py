@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._checks import check_int
 from .algorithms import Algorithm, Gradient, check_algorithm, check_coefficient, check_same_shape
 from .coefficients import nesterov_weights
 
@@ -158,8 +159,7 @@ def layers_per_step(algorithm: Algorithm, steps: int) -> tuple[int, ...]:
             not finite.
     """
     check_algorithm(algorithm)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}: must be an integer ≥ 1")
+    check_int("steps", steps, 1)
     counts = [0] * steps
     parameter = next(algorithm.parameters(), None) if isinstance(algorithm, nn.Module) else None
     x = torch.ones(1, 2, 3, 3, device="cpu" if parameter is None else parameter.device)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._checks import check_int
 from ._files import write_atomically
 from .algorithms import ALGORITHMS
 from .propagation import Unrolled, layers_per_step
@@ -51,7 +52,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("pairs", "dimension", "batch_size", "steps"):
-            _check_positive(name, getattr(self, name))
+            check_int(name, getattr(self, name), 1)
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr={self.lr!r}: must be a positive number")
         if self.pairs % self.batch_size:
@@ -91,9 +92,7 @@ def build(network: str, depth: int, recipe: Recipe, generator: torch.Generator) 
     Raises:
         ValueError: the network is unknown, or the depth is not an integer ≥ 1.
     """
-    if network not in ALGORITHMS:
-        raise ValueError(f"network={network!r}: must be one of {', '.join(ALGORITHMS)}")
-    _check_positive("depth", depth)
+    _check_network(network, depth)
     algorithm = ALGORITHMS[network]()
 
     def layer() -> nn.Module:
@@ -180,8 +179,7 @@ def simulate(
     recipe = recipe or Recipe()
     wanted = [(network, depth, seed) for network in networks for depth in depths for seed in seeds]
     for network, depth, _ in wanted:
-        build(network, 1, Recipe(dimension=1), torch.Generator())
-        _check_positive("depth", depth)
+        _check_network(network, depth)
     runs = {run[:3]: run for run in read_runs(path, recipe)} if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     for key in wanted:
@@ -264,6 +262,7 @@ def to_markdown(cells: Iterable[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: must be an integer ≥ 1")
+def _check_network(network: str, depth: int) -> None:
+    if network not in ALGORITHMS:
+        raise ValueError(f"network={network!r}: must be one of {', '.join(ALGORITHMS)}")
+    check_int("depth", depth, 1)

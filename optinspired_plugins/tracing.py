@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ._checks import check_int
 from .algorithms import Algorithm, check_algorithm
 
 __all__ = ["Call", "NotLinearError", "Program", "Sum", "Term", "trace"]
@@ -53,8 +54,7 @@ class Call(NamedTuple):
 class Program:
     """What an algorithm computes in a number of steps.
 
-    Register 0 is x_0; instruction i writes register i + 1. The last instruction writes the result, unless ``result``
-    names an earlier register.
+    Register 0 is x_0; instruction i writes register i + 1.
 
     Attributes:
         instructions: sums and calls, in order.
@@ -211,8 +211,7 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
         ValueError: ``steps`` is not an integer ≥ 1, or a step calls no layer.
     """
     check_algorithm(algorithm)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps={steps!r}: must be an integer ≥ 1")
+    check_int("steps", steps, 1)
     recorder, counts, stored = _Recorder(), [], []
     state = algorithm.init(_Symbol(register=0))  # type: ignore[arg-type]
     for k in range(steps):

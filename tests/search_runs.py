@@ -32,7 +32,7 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None):
             rename(source, target)
 
         os.replace = killing_rename
-    search(SearchSettings(**settings), folder, workers, "cpu", on_batch)
+    search(SearchSettings(**settings), folder, workers, "cpu", on_batch=on_batch)
 
 
 def hold(folder, held, done):

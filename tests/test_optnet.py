@@ -335,3 +335,9 @@ def test_make_stage_prefers_the_program():
     blocks = list(build("gd").layer1)
     assert isinstance(make_stage(blocks, HeavyBall(), (1,) * 4), ProgramStage)
     assert isinstance(make_stage(blocks, LearnedHeavyBall(), (1,) * 4), AlgorithmStage)
+
+
+def test_a_learned_algorithm_compiles_into_one_graph():
+    net, x = build(LearnedHeavyBall(0.5)), images()
+    compiled = torch.compile(copy.deepcopy(net), backend="aot_eager", fullgraph=True)
+    assert_same_function(net, compiled._orig_mod, x, lambda x: compiled(x))

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 import torch
@@ -189,6 +190,9 @@ def test_the_claims_about_the_kept_runs_hold():
         errors = [runs[network, depth, seed].mse for network in ("admm", "gd", "hb", "agd", "agd2")]
         assert errors == sorted(errors, reverse=True)
     assert max(r.output_std for r in runs.values() if r.depth > 10) < 1e-4
+    for depth in (10, 20, 30, 40):  # the spread over seeds is that of the targets, which networks share
+        apart = [runs["gd", depth, seed].mse - runs["agd", depth, seed].mse for seed in range(5)]
+        assert 0.0001 <= round(stdev(apart), 4) <= 0.0002
     text = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
     assert re.search(r"in all 20 pairs of depth and seed", text)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import List, Optional, Union
+
+from optinspired_plugins._checks import check_int
 
 __all__ = [
     "check_feature_indices",
@@ -33,12 +35,12 @@ def check_rate(name: str, value: object) -> None:
 
 def check_non_negative_int(name: str, value: object) -> None:
     """ValueError unless ``value`` is an integer ≥ 0."""
-    _check_int(name, value, 0)
+    check_int(name, value, 0)
 
 
 def check_positive_int(name: str, value: object) -> None:
     """ValueError unless ``value`` is an integer ≥ 1."""
-    _check_int(name, value, 1)
+    check_int(name, value, 1)
 
 
 def check_layers(name: str, value: object, stages: int | None = None) -> None:
@@ -63,8 +65,3 @@ def check_feature_indices(indices: Optional[Union[int, List[int]]], count: int) 
     if not indices or not all(-count <= i < count for i in indices):
         raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
     return [i % count for i in indices]
-
-
-def _check_int(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name}={value!r}: must be an integer ≥ {minimum}")

@@ -152,11 +152,14 @@ class CellNet(nn.Module):
         self.genotype = genotype
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
-        self.stage_ends = [cells // 3 - 1, 2 * cells // 3 - 1, cells - 1]
         with torch.device(device if device is not None else torch.get_default_device()):
             self._build(genotype, cells, channels, stem, drop_path_rate)
             self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
-            self.aux_head: Optional[AuxiliaryHead] = self._make_aux_head(num_classes) if aux_head else None
+            self.aux_head: Optional[AuxiliaryHead] = None
+            if aux_head:
+                # The first cell of the last stage feeds it, as in DARTS; the whole stage has the same channels.
+                cifar = stem == "cifar"
+                self.aux_head = AuxiliaryHead(self.num_features, num_classes, 3 if cifar else 2, final_norm=cifar)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         if dtype is not None:
             self.to(dtype)
@@ -166,6 +169,7 @@ class CellNet(nn.Module):
         """Make stem and cells, and the table of features."""
         self.stem0, self.stem1 = make_stem(stem, self.in_chans, channels)
         plans = plan_cells(cells, channels, genotype.nodes, stem)
+        self.stage_ends: List[int] = [*(i - 1 for i, plan in enumerate(plans) if plan.reduction), cells - 1]
         reduction = 4 if stem == "imagenet" else 1
         self.feature_info: List[Dict[str, Any]] = [
             dict(num_chs=plans[0].before[0], reduction=reduction, module="stem0")
@@ -180,12 +184,6 @@ class CellNet(nn.Module):
                 info = dict(num_chs=genotype.nodes * plan.channels, reduction=reduction, module=f"cells.{i}")
                 self.feature_info.append(info)
         self.num_features = self.feature_info[-1]["num_chs"]
-
-    @torch.jit.ignore
-    def _make_aux_head(self, num_classes: int) -> AuxiliaryHead:
-        imagenet = self.feature_info[0]["reduction"] == 4
-        # The first cell of the last stage feeds it, as in DARTS; the whole stage has the same channels.
-        return AuxiliaryHead(self.num_features, num_classes, stride=2 if imagenet else 3, final_norm=not imagenet)
 
     @torch.jit.ignore
     def set_drop_path_rate(self, rate: float) -> None:

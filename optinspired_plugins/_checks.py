@@ -1,0 +1,13 @@
+"""The check that every count goes through: errors name argument, value and what is allowed."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+__all__ = ["check_int"]
+
+
+def check_int(name: str, value: object, minimum: int) -> None:
+    """ValueError unless ``value`` is an integer ≥ ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name}={value!r}: must be an integer ≥ {minimum}")
