@@ -89,9 +89,6 @@ class _ArchitectureStep:
                 sides.append(_gradients(loss(train), alphas))
         for alpha, g, plus, minus in zip(alphas, direct, *sides):
             alpha.grad = g - rate * (plus - minus) / (2 * radius)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(alpha.grad)
-                alpha.grad /= torch.distributed.get_world_size()
 
 
 def _loss(result: Any) -> Tensor:
@@ -99,9 +96,14 @@ def _loss(result: Any) -> Tensor:
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients, 0 where a parameter has no part in the loss."""
+    """Gradients of the mean loss of all processes, 0 where a parameter has no part in it."""
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for gradient in gradients:  # DDP averages only what a backward pass accumulates
+            torch.distributed.all_reduce(gradient)
+            gradient /= torch.distributed.get_world_size()
+    return gradients
 
 
 def _steps(sgd: Any, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
