@@ -111,13 +111,14 @@ class RetrainModule(pl.LightningModule):
 
     def __init__(self, model: Any, settings: RetrainSettings) -> None:
         super().__init__()
-        self.model, self.settings = model, settings
+        # Channels last: depthwise convolutions are much faster so.
+        self.model, self.settings = model.to(memory_format=torch.channels_last), settings
         self.train_top1 = MulticlassAccuracy(model.num_classes, average="micro")
         self.test_top1 = MulticlassAccuracy(model.num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Any:
         """Return logits, and those of the auxiliary head in training."""
-        return self.model(x)
+        return self.model(x.to(memory_format=torch.channels_last))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD; :meth:`on_train_epoch_start` moves its learning rate."""

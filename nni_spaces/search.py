@@ -115,9 +115,13 @@ class SearchModule(LightningModule):
         super().__init__()
         self.lr, self.momentum, self.weight_decay, self.epochs = lr, momentum, weight_decay, epochs
 
+    def set_model(self, model: Any) -> None:
+        """Take the network, channels last: depthwise convolutions are much faster so."""
+        super().set_model(model.to(memory_format=torch.channels_last))
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        return self.model(x)
+        return self.model(x.to(memory_format=torch.channels_last))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch; NNI's strategies call it twice a step, with α's batch first."""
