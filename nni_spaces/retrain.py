@@ -74,6 +74,8 @@ class RetrainSettings:
         for name in ("lr", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path!r}: must be in [0, 1)")
         for name in ("momentum", "weight_decay", "aux_weight", "cutout", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 
-def run(folder, settings, workers=0, kill_at=None, kill_in_save=None):
-    """Search; end by SIGKILL after a batch, or while the so-manieth file of an epoch is renamed."""
+def run(folder, settings, workers=0, kill_at=None, kill_in_save=None, retraining=False):
+    """Search or retrain; end by SIGKILL after a batch, or while the so-manieth file of an epoch is renamed."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a process that a user starts
+    from nni_spaces.retrain import RetrainSettings, retrain
     from nni_spaces.search import SearchSettings, search
 
     seen = {"batches": 0, "saves": 0}
@@ -32,7 +33,10 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None):
             rename(source, target)
 
         os.replace = killing_rename
-    search(SearchSettings(**settings), folder, workers, "cpu", on_batch=on_batch)
+    if retraining:
+        retrain(RetrainSettings(**settings), folder, workers, "cpu", on_batch=on_batch)
+    else:
+        search(SearchSettings(**settings), folder, workers, "cpu", on_batch=on_batch)
 
 
 def hold(folder, held, done):

@@ -166,24 +166,38 @@ class Quadratic(SearchModule):
         return 0.5 * ((w - alpha) ** 2).sum() if batch == "train" else 0.5 * (w**2).sum() + alpha.sum()
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_second_order_gradient(momentum):
-    """d/dα L_val(w − ξ (m v + ∇L_train(w, α) + λ w), α) = 1 + ξ w'."""
+def quadratic(momentum=0.0):
+    """NNI's module with our step around the quadratic."""
     module = object.__new__(DARTS.module_type)
     torch.nn.Module.__init__(module)
     net = torch.nn.Module()
     net.w = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     net.alpha = torch.nn.Parameter(torch.tensor([0.3, 0.7], dtype=torch.float64))
     net.register_buffer("seen", torch.zeros(1))
-    inner = Quadratic(0.1, momentum, 0.0, 1)
-    inner.set_model(net)
-    module.training_module = inner
+    module.training_module = Quadratic(0.1, momentum, 0.0, 1)
+    module.training_module.set_model(net)
+    module.arch_parameters = lambda: [net.alpha]
+    return module, net
+
+
+def test_first_order_gradient_is_alphas_alone():
+    module, net = quadratic()
+    module.penalty = None
+    module.manual_backward = lambda loss, inputs: loss.backward(inputs=inputs)
+    module._first_order_gradient("train", 0)
+    assert torch.equal(net.alpha.grad, net.alpha.detach() - net.w.detach())
+    assert net.w.grad is None, "the step that α takes costs no gradient of the weights"
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_second_order_gradient(momentum):
+    """d/dα L_val(w − ξ (m v + ∇L_train(w, α) + λ w), α) = 1 + ξ w'."""
+    module, net = quadratic(momentum)
     sgd = torch.optim.SGD([net.w], 0.1, momentum=momentum, weight_decay=0.01)
     buffer = torch.tensor([0.5, 0.25], dtype=torch.float64)
     if momentum:
         sgd.state[net.w]["momentum_buffer"] = buffer
     module.optimizers = lambda: [sgd]
-    module.arch_parameters = lambda: [net.alpha]
     module._second_order_gradient("train", "val", 0)
     w, alpha = net.w.detach(), net.alpha.detach()
     assert w.tolist() == [1.0, -2.0], "the weights are put back"
@@ -363,7 +377,9 @@ def test_a_full_disk_keeps_the_last_good_epoch(file, tmp_path, monkeypatch):
         search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0
     assert [entry["epoch"] for entry in read_history(tmp_path)] == ([0, 1] if file == "checkpoint.pt" else [0])
-    assert {p.name for p in tmp_path.iterdir()} == {".lock", "settings.json", "checkpoint.pt", "history.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        ".lock", "settings.json", "run.json", "checkpoint.pt", "history.json"
+    }  # fmt: skip
 
 
 @pytest.mark.slow

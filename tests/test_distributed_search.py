@@ -1,0 +1,62 @@
+"""Searches and trainings in two processes (gloo): the same α in both, one genotype, written once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+
+from nni_spaces.run_folder import read_history
+
+SETTINGS = dict(
+    data="digits", limit=128, epochs=2, channels=2, cells=3, nodes=2, batch_size=16, padding=1, alpha_lr=0.1
+)
+SCRIPT = Path(__file__).with_name("distributed_search.py")
+
+
+def run(*command):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("space", "strategy"), [("agd", "darts"), ("hb", "gumbel"), ("agd", "darts-second-order")], ids=lambda v: v
+)
+def test_both_processes_hold_the_same_alpha_and_genotype(space, strategy, tmp_path):
+    """They see different images: α agrees because its gradients are averaged."""
+    run(SCRIPT, tmp_path, json.dumps({**SETTINGS, "space": space, "strategy": strategy}))
+    first, second = (torch.load(tmp_path / f"alpha-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second):
+        assert torch.equal(a, b)
+    assert any(a.std() > 0.01 for a in first), "α has moved"
+    returned = {(tmp_path / f"returned-{rank}.json").read_text() for rank in (0, 1)}
+    assert returned == {(tmp_path / "genotype.json").read_text()}
+    assert (tmp_path / "saved-by-0").exists()
+    assert not (tmp_path / "saved-by-1").exists()
+    assert [entry["epoch"] for entry in read_history(tmp_path)] == [0, 1]
+
+
+@pytest.mark.slow
+def test_the_command_retrains_in_two_processes(tmp_path):
+    options = "--data digits --limit 200 --cells 3 --width 2 --epochs 2 --batch-size 16 --aux-weight 0 --cutout 0"
+    command = ["-m", "optinspired_plugins.cli", "retrain", "darts_v2", *options.split(), "--out", tmp_path]
+    done = run(*command, "--devices", "2", "--accelerator", "cpu")
+    assert done.stdout.count("Test accuracy after the last epoch") == 1, "the first process speaks"
+    history = read_history(tmp_path)
+    assert [entry["epoch"] for entry in history] == [0, 1]
+    hits = history[-1]["test_top1"] / 100 * 200
+    assert hits == pytest.approx(round(hits), abs=1e-3), "an accuracy of all 200 test images, counted once"
+    assert (tmp_path / "model.safetensors").exists()

@@ -1,0 +1,283 @@
+"""Retraining: §9.3's recipe, resumable to the bit, and a network that timm takes."""
+
+import json
+import multiprocessing
+import random
+import signal
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+
+import search_runs
+from safetensors.torch import load_file
+from test_nni_search import differences
+
+from nni_spaces.data import EpochSampler, read_images
+from nni_spaces.retrain import RetrainModule, RetrainSettings, retrain
+from nni_spaces.run_folder import read_history
+
+HB = {
+    "version": 1,
+    "rule": "hb",
+    "normal": [[["sep_conv_3x3", 1], ["max_pool_3x3", 1], ["neg_skip_connect", 0]]],
+    "reduction": [[["max_pool_3x3", 1], ["skip_connect", 1], ["dil_conv_3x3", 0]]],
+}
+TINY = dict(
+    genotype=HB, data="digits", limit=96, epochs=3, cells=3, width=2, batch_size=16, lr=0.1, aux_weight=0, cutout=2,
+    padding=1, drop_path=0.3,
+)  # fmt: skip
+BATCHES = 3 * 6
+
+processes = multiprocessing.get_context("forkserver")
+
+
+def run(folder, settings=TINY, **kwargs):
+    process = processes.Process(target=search_runs.run, args=(folder, settings), kwargs=dict(kwargs, retraining=True))
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def without_times(folder):
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "resumed")} for entry in read_history(folder)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retrain")
+    assert run(folder) == 0
+    return folder
+
+
+# --- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_papers():
+    """§9.3: 20 cells, 36 channels, 600 epochs, batches of 96, cutout, path dropout .2, auxiliary heads .4."""
+    found = {f.name: f.default for f in fields(RetrainSettings) if f.name not in ("genotype", "limit", "seed")}
+    assert found == dict(
+        data="cifar10", model="cellnet_cifar", epochs=600, batch_size=96, cells=20, width=36, lr=0.025, momentum=0.9,
+        weight_decay=3e-4, gradient_clip=5.0, aux_weight=0.4, drop_path=0.2, cutout=16, padding=4,
+    )  # fmt: skip
+
+
+class Epoch:
+    """What a module asks a trainer for."""
+
+    def __init__(self, epoch):
+        self.current_epoch = epoch
+
+
+def module_in_epoch(epoch, **settings):
+    settings = RetrainSettings(**{**TINY, "epochs": 10, **settings})
+    module = RetrainModule(settings.make_model(10, 1, aux_head=settings.aux_weight > 0), settings)
+    sgd = module.configure_optimizers()
+    module._trainer = Epoch(epoch)
+    module.on_train_epoch_start()
+    module.log = lambda *args, **kwargs: None
+    return module, sgd
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 9])
+def test_learning_rate_and_drop_rate_are_functions_of_the_epoch(epoch):
+    module, sgd = module_in_epoch(epoch)
+    assert sgd.param_groups[0]["lr"] == pytest.approx(0.05 * (1 + np.cos(np.pi * epoch / 10)))
+    assert sgd.param_groups[0]["momentum"] == 0.9
+    assert sgd.param_groups[0]["weight_decay"] == 3e-4
+    drops = {cell.drop_path.drop_prob for cell in module.model.cells}
+    assert drops == {0.3 * epoch / 10}
+
+
+def test_the_auxiliary_loss_is_added_with_its_weight():
+    images, labels = torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 2, 3])
+    module, _ = module_in_epoch(0, aux_weight=0.4)
+    loss = module.training_step((images, labels), 0)
+    logits, auxiliary = module.model(images)
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    expected = expected + 0.4 * torch.nn.functional.cross_entropy(auxiliary, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert module.model.aux_head.fc.weight.grad.abs().sum() > 0
+
+
+# --- the same result --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed_it_is_the_uninterrupted_training(uninterrupted, tmp_path):
+    rng = random.Random(1)
+    kills = [dict(kill_at=rng.randint(1, BATCHES)), dict(kill_at=7, workers=2), dict(kill_in_save=3)]
+    for i, kill in enumerate(kills):
+        folder = tmp_path / str(i)
+        assert run(folder, **kill) == -signal.SIGKILL
+        assert not (folder / "model.safetensors").exists()
+        assert run(folder, workers=2 * (i == 0)) == 0
+        assert differences(checkpoint(folder), checkpoint(uninterrupted)) == []
+        assert without_times(folder) == without_times(uninterrupted)
+        assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    resumed = [entry["resumed"] for entry in read_history(tmp_path / "1")]
+    assert resumed == [False, True, False]
+
+
+@pytest.mark.slow
+def test_it_learns_and_what_it_writes_is_what_timm_validates(uninterrupted):
+    """The accuracy in the history is that of the weights file, in timm's model, on the images of the test part."""
+    history = read_history(uninterrupted)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    facts = json.loads((uninterrupted / "run.json").read_text())
+    (uninterrupted / "genotype.json").write_text(json.dumps(HB))
+    model = timm.create_model(
+        "cellnet_cifar", genotype=str(uninterrupted / "genotype.json"), cells=3, channels=2, in_chans=1,
+        checkpoint_path=str(uninterrupted / "model.safetensors"),
+    ).eval()  # fmt: skip
+    test = read_images("digits", 96, "test")
+    images = (test.images.float() / 255 - facts["mean"][0]) / facts["std"][0]
+    with torch.no_grad():
+        top1 = (model(images).argmax(1) == test.labels).float().mean()
+    assert 100 * top1 == pytest.approx(history[-1]["test_top1"], abs=0.01)
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["data"]["images"] == 96
+
+
+@pytest.mark.slow
+def test_a_finished_training_is_not_repeated(uninterrupted):
+    written = (uninterrupted / "checkpoint.pt").stat().st_mtime_ns
+    top1 = retrain(RetrainSettings(**TINY), uninterrupted, accelerator="cpu")
+    assert top1 == read_history(uninterrupted)[-1]["test_top1"]
+    assert (uninterrupted / "checkpoint.pt").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_with_the_auxiliary_head_the_file_holds_the_plain_network(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {"train": 8, "test": 4}
+    arrays = {f"x_{part}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in parts.items()}
+    arrays |= {f"y_{part}": np.arange(n) % 2 for part, n in parts.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    settings = dict(TINY, data=str(tmp_path / "a.npz"), limit=None, epochs=1, batch_size=4, aux_weight=0.4, cutout=16)
+    retrain(RetrainSettings(**settings), tmp_path / "run", accelerator="cpu")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    plain = RetrainSettings(**settings).make_model(2, 3)
+    plain.load_state_dict(weights)
+    assert "aux_head.fc.weight" in {name.removeprefix("model.") for name in checkpoint(tmp_path / "run")["state_dict"]}
+
+
+# --- the images -------------------------------------------------------------------------------------------------------
+
+
+def test_the_digits_of_both_parts_are_disjoint_and_all():
+    train, test = read_images("digits"), read_images("digits", split="test")
+    assert (len(train.labels), len(test.labels)) == (1442, 355)
+    assert np.bincount(test.labels).min() >= 34
+    rows = {image.numpy().tobytes() for image in (*train.images, *test.images)}
+    assert len(rows) == 1797
+
+
+@pytest.mark.parametrize("part", ["test", "val", "validation"])
+def test_test_images_of_arrays_and_folders(part, tmp_path):
+    from PIL import Image
+
+    for name, value in (("train", 10), (part, 200)):
+        for label in "ab":
+            (tmp_path / name / label).mkdir(parents=True)
+            Image.new("L", (8, 8), value).save(tmp_path / name / label / "0.png")
+    assert read_images(tmp_path).images.unique().tolist() == [10]
+    assert read_images(tmp_path, split="test").images.unique().tolist() == [200]
+
+
+def test_sources_without_test_images(tmp_path):
+    (tmp_path / "folder" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no test images, must have a folder test or val or validation"):
+        read_images(tmp_path / "folder", split="test")
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 8, 8, 1), np.uint8), y_train=np.arange(2))
+    with pytest.raises(ValueError, match="has no array x_test, must have x_test and y_test"):
+        read_images(tmp_path / "a.npz", split="test")
+    with pytest.raises(ValueError, match="split='val': must be 'train' or 'test'"):
+        read_images("digits", split="val")
+
+
+def test_processes_share_an_epoch_without_overlap(monkeypatch):
+    def part(rank, seed):
+        monkeypatch.setenv("RANK", str(rank))
+        sampler = EpochSampler(11, seed, 2)
+        assert len(sampler) == len(list(sampler))
+        return [index for _, index in sampler]
+
+    first, second = part(0, 5), part(1, 5)
+    assert len(first) == len(second) == 5
+    assert len({*first, *second}) == 10
+    whole = [index for _, index in EpochSampler(11, 5)]
+    assert whole[:10:2] == first
+    assert sorted(part(0, None) + part(1, None)) == list(range(11)), "no test image is left out"
+
+
+# --- what does not go -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(genotype={**HB, "rule": "sgd"}), "rule='sgd': must be one of"),
+        (dict(model="resnet50"), "model='resnet50': must be one of cellnet_cifar, cellnet_imagenet"),
+        (dict(epochs=0), "epochs=0: must be an integer ≥ 1"),
+        (dict(batch_size=1), "batch_size=1: must be an integer ≥ 2"),
+        (dict(lr=float("inf")), "lr=inf: must be a positive number"),
+        (dict(drop_path=1.0), r"drop_path=1.0: must be in \[0, 1\)"),
+        (dict(aux_weight=-0.1), "aux_weight=-0.1: must be ≥ 0"),
+    ],
+)
+def test_wrong_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        RetrainSettings(**{**TINY, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(aux_weight=0.4), "auxiliary head of cellnet_cifar takes 32 × 32 and data='digits' has images of 8 × 8"),
+        (dict(batch_size=97), "batch_size=97: must be at most 96, the images of a process"),
+        (dict(cells=2), "cells=2: must be an integer ≥ 3"),
+    ],
+)
+def test_what_a_training_refuses(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        retrain(RetrainSettings(**{**TINY, **change}), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_training_or_of_other_images_is_refused(uninterrupted):
+    other = json.loads(json.dumps(HB).replace("max_pool", "avg_pool"))
+    with pytest.raises(ValueError, match=r"holds a run with genotype=.*avg_pool.*: choose another folder"):
+        retrain(RetrainSettings(**{**TINY, "genotype": other}), uninterrupted)
+    facts = (uninterrupted / "run.json").read_text()
+    digest = json.loads(facts)["data"]["sha256"]
+    try:
+        (uninterrupted / "run.json").write_text(facts.replace(digest, "0" * 64))
+        with pytest.raises(ValueError, match="holds a run on other images than data='digits' has now"):
+            retrain(RetrainSettings(**TINY), uninterrupted)
+    finally:
+        (uninterrupted / "run.json").write_text(facts)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monkeypatch):
+    plain, calls = torch.nn.functional.cross_entropy, []
+
+    def poisoned(logits, labels):
+        calls.append(logits.requires_grad)
+        return plain(logits, labels) * (float("nan") if sum(calls) == 6 + 2 and logits.requires_grad else 1)
+
+    monkeypatch.setattr("nni_spaces.retrain.F.cross_entropy", poisoned)
+    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 1, step 1: must be finite"):
+        retrain(RetrainSettings(**TINY), tmp_path, accelerator="cpu")
+    assert checkpoint(tmp_path)["epoch"] == 0
