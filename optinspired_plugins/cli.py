@@ -25,6 +25,7 @@ except ImportError as error:  # the base installation has torch and timm only
 from . import simulation
 from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
+from .genotype import load_genotype
 from .propagation import TwoPath
 
 __all__ = ["app", "main"]
@@ -32,7 +33,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Networks read off algorithms."
 )
-plot = typer.Typer(no_args_is_help=True, help="Draw algorithms and their rates.")
+plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
 NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
@@ -240,6 +241,15 @@ def plot_condition_numbers(
 ) -> None:
     """Draw the steps that gradient descent, heavy ball and Nesterov's method need by condition number."""
     _save(plotting.draw_condition_numbers, out)
+
+
+@plot.command("cells")
+def plot_cells(
+    genotype: Annotated[str, typer.Argument(help="A JSON file, or darts_v2 and the like.")],
+    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("cells.png"),
+) -> None:
+    """Draw the normal and the reduction cell of a genotype."""
+    _save(lambda: plotting.draw_cells(load_genotype(genotype)), out)
 
 
 def main() -> None:
