@@ -177,14 +177,12 @@ def _svg_box(box: Box) -> str:
 
 
 def _d(corners: tuple[Point, ...]) -> str:
-    return "".join(
-        command + " ".join(f"{x:.4g} {y:.4g}" for x, y in points) for command, points in rounded(corners)
-    )
+    return "".join(command + " ".join(f"{x:.4g} {y:.4g}" for x, y in points) for command, points in rounded(corners))
 
 
 def _arrow(corners: tuple[Point, ...], name: str = "") -> str:
     """A triangle at the end of a line, which arrives from the left, from above or from below."""
-    (x0, y0), (x, y) = corners[-2:]
+    (_, y0), (x, y) = corners[-2:]
     if y == y0:
         shape = f"M{x:.4g} {y:.4g}l-8 -4v8z"
     else:

@@ -1,4 +1,4 @@
-"""The command ``optinspired``: searches, Table 2, and the theory as pictures."""
+"""The command ``optinspired``: searches and their reports, Table 2, and the theory as pictures."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
 from .genotype import load_genotype
 from .propagation import TwoPath
+from .report import write_report
 
 __all__ = ["app", "main"]
 
@@ -179,6 +180,17 @@ def search(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a search, finished or not.")],
+    out: Annotated[Optional[Path], typer.Option(help="Page to write; report.html in the folder if not given.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a search: result, cells, α by epoch, curves, command to retrain."""
+    with errors_as_messages():
+        page = write_report(folder, out)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
 def _table(cells: list[simulation.Cell]) -> Table:

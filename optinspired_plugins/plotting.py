@@ -261,8 +261,7 @@ def _draw_wire(axes: Axes, corners: tuple[Point, ...], colour: str, width: float
     steps = rounded(corners)
     path = Path([p for _, points in steps for p in points], [code for name, _ in steps for code in codes[name]])
     if tip:
-        style = dict(arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0)
-        axes.add_patch(FancyArrowPatch(path=path, color=colour, linewidth=width, **style))
+        axes.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=9, color=colour, linewidth=width))
     else:
         axes.add_patch(PathPatch(path, edgecolor=colour, facecolor="none", linewidth=width))
 
