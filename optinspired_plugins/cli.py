@@ -15,6 +15,7 @@ try:
     import typer
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
@@ -55,7 +56,8 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        console.print(f"[red]error[/red] {type(error).__name__}: {error}", markup=True, highlight=False, soft_wrap=True)
+        message = f"[red]error[/red] {type(error).__name__}: {escape(str(error))}"
+        console.print(message, markup=True, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 
@@ -190,7 +192,7 @@ def report(
     """Write one self-contained HTML page about a search: result, cells, α by epoch, curves, command to retrain."""
     with errors_as_messages():
         page = write_report(folder, out)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(cells: list[simulation.Cell]) -> Table:

@@ -117,24 +117,20 @@
       cells[k].classList.toggle("high", p > 0.55);
       cells[k].classList.toggle("chosen", data.chosen[step][i].includes(operation));
     });
-    more[0].textContent = data.entropy[step][i].toFixed(2);
-    more[1].textContent = data.margin[step][i].toFixed(3);
+    more[0].textContent = data.entropy[step][i].toFixed(3);
+    more[1].textContent = data.margin[step][i].toFixed(4);
     if (data.beta.length) more[2].textContent = percent(data.beta[step][i]);
   }
 
   // What colour can show: the value of edge i in a step, from 0 to 1, and the class that gives the colour.
   function modes() {
-    const best = (step, i) => {
-      const row = data.alpha[step][i].map((p, k) => (data.operations[k] === "none" ? -1 : p ?? -1));
-      return row.indexOf(Math.max(...row));
-    };
     const found = {
       "strongest operation": (step, i) => {
-        const k = best(step, i);
+        const k = data.strongest[step][i];
         return [data.alpha[step][i][k], family(data.operations[k]), label(data.operations[k])];
       },
-      entropy: (step, i) => [data.entropy[step][i] / data.greatest_entropy, "heat", data.entropy[step][i].toFixed(3)],
-      margin: (step, i) => [data.margin[step][i], "heat", data.margin[step][i].toFixed(3)],
+      entropy: (step, i) => [data.entropy[step][i] / data.greatest_entropy, "heat", data.entropy[step][i].toFixed(4)],
+      margin: (step, i) => [data.margin[step][i], "heat", data.margin[step][i].toFixed(4)],
     };
     if (data.beta.length) found.β = (step, i) => [data.beta[step][i], "heat", `${percent(data.beta[step][i])} %`];
     data.operations.forEach((operation, k) => {
@@ -251,8 +247,8 @@
     return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(6)));
   }
 
-  // series: [name, classes, values]; a null is a gap.
-  function lineChart(parent, title, epochs, series, { resumed = [], steps = false } = {}) {
+  // series: [name, classes, values]; a null is a gap. The axis spans at least `least`, so that noise stays flat.
+  function lineChart(parent, title, epochs, series, { resumed = [], steps = false, least = 1e-6 }) {
     const known = series.flatMap(([, , values]) => values).filter((value) => value !== null);
     if (!known.length) return;
     const figure = add(parent, "figure");
@@ -260,10 +256,11 @@
     const legend = add(figure, "div", { class: "legend" });
     for (const [name, classes] of series) add(legend, "span", { class: classes }, name);
     if (resumed.length) add(legend, "span", { class: "resume" }, "resumed");
-    const box = { left: 44, top: 8, width: 440, height: 170 };
+    const box = { left: 50, top: 8, width: 436, height: 170 };
     const svg = add(figure, "svg", { viewBox: "0 0 500 206", class: "chart", role: "img", "aria-label": title });
     let [low, high] = [Math.min(...known), Math.max(...known)];
-    if (low === high) [low, high] = [low - 0.5, high + 0.5];
+    const missing = Math.max(0, least - (high - low)) / 2;
+    [low, high] = [low - missing, high + missing];
     const [first, end] = [epochs[0], Math.max(epochs.at(-1), epochs[0] + 1)];
     const x = (epoch) => box.left + (box.width * (epoch - first)) / (end - first);
     const y = (value) => box.top + (box.height * (high - value)) / (high - low);
@@ -300,14 +297,18 @@
     const parent = document.querySelector("#certainty .charts");
     const means = (rows, cell) => {
       const picked = edgesOf(cell).map(([, i]) => i);
-      return rows.map((row) => Number((picked.reduce((sum, i) => sum + row[i], 0) / picked.length).toFixed(4)));
+      return rows.map((row) => Number((picked.reduce((sum, i) => sum + row[i], 0) / picked.length).toFixed(6)));
     };
-    for (const [title, rows] of [["entropy of softmax(α)", data.entropy], ["margin, top-1 minus top-2", data.margin]]) {
+    const parts = [
+      ["entropy of softmax(α)", data.entropy, 0.1 * data.greatest_entropy],
+      ["margin, top-1 minus top-2", data.margin, 0.1],
+    ];
+    for (const [title, rows, least] of parts) {
       const series = [
         ["normal cell", "sep", means(rows, "normal")],
         ["reduction cell", "neg dashed", means(rows, "reduction")],
       ];
-      lineChart(parent, title, data.epochs, series, { resumed: data.curves.search.resumed, steps: true });
+      lineChart(parent, title, data.epochs, series, { resumed: data.curves.search.resumed, steps: true, least });
     }
   }
 

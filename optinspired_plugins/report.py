@@ -120,7 +120,7 @@ def _verdict(run: RunFolder) -> str:
         "Parameters": _parameters(run),
         "MACs": _macs(run.retraining),
         "Seed": _seed(run),
-        "Search": (f"{run.history[-1].number} epochs", _seconds(run.history)),
+        "Search": (f"{run.history[-1].number} epoch{'s' * (len(run.history) > 1)}", _seconds(run.history)),
     }
     parts = [
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, (value, note) in tiles.items()

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .cell_layout import LOOKS
-from .genotype import CellGenotype, Genotype
+from .genotype import CHOICES, CellGenotype, Genotype
 from .run_folder import EdgeKey, Epoch, RunFolder, SearchEpoch
 
-__all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "thinned"]
+__all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "strongest", "thinned"]
 
 CELLS = ("normal", "reduction")
 LIMIT_CURVE = 1_000
@@ -31,10 +31,17 @@ def entropy(probabilities: Iterable[float]) -> float:
     return sum(-p * math.log(p) for p in probabilities if p > 0)
 
 
+def strongest(row: Mapping[str, float]) -> str:
+    """Return the most probable operation of those that a genotype can have."""
+    return max((operation for operation in row if operation in CHOICES), key=lambda operation: row[operation])
+
+
 def margin(row: Mapping[str, float]) -> float:
-    """Return how far the strongest operation is ahead of the second, of those that a genotype can have."""
-    first, second = sorted([0.0, *(p for operation, p in row.items() if operation != "none")], reverse=True)[:2]
-    return first - second
+    """Return how far the most probable operation is ahead of the second, of those that a genotype can have."""
+    first = strongest(row)
+    return row[first] - max(
+        (p for operation, p in row.items() if operation in CHOICES and operation != first), default=0
+    )
 
 
 def changes(before: Genotype, after: Genotype) -> list[str]:
@@ -69,7 +76,8 @@ def page_data(
         "operations": operations,
         "looks": LOOKS,
         "edges": [{"cell": edge.cell, "name": _edge_name(edge, genotypes[0].rule)} for edge in edges],
-        "alpha": [[_rounded(map(row.get, operations)) for row in rows] for rows in alphas],
+        "alpha": [[_rounded(map(row.get, operations), 4) for row in rows] for rows in alphas],
+        "strongest": [[operations.index(strongest(row)) for row in rows] for rows in alphas],
         "entropy": [_rounded(entropy(row.values()) for row in rows) for rows in alphas],
         "greatest_entropy": round(math.log(max(2, len(operations))), 4),
         "margin": [_rounded(margin(row) for row in rows) for rows in alphas],
@@ -84,8 +92,8 @@ def page_data(
     }
 
 
-def _rounded(values: Iterable[float | None]) -> list[float | None]:
-    return [None if value is None else round(value, 4) for value in values]
+def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float | None]:
+    return [None if value is None else round(value, digits) for value in values]
 
 
 def _edge_name(edge: EdgeKey, rule: str) -> str:
