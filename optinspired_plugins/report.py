@@ -20,7 +20,7 @@ from ._files import write_atomically
 from .cell_layout import COLOURS, to_svg
 from .genotype import CellGenotype
 from .report_data import CELLS, changes, page_data, thinned
-from .run_folder import Epoch, Retraining, RunFolder, SearchEpoch, read_run
+from .report_files import Epoch, Retraining, RunFolder, SearchEpoch, read_run
 
 __all__ = ["render", "write_report"]
 
@@ -103,7 +103,7 @@ def _part(name: str) -> str:
 
 def _text(value: object) -> str:
     """Escape what a file says, and cut it where it is long."""
-    text = str(value)
+    text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
     return escape(text if len(text) <= LIMIT_TEXT else text[:LIMIT_TEXT] + "…")
 
 
@@ -193,8 +193,8 @@ def _notes(run: RunFolder) -> list[str]:
         done, planned = len(retraining.history), retraining.settings.get("epochs")
         if done != planned:
             notes.append(f"Unfinished: {done} of {_text(planned or '?')} epochs of the retraining.")
-        trained = retraining.about.get("genotype_sha256")
-        if trained is not None and trained != run.hashes.get("genotype.json"):
+        trained, genotype = retraining.about.get("genotype_sha256"), run.genotype or last.genotype
+        if trained is not None and trained != hashlib.sha256(genotype.to_json().encode()).hexdigest():
             notes.append("The retraining was of another genotype than genotype.json.")
     return notes
 

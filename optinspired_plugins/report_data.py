@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from .cell_layout import LOOKS
 from .genotype import CHOICES, CellGenotype, Genotype
-from .run_folder import EdgeKey, Epoch, RunFolder, SearchEpoch
+from .report_files import EdgeKey, Epoch, RunFolder, SearchEpoch
 
 __all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "strongest", "thinned"]
 

@@ -88,5 +88,5 @@ def make_retrain(tests=(50.0, 97.5, 96.25), resumed=(), epochs=3, **about):
         }
         for epoch, top1 in enumerate(tests)
     ]
-    settings = {"cells": 20, "width": 36, "epochs": epochs, "seed": 3}
+    settings = {"genotype": {"version": 1}, "cells": 20, "width": 36, "epochs": epochs, "seed": 3}
     return {"settings": settings, "run": {"parameters": 3349342, "macs": 528000000, **about}, "history": history}

@@ -91,9 +91,9 @@ def test_a_report_and_its_cells_are_written(tmp_path):
 
 
 def test_a_damaged_run_is_a_message_and_no_traceback(tmp_path):
-    write_run(tmp_path / "run", make_history("hb", 1), settings={"[/red]": [1]})
+    write_run(tmp_path / "run", make_history("hb", 1), about={"parameters": "[/red]"})
     done = run("report", "run", folder=tmp_path, ok=False)
-    assert "run/settings.json: content, '[/red]' is a list: must be text, a number or null" in done.stdout
+    assert "run/run.json: parameters=[/red]: must be an integer from 0 to 1e+15" in done.stdout
     done = run("report", "nothing", folder=tmp_path, ok=False)
     assert "nothing/settings.json" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

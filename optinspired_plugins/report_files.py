@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 from .cell_layout import LOOKS
 from .genotype import CHOICES, Genotype, heavy_ball_sources
@@ -20,8 +20,6 @@ LIMIT_NUMBER = 10**15
 SEARCH_METRICS = ("train_loss", "train_top1", "alpha_loss", "alpha_top1", "seconds")
 RETRAIN_METRICS = ("train_loss", "train_top1", "test_loss", "test_top1", "seconds")
 LABEL = re.compile(r"(normal|reduce)/(?:(op|beta)_)?(\d{1,3})(?:_(\d{1,3}))?")
-
-Scalar = Union[str, int, float, bool, None]
 
 
 class EdgeKey(NamedTuple):
@@ -55,7 +53,7 @@ class SearchEpoch(Epoch):
 class Retraining:
     """The folder ``retrain``: settings, what ``run.json`` says, and its epochs."""
 
-    settings: dict[str, Scalar]
+    settings: dict[str, Any]
     about: dict[str, Any]
     history: list[Epoch]
 
@@ -68,7 +66,7 @@ class RunFolder:
     """
 
     folder: Path
-    settings: dict[str, Scalar]
+    settings: dict[str, Any]
     about: dict[str, Any]
     history: list[SearchEpoch]
     genotype: Genotype | None
@@ -107,7 +105,10 @@ def read_run(folder: str | Path) -> RunFolder:
         ValueError: a file is not what a search or retraining writes; the message names file and field.
     """
     reader = _Reader(Path(folder))
-    settings = reader.read("settings.json", _scalars)
+    stages = sorted(reader.folder.glob("stage*/settings.json"))
+    if stages and not (reader.folder / "settings.json").exists():
+        raise ValueError(f"folder={str(folder)!r}: holds a search in stages: must be one of them, {stages[-1].parent}")
+    settings = reader.read("settings.json", _object)
     history = reader.read("history.json", _search_history)
     genotype = None
     if (reader.folder / "genotype.json").exists():
@@ -119,7 +120,7 @@ def read_run(folder: str | Path) -> RunFolder:
 
 def _read_retraining(reader: _Reader) -> Retraining:
     return Retraining(
-        reader.read("retrain/settings.json", _scalars, {}),
+        reader.read("retrain/settings.json", _object, {}),
         reader.read("retrain/run.json", _about, {}),
         reader.read("retrain/history.json", _retrain_history, []),
     )
@@ -134,20 +135,13 @@ def _object(value: object, name: str = "content") -> dict[str, Any]:
     return value
 
 
-def _scalars(value: object, name: str = "content") -> dict[str, Scalar]:
-    for key, scalar in _object(value, name).items():
-        if not isinstance(scalar, (str, int, float, type(None))):
-            raise ValueError(f"{name}, {key[:80]!r} is a {type(scalar).__name__}: must be text, a number or null")
-    return value  # type: ignore[return-value]
-
-
 def _about(value: object) -> dict[str, Any]:
     found = _object(value)
     for name in ("parameters", "architecture_parameters", "macs"):
         if found.get(name) is not None and (type(found[name]) is not int or not 0 <= found[name] <= LIMIT_NUMBER):
             raise ValueError(f"{name}={str(found[name])[:80]}: must be an integer from 0 to {LIMIT_NUMBER:g}")
     for name in ("versions", "data"):
-        _scalars(found.get(name, {}), name)
+        _object(found.get(name, {}), name)
     return found
 
 
