@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loaders", "read_images"]
+__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "process_rank", "read_images"]
 
 
 class ImageSet(NamedTuple):
@@ -29,34 +29,34 @@ class ImageSet(NamedTuple):
     classes: int
 
 
-def read_images(source: str | Path, limit: int | None = None) -> ImageSet:
-    """Read training images.
+def read_images(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
+    """Read the training or the test images of a source.
 
     Args:
-        source: ``"digits"``, scikit-learn's 1,797 scans; ``"cifar10"``, torchvision's download in ``data/cifar10``; an
-            ``.npz`` file with ``x_train`` (n, height, width, channels) and ``y_train``; or a folder with
-            ``train/<class>/*.png`` or with ``<class>/*.png``, all images of one size.
+        source: ``"digits"``, scikit-learn's 1,797 scans, every fifth of a class for testing; ``"cifar10"``,
+            torchvision's download in ``data/cifar10``; an ``.npz`` file with ``x_train`` (n, height, width, channels)
+            and ``y_train``, ``x_test`` and ``y_test``; or a folder with ``train/<class>/*.png`` and ``test/…`` or
+            ``val/…``, or with ``<class>/*.png`` and no test images, all of one size.
         limit: keep the first so many.
+        split: ``"train"`` or ``"test"``.
 
     Raises:
-        ValueError: the source is none of these, has fewer than two classes or images of several sizes.
+        ValueError: the source is none of these, has fewer than two classes, images of several sizes or no such split.
         OSError: a file cannot be read.
     """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: must be 'train' or 'test'")
     if str(source) == "digits":
-        images, labels = _digits()
+        images, labels = _digits(split)
     elif str(source) == "cifar10":
         from torchvision.datasets import CIFAR10
 
-        data = CIFAR10("data/cifar10", train=True, download=True)
+        data = CIFAR10("data/cifar10", train=split == "train", download=True)
         images, labels = data.data, np.asarray(data.targets)
     elif Path(source).suffix == ".npz" and Path(source).is_file():
-        with np.load(source, allow_pickle=False) as arrays:
-            missing = {"x_train", "y_train"} - set(arrays.files)
-            if missing:
-                raise ValueError(f"data={str(source)!r}: has no array {min(missing)}, must have x_train and y_train")
-            images, labels = arrays["x_train"], arrays["y_train"]
+        images, labels = _arrays(source, split)
     elif Path(source).is_dir():
-        images, labels = _folder(Path(source))
+        images, labels = _folder(Path(source), split)
     else:
         raise ValueError(f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images")
     classes = int(labels.max()) + 1 if len(labels) else 0
@@ -66,26 +66,45 @@ def read_images(source: str | Path, limit: int | None = None) -> ImageSet:
     return found if limit is None else ImageSet(found.images[:limit], found.labels[:limit], classes)
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    return (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8), labels.astype(np.int64)
+    rank = np.zeros_like(labels)  # of an image among those of its class
+    for label in range(10):
+        rank[labels == label] = np.arange((labels == label).sum())
+    chosen = (rank % 5 == 4) == (split == "test")
+    images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
+    return images[chosen], labels[chosen].astype(np.int64)
 
 
-def _folder(root: Path) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(source: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    names = f"x_{split}", f"y_{split}"
+    with np.load(source, allow_pickle=False) as arrays:
+        missing = set(names) - set(arrays.files)
+        if missing:
+            raise ValueError(f"data={str(source)!r}: has no array {min(missing)}, must have {' and '.join(names)}")
+        return arrays[names[0]], arrays[names[1]]
+
+
+def _folder(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     from torchvision.datasets import ImageFolder
 
-    root = root / "train" if (root / "train").is_dir() else root
-    classes = sum(entry.is_dir() for entry in root.iterdir())
+    part = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), root)
+    if part == root and split == "test":
+        raise ValueError(f"data={str(root)!r}: has no test images, must have a folder {' or '.join(_FOLDERS[split])}")
+    classes = sum(entry.is_dir() for entry in part.iterdir())
     if classes < 2:
-        raise ValueError(f"data={str(root)!r}: has {classes} class folders, must have at least 2")
-    found = ImageFolder(str(root), loader=_read_image, allow_empty=True)
+        raise ValueError(f"data={str(part)!r}: has {classes} class folders, must have at least 2")
+    found = ImageFolder(str(part), loader=_read_image, allow_empty=True)
     images = [image for image, _ in found]
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise ValueError(f"data={str(root)!r}: has images of {len(shapes)} sizes, must have one")
+        raise ValueError(f"data={str(part)!r}: has images of {len(shapes)} sizes, must have one")
     return np.stack(images), np.asarray(found.targets, dtype=np.int64)
+
+
+_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
 def _read_image(path: str) -> np.ndarray:
@@ -97,26 +116,42 @@ def _read_image(path: str) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
+def channel_moments(images: Tensor) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of each channel, in grey levels."""
+    # One channel at a time: the whole set as float64 would take 8 times its memory.
+    moments = [(c.float().mean(dtype=torch.float64), c.float().std()) for c in images.unbind(1)]
+    return [float(mean) for mean, _ in moments], [float(std) for _, std in moments]
+
+
 class SeededImages(Dataset):
-    """Images normalised by their own mean and deviation; asked for as (epoch, index).
+    """Images normalised by the training images' mean and deviation; asked for as (epoch, index).
 
     Args:
-        data: the images that statistics are taken of.
-        indices: which of them belong to this part.
+        data: the images.
+        indices: which of them belong to this part; ``None`` for all.
         seed: seed of the augmentation.
         padding: pixels that a random crop may shift by; 0 for no augmentation. Images wider than 8 pixels are flipped
             too, digits are not.
         cutout: side of a square set to 0; 0 for none.
+        moments: mean and deviation of each channel, in grey levels; ``None`` for those of ``data``.
     """
 
-    def __init__(self, data: ImageSet, indices: Tensor, seed: int, padding: int = 0, cutout: int = 0) -> None:
-        self.images, self.labels = data.images[indices], data.labels[indices]
+    def __init__(
+        self,
+        data: ImageSet,
+        indices: Tensor | None = None,
+        seed: int = 0,
+        padding: int = 0,
+        cutout: int = 0,
+        moments: tuple[list[float], list[float]] | None = None,
+    ) -> None:
+        self.images = data.images if indices is None else data.images[indices]
+        self.labels = data.labels if indices is None else data.labels[indices]
         self.seed, self.padding, self.cutout = seed, padding, cutout
         self.flip = data.images.shape[-1] > 8
-        # One channel at a time: the whole set as float64 would take 8 times its memory.
-        moments = [(c.float().mean(dtype=torch.float64), c.float().std()) for c in data.images.unbind(1)]
-        self.mean = torch.tensor([m for m, _ in moments]).float()[:, None, None]
-        self.std = torch.tensor([s for _, s in moments]).float().clamp(min=1e-6)[:, None, None]
+        mean, std = channel_moments(data.images) if moments is None else moments
+        self.mean = torch.tensor(mean)[:, None, None]
+        self.std = torch.tensor(std).clamp(min=1e-6)[:, None, None]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,55 +179,73 @@ class SeededImages(Dataset):
         return image
 
 
+def process_rank() -> int:
+    """Return the number of this process in a distributed run, also before torch knows it: 0 outside of one."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
 class EpochSampler(Sampler):
     """Every index once an epoch, as (epoch, index), in an order that seed and epoch determine.
 
     Args:
         length: number of items.
-        seed: seed of the order.
+        seed: seed of the order; ``None`` for the items' own.
+        parts: number of processes that share an epoch; each takes an equal part, and at most ``parts`` − 1 items are
+            left out of an order that is drawn.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(self, length: int, seed: int | None, parts: int = 1) -> None:
+        self.length, self.seed, self.parts, self.epoch = length, seed, parts, 0
+        self.part = process_rank() if parts > 1 else 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return len(self._positions())
+
+    def _positions(self) -> range:
+        stop = self.length if self.seed is None else self.length - self.length % self.parts
+        return range(self.part, stop, self.parts)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        order = np.arange(self.length)
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        return ((self.epoch, int(order[position])) for position in self._positions())
 
 
 def make_loaders(
-    data: ImageSet, batch_size: int, seed: int, workers: int = 0, padding: int = 4
+    data: ImageSet, batch_size: int, seed: int, workers: int = 0, padding: int = 4, parts: int = 1
 ) -> tuple[DataLoader, DataLoader]:
     """Return loaders of two random halves: for the weights, and for α (§9.3).
 
     Raises:
-        ValueError: a half is smaller than a batch.
+        ValueError: a process's part of a half is smaller than a batch.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(data.labels)))
     half = len(order) // 2
-    if half < batch_size:
-        raise ValueError(f"batch_size={batch_size!r}: must be at most {half}, half of the images")
     loaders = []
     for part, indices in enumerate((order[:half], order[half : 2 * half])):
+        sampler = EpochSampler(half, seed + part, parts)
+        if len(sampler) < batch_size:
+            of = "half of the images" if parts == 1 else f"half of the images by {parts} processes"
+            raise ValueError(f"batch_size={batch_size!r}: must be at most {len(sampler)}, {of}")
         images = SeededImages(data, indices, seed + part, padding)
-        sampler = EpochSampler(half, seed + part)
-        loaders.append(_loader(images, batch_size, sampler, workers))
+        loaders.append(make_loader(images, batch_size, sampler, workers))
     return loaders[0], loaders[1]
 
 
-def _loader(images: SeededImages, batch_size: int, sampler: EpochSampler, workers: int) -> DataLoader:
+def make_loader(
+    images: SeededImages, batch_size: int, sampler: EpochSampler, workers: int, drop_last: bool = True
+) -> DataLoader:
+    """Return a loader that draws from no random state but the images' own."""
     # A generator of its own: otherwise a loader draws seeds of workers from the one that Gumbel's softmax uses.
     options: dict[str, Any] = dict(generator=torch.Generator())
     if workers:
         options |= dict(persistent_workers=True, worker_init_fn=_end_with_parent)
-    return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, drop_last=True, **options)
+    return DataLoader(images, batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last, **options)
 
 
 def _end_with_parent(worker: int) -> None:

@@ -25,6 +25,7 @@ class _ArchitectureStep:
     alpha_betas: tuple[float, float]
     arc_learning_rate: float
     training_module: pl.LightningModule
+    trainer: Any
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return α and β, each once, in the order of the modules.
@@ -49,18 +50,33 @@ class _ArchitectureStep:
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Take an architecture step on the validation batch and a weight step on the training batch."""
-        if self.order == 1 or self.trainer.current_epoch < self.warmup_epochs:  # type: ignore[attr-defined]
-            return super().training_step(batch, batch_idx)  # type: ignore[misc]
-        optimizer: Any = self.architecture_optimizers()  # type: ignore[attr-defined]
-        optimizer.zero_grad()
-        self._second_order_gradient(batch["train"], batch["val"], batch_idx)
-        optimizer.step()
+        host: Any = self  # what NNI's module has
+        if self.trainer.current_epoch >= host.warmup_epochs:
+            host.resample()
+            optimizer = host.architecture_optimizers()
+            optimizer.zero_grad()
+            if self.order == 1:
+                self._first_order_gradient(batch["val"], batch_idx)
+            else:
+                self._second_order_gradient(batch["train"], batch["val"], batch_idx)
+            optimizer.step()
+        host.resample()
         result = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
-        self.advance_optimization(_loss(result), batch_idx, self.gradient_clip_val)  # type: ignore[attr-defined]
-        self.advance_lr_schedulers(batch_idx)  # type: ignore[attr-defined]
-        if batch_idx % self.log_prob_every_n_step == 0:  # type: ignore[attr-defined]
-            self.log_probs(self.export_probs())  # type: ignore[attr-defined]
+        host.advance_optimization(_loss(result), batch_idx, host.gradient_clip_val)
+        host.advance_lr_schedulers(batch_idx)
+        if batch_idx % host.log_prob_every_n_step == 0:
+            host.log_probs(host.export_probs())
         return result
+
+    def _first_order_gradient(self, val: Any, batch_idx: int) -> None:
+        """Put ∇_α of the loss, with the penalty if there is one, into α's; the weights' gradients are not computed."""
+        host: Any = self
+        loss = _loss(self.training_module.training_step(val, 2 * batch_idx))
+        if host.penalty is not None:
+            loss, details = host.penalty(loss, host.export_probs())
+            host.log_dict({f"penalty/{name}": value for name, value in details.items()})
+        # DDP waits for the gradients of all parameters.
+        host.manual_backward(loss, inputs=None if _distributed() else self.arch_parameters())
 
     def _second_order_gradient(self, train: Any, val: Any, batch_idx: int) -> None:
         """Put DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α) into α's.
@@ -89,9 +105,10 @@ class _ArchitectureStep:
                 sides.append(_gradients(loss(train), alphas))
         for alpha, g, plus, minus in zip(alphas, direct, *sides):
             alpha.grad = g - rate * (plus - minus) / (2 * radius)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(alpha.grad)
-                alpha.grad /= torch.distributed.get_world_size()
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _loss(result: Any) -> Tensor:
@@ -99,9 +116,14 @@ def _loss(result: Any) -> Tensor:
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients, 0 where a parameter has no part in the loss."""
+    """Gradients of the mean loss of all processes, 0 where a parameter has no part in it."""
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    if _distributed():
+        for gradient in gradients:  # DDP averages only what a backward pass accumulates
+            torch.distributed.all_reduce(gradient)
+            gradient /= torch.distributed.get_world_size()
+    return gradients
 
 
 def _steps(sgd: Any, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -1,13 +1,14 @@
-"""The command ``optinspired``: searches and their reports, Table 2, and the theory as pictures."""
+"""The command ``optinspired``: searches, retrainings and their reports, Table 2, and the theory as pictures."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -26,7 +27,7 @@ except ImportError as error:  # the base installation has torch and timm only
 from . import simulation
 from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
-from .genotype import load_genotype
+from .genotype import GENOTYPES, load_genotype
 from .propagation import TwoPath
 from .report import write_report
 
@@ -39,7 +40,8 @@ plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and
 app.add_typer(plot, name="plot")
 
 NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
-console = Console()
+# Of a distributed run, the first process speaks.
+console = Console(quiet=os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0")
 
 
 def integers(text: str) -> list[int]:
@@ -66,9 +68,48 @@ def quiet_hosts() -> Iterator[None]:
     """Keep NNI's and Lightning's advice out of a terminal that shows progress; errors still come."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import nni_spaces  # noqa: F401  the hosts set their own levels when they are imported
+
         for name in ("nni", "pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         yield
+
+
+def show(text: str) -> None:
+    """Print text as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def epoch_progress(
+    name: str, epochs: int, out: Path, line: Callable[[dict[str, Any]], str]
+) -> Iterator[dict[str, Callable[..., None]]]:
+    """Show a bar of batches and a line an epoch; give what a run calls."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(name, total=None)
+
+        def on_start(done: int, batches: int) -> None:
+            progress.update(task, total=epochs * batches, completed=done * batches)
+            if done:
+                show(f"Going on after epoch {done} of {out}.")
+
+        def on_epoch(entry: dict[str, Any]) -> None:
+            show(f"epoch {entry['epoch'] + 1:>3}/{epochs}  {line(entry)}  {entry['seconds']:.1f} s")
+
+        yield dict(on_start=on_start, on_batch=lambda: progress.advance(task), on_epoch=on_epoch)
+
+
+def search_line(entry: dict[str, Any]) -> str:
+    """Say how weights and α did in an epoch."""
+    weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
+    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %"
+
+
+def retrain_line(entry: dict[str, Any]) -> str:
+    """Say how training and test did in an epoch."""
+    training = f"train {entry['train_loss']:.3f} {entry['train_top1']:6.2f} %"
+    return f"{training}  test {entry['test_loss']:.3f} {entry['test_top1']:6.2f} %"
 
 
 @app.command()
@@ -133,6 +174,7 @@ def search(
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, …")] = "auto",
+    devices: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
     with errors_as_messages(), quiet_hosts():
@@ -155,33 +197,68 @@ def search(
             padding=padding,
             seed=seed,
         )
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(f"{space} search", total=None)
-
-            def on_start(done: int, batches: int) -> None:
-                progress.update(task, total=epochs * batches, completed=done * batches)
-                if done:
-                    progress.console.print(f"Going on after epoch {done} of {out}.", highlight=False)
-
-            def on_epoch(entry: dict[str, Any]) -> None:
-                state = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
-                state += f"  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %"
-                line = f"epoch {entry['epoch'] + 1:>3}/{epochs}  {state}  {entry['seconds']:.1f} s"
-                progress.console.print(line, highlight=False)
-
-            advance = partial(progress.advance, task)
-            genotype = run_search(settings, out, workers, accelerator, on_start, advance, on_epoch)
-    for name, cell in (("normal", genotype.normal), ("reduction", genotype.reduction)):
+        with epoch_progress(f"{space} search", epochs, out, search_line) as progress:
+            found = run_search(settings, out, workers, accelerator, devices, **progress)
+    for name, cell in (("normal", found.normal), ("reduction", found.reduction)):
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
-            console.print(f"{name:<9} node {t}: {edges}", highlight=False, soft_wrap=True)
-    file = out / "genotype.json"
-    console.print(
-        f"Genotype: {file}\nTrain it: train.py … --model cellnet_cifar --model-kwargs genotype={file}",
-        highlight=False,
-        soft_wrap=True,
-    )
+            show(f"{name:<9} node {t}: {edges}")
+    show(f"Genotype: {out / 'genotype.json'}\nTrain it: optinspired retrain {out / 'genotype.json'} --data {data}")
+
+
+@app.command()
+def retrain(
+    genotype: Annotated[str, typer.Argument(help="A genotype's file, or the name of a published one (darts_v2).")],
+    out: Annotated[
+        Optional[Path], typer.Option(help="Folder of the run; by default retrain/ beside the file, or runs/NAME.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
+    limit: Annotated[Optional[int], typer.Option(help="Use the first so many images, for training and test.")] = None,
+    model: Annotated[str, typer.Option(help="cellnet_cifar or cellnet_imagenet.")] = "cellnet_cifar",
+    epochs: Annotated[int, typer.Option(help="Epochs (§9.3).")] = 600,
+    batch_size: Annotated[int, typer.Option(help="Batch size (§9.3).")] = 96,
+    cells: Annotated[int, typer.Option(help="Cells (§9.3).")] = 20,
+    width: Annotated[int, typer.Option(help="Channels of the first cells (§9.3).")] = 36,
+    lr: Annotated[float, typer.Option(help="First learning rate (§9.3).")] = 0.025,
+    aux_weight: Annotated[float, typer.Option(help="Weight of the auxiliary loss (§9.3); 0 for none.")] = 0.4,
+    drop_path: Annotated[float, typer.Option(help="Rate at which operations are dropped in the end (§9.3).")] = 0.2,
+    cutout: Annotated[int, typer.Option(help="Side of the square cut out of an image; 0 for none.")] = 16,
+    padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, …")] = "auto",
+    devices: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed.")] = "32-true",
+) -> None:
+    """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
+    with errors_as_messages(), quiet_hosts():
+        from nni_spaces.retrain import RetrainSettings
+        from nni_spaces.retrain import retrain as run_retrain
+
+        found = load_genotype(genotype)
+        if out is None:
+            out = (
+                Path("runs") / genotype.lower() if genotype.lower() in GENOTYPES else Path(genotype).parent / "retrain"
+            )
+        settings = RetrainSettings(
+            genotype=json.loads(found.to_json()),
+            data=data,
+            limit=limit,
+            model=model,
+            epochs=epochs,
+            batch_size=batch_size,
+            cells=cells,
+            width=width,
+            lr=lr,
+            aux_weight=aux_weight,
+            drop_path=drop_path,
+            cutout=cutout,
+            padding=padding,
+            seed=seed,
+        )
+        with epoch_progress("retraining", epochs, out, retrain_line) as progress:
+            top1 = run_retrain(settings, out, workers, accelerator, devices, precision, **progress)
+    show(f"Test accuracy after the last epoch: {top1:.2f} %\nWeights for timm: {out / 'model.safetensors'}")
 
 
 @app.command()
@@ -192,7 +269,7 @@ def report(
     """Write one self-contained HTML page about a search: result, cells, α by epoch, curves, command to retrain."""
     with errors_as_messages():
         page = write_report(folder, out)
-    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    show(f"Report: {page}")
 
 
 def _table(cells: list[simulation.Cell]) -> Table:

@@ -37,7 +37,7 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None):
 
 def hold(folder, held, done):
     """Hold a run's folder until told to let go."""
-    from nni_spaces.search import locked
+    from nni_spaces.run_folder import locked
 
     with locked(Path(folder)):
         held.set()

@@ -24,6 +24,11 @@ RULES = [
     ("optinspired_plugins/*", {"torch", "optinspired_plugins"}),
     ("timm_models/*", {"torch", "torchvision", "timm", "optinspired_plugins", "timm_models"}),
     ("nni_spaces/data.py", {"torch", "torchvision", "numpy", "PIL", "sklearn"}),
+    (
+        "nni_spaces/retrain.py",
+        {"torch", "timm", "pytorch_lightning", "torchmetrics", "safetensors"}
+        | {"optinspired_plugins", "timm_models", "nni_spaces"},
+    ),
     ("nni_spaces/*", {"torch", "nni", "pytorch_lightning", "torchmetrics", "optinspired_plugins", "nni_spaces"}),
 ]
 

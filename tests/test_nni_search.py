@@ -21,7 +21,8 @@ from PIL import Image
 
 from nni_spaces import DARTS, AGDSpace, GumbelDARTS, HBSpace, HeavyBallInit
 from nni_spaces.data import EpochSampler, ImageSet, SeededImages, make_loaders, read_images
-from nni_spaces.search import SearchModule, SearchSettings, locked, read_history, search
+from nni_spaces.run_folder import locked, read_history
+from nni_spaces.search import SearchModule, SearchSettings, search
 from optinspired_plugins import Genotype
 
 TINY = dict(
@@ -58,7 +59,7 @@ def differences(a, b, path=""):
 
 
 def without_times(folder):
-    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_history(folder)]
+    return [{k: v for k, v in entry.items() if k not in ("seconds", "resumed")} for entry in read_history(folder)]
 
 
 def assert_same_search(folder, reference):
@@ -324,10 +325,10 @@ def test_data_without_two_classes_or_of_several_sizes(tmp_path):
 
 def test_a_folder_of_another_search_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({**TINY, "space": "agd"}))
-    with pytest.raises(ValueError, match=r"holds a search with space='agd' \(here 'hb'\): choose another folder"):
+    with pytest.raises(ValueError, match=r"holds a run with space='agd' \(here 'hb'\): choose another folder"):
         search(SearchSettings(**TINY), tmp_path)
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"settings.json: not the settings of a search"):
+    with pytest.raises(ValueError, match=r"settings.json: not the settings of such a run"):
         search(SearchSettings(**TINY), tmp_path)
 
 
@@ -337,7 +338,7 @@ def test_a_folder_holds_one_process_and_a_killed_one_frees_it(tmp_path):
     process = processes.Process(target=search_runs.hold, args=(tmp_path, held, done))
     process.start()
     assert held.wait(60)
-    with pytest.raises(RuntimeError, match="another process is searching there"):
+    with pytest.raises(RuntimeError, match="another process is running there"):
         search(SearchSettings(**TINY), tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join(60)
