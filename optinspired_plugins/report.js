@@ -167,7 +167,8 @@
     const [left, high] = [84, 17];
     const wide = columnWidth;
     const [width, height] = [left + wide * data.epochs.length + 2, high * edges.length + 20];
-    const svg = add(byId(`map-${cell}`), "svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", style: `width:${width}px` });
+    const size = { viewBox: `0 0 ${width} ${height}`, style: `width:${width}px` };
+    const svg = add(byId(`map-${cell}`), "svg", { ...size, class: "chart" });
     const squares = edges.map(([edge, i], row) => {
       add(svg, "text", { x: left - 8, y: row * high + 13, "text-anchor": "end" }, edge.name);
       return data.epochs.map((epoch, step) => {
@@ -244,7 +245,8 @@
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
     const first = Math.ceil(low / step - 1e-9);
-    return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(6)));
+    const count = Math.floor(high / step + 1e-9) - first + 1;
+    return Array.from({ length: count }, (_, i) => Number(((first + i) * step).toPrecision(6)));
   }
 
   // series: [name, classes, values]; a null is a gap. The axis spans at least `least`, so that noise stays flat.
@@ -261,12 +263,14 @@
     let [low, high] = [Math.min(...known), Math.max(...known)];
     const missing = Math.max(0, least - (high - low)) / 2;
     [low, high] = [low - missing, high + missing];
+    if (low < 0 && Math.min(...known) >= 0) [low, high] = [0, high - low];
     const [first, end] = [epochs[0], Math.max(epochs.at(-1), epochs[0] + 1)];
     const x = (epoch) => box.left + (box.width * (epoch - first)) / (end - first);
     const y = (value) => box.top + (box.height * (high - value)) / (high - low);
     for (const value of roundNumbers(low, high)) {
       add(svg, "path", { class: "axis", d: `M${box.left} ${y(value)}h${box.width}` });
-      add(svg, "text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, value);
+      const text = value < 1e5 ? value : value.toExponential();
+      add(svg, "text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, text);
     }
     for (const epoch of ticks(epochs)) add(svg, "text", { x: x(epoch), y: 196, "text-anchor": "middle" }, epoch);
     for (const epoch of resumed) {

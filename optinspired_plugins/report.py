@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -71,8 +72,7 @@ def _page(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
     script = _part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
-    # Of all characters only "<" could end the element.
-    data = json.dumps(page_data(run, epochs, drawings), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    data = embedded(page_data(run, epochs, drawings))
     colours = "".join(f"--{family}:{colour};" for family, colour in COLOURS.items())
     name = _text(run.folder.resolve().name)
     body = [
@@ -95,6 +95,11 @@ def _page(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
         + f'\n</main>\n<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n'
         + "</body>\n</html>\n"
     )
+
+
+def embedded(data: object) -> str:
+    """Return JSON for a script element, which only a "<" could end."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _part(name: str) -> str:
@@ -161,7 +166,9 @@ def _parameters(run: RunFolder) -> tuple[str, str]:
     if run.about.get("parameters") is None:
         return "not recorded", ""
     architecture = run.about.get("architecture_parameters")
-    return f"{run.about['parameters']:,}", "supernet" + ("" if architecture is None else f"; α and β: {architecture:,}")
+    return f"{run.about['parameters']:,}", "supernet" + (
+        "" if architecture is None else f"; {architecture:,} of architecture"
+    )
 
 
 def _macs(retraining: Retraining | None) -> tuple[str, str]:
@@ -185,6 +192,9 @@ def _seconds(history: Sequence[Epoch]) -> str:
 def _notes(run: RunFolder) -> list[str]:
     """What a reader must know before believing the page."""
     notes, last, retraining = [], run.history[-1], run.retraining
+    epochs = [*run.history, *(retraining.history if retraining else [])]
+    if any(value is not None and not math.isfinite(value) for epoch in epochs for value in epoch.metrics.values()):
+        notes.append("A loss was not finite in some epochs: its curve has gaps there.")
     if run.genotype is None:
         notes.append(f"Unfinished: {last.number} of {_text(run.settings.get('epochs', '?'))} epochs of the search.")
     elif run.genotype != last.genotype:
@@ -204,7 +214,7 @@ def _notes(run: RunFolder) -> list[str]:
 
 def _controls(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
     left_out = len(run.history) - len(epochs)
-    note = f"{left_out} epochs between these are left out to keep the page small." if left_out else ""
+    note = f"{left_out} epochs are left out, evenly, to keep the page small" if left_out else ""
     last = len(epochs) - 1
     return (
         '<nav id="controls" aria-label="Epoch">\n<label for="step">Epoch</label>\n'

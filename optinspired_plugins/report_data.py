@@ -119,5 +119,9 @@ def _curves(history: Sequence[Epoch]) -> dict[str, Any]:
     return {
         "epochs": [epoch.number for epoch in kept],
         "resumed": thinned([epoch.number for epoch in history if epoch.resumed], LIMIT_CURVE),
-        **{name: [epoch.metrics[name] for epoch in kept] for name in (history[0].metrics if history else ())},
+        **{name: [_finite(epoch.metrics[name]) for epoch in kept] for name in (history[0].metrics if history else ())},
     }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

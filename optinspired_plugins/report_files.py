@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +158,15 @@ def _genotype(value: object) -> Genotype:
 
 
 def _metrics(entry: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
-    return {name: None if entry.get(name) is None else _number(entry[name], name) for name in names}
+    return {name: None if entry.get(name) is None else _metric(entry[name], name) for name in names}
+
+
+def _metric(value: object, name: str) -> float:
+    if not name.endswith("_loss"):
+        return _number(value, name, 100.0001 if name.endswith("_top1") else LIMIT_NUMBER)
+    if isinstance(value, float) and not math.isfinite(value):
+        return value  # a network that diverges is something to report
+    return _number(value, name, sys.float_info.max)
 
 
 def _entries(value: object) -> list[tuple[int, bool, dict[str, Any]]]:

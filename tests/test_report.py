@@ -13,7 +13,7 @@ import pytest
 from report_runs import make_history, make_retrain, write_run
 
 from optinspired_plugins.genotype import GENOTYPES, Genotype
-from optinspired_plugins.report import render, write_report
+from optinspired_plugins.report import embedded, render, write_report
 from optinspired_plugins.report_data import changes, entropy, margin, strongest, thinned
 from optinspired_plugins.report_files import read_run
 
@@ -70,7 +70,7 @@ def test_a_search_without_retraining_calls_its_accuracy_no_test_result(tmp_path)
     verdict = page.texts["verdict"]
     assert verdict.strip().startswith(f"{90 - 80 / 1.4 - 1:.2f} %")
     assert "this is no test result" in verdict
-    assert "1,674,874supernet; α and β: 216" in verdict
+    assert "1,674,874supernet; 216 of architecture" in verdict
     assert "not measured" in verdict
     assert "Seed7" in verdict
     assert "Unfinished" not in verdict
@@ -147,6 +147,15 @@ def test_two_edges_between_a_pair_of_nodes_have_two_names(tmp_path):
     data = page_of(write_run(tmp_path / "hb", make_history("hb", 1))).data
     names = ["1 → 2 (1)", "1 → 2 (2)", "0 → 2", "2 → 3 (1)", "2 → 3 (2)", "1 → 3"]
     assert [edge["name"] for edge in data["edges"]][:6] == names
+
+
+def test_a_network_that_diverges_has_a_report(tmp_path):
+    retrain = make_retrain()
+    for entry, loss in zip(retrain["history"], (1.6e300, math.inf, math.nan)):
+        entry["test_loss"] = loss
+    page = page_of(write_run(tmp_path / "run", make_history("hb", 1), retrain=retrain))
+    assert page.data["curves"]["retrain"]["test_loss"] == [1.6e300, None, None]
+    assert "A loss was not finite" in page.texts["verdict"]
 
 
 def test_a_stage_that_lacks_candidates_has_a_report(tmp_path):
@@ -259,6 +268,12 @@ def test_hostile_text_is_text(tmp_path):
     assert HOSTILE in page.texts["verdict"]
 
 
+def test_no_tag_begins_in_embedded_data():
+    text = embedded({HOSTILE: ["<!--<script>"]})
+    assert "<" not in text
+    assert json.loads(text) == {HOSTILE: ["<!--<script>"]}
+
+
 def test_long_text_is_cut(tmp_path):
     settings = {"data": "x" * 100_000, **{f"k{i}": i for i in range(500)}}
     page = write_report(write_run(tmp_path / "run", make_history("hb", 1), settings=settings))
@@ -279,7 +294,7 @@ def test_fifty_epochs_stay_whole_and_what_is_too_much_is_thinned(tmp_path):
     assert (epochs[0], epochs[-1]) == (1, 50)
     assert len(page.data["alpha"]) == len(page.data["drawings"]) == len(epochs)
     assert page.data["curves"]["search"]["epochs"] == list(range(1, 51))
-    assert f"{50 - len(epochs)} epochs between these are left out" in page.texts["controls"]
+    assert f"{50 - len(epochs)} epochs are left out, evenly" in page.texts["controls"]
     with pytest.raises(ValueError, match="limit=10000"):
         render(read_run(folder), 10_000)
 
@@ -315,7 +330,8 @@ def test_a_missing_file_is_named(tmp_path, name):
         ("run.json", '{"parameters": "<b>"}', "run.json: parameters=<b>: must be an integer"),
         ("run.json", '{"versions": [1]}', "run.json: versions is a list"),
         ("retrain/run.json", '{"macs": -1}', "retrain/run.json: macs=-1: must be an integer"),
-        ("retrain/history.json", '[{"epoch": 0, "test_top1": NaN}]', "test_top1=nan: must be a number"),
+        ("retrain/history.json", '[{"epoch": 0, "test_top1": NaN}]', "test_top1=nan: must be a number from 0 to 100"),
+        ("retrain/history.json", '[{"epoch": 0, "test_loss": "NaN"}]', "test_loss=NaN: must be a number"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, name, content, message):
