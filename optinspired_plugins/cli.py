@@ -1,4 +1,4 @@
-"""The command ``optinspired``: searches, Table 2, and the theory as pictures."""
+"""The command ``optinspired``: searches, retrainings and their reports, Table 2, and the theory as pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ try:
     import typer
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
@@ -28,13 +29,14 @@ from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
 from .genotype import GENOTYPES, load_genotype
 from .propagation import TwoPath
+from .report import write_report
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Networks read off algorithms."
 )
-plot = typer.Typer(no_args_is_help=True, help="Draw algorithms and their rates.")
+plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
 NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
@@ -56,7 +58,8 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        console.print(f"[red]error[/red] {type(error).__name__}: {error}", markup=True, highlight=False, soft_wrap=True)
+        message = f"[red]error[/red] {type(error).__name__}: {escape(str(error))}"
+        console.print(message, markup=True, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 
@@ -258,6 +261,17 @@ def retrain(
     show(f"Test accuracy after the last epoch: {top1:.2f} %\nWeights for timm: {out / 'model.safetensors'}")
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a search, finished or not.")],
+    out: Annotated[Optional[Path], typer.Option(help="Page to write; report.html in the folder if not given.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a search: result, cells, α by epoch, curves, command to retrain."""
+    with errors_as_messages():
+        page = write_report(folder, out)
+    show(f"Report: {page}")
+
+
 def _table(cells: list[simulation.Cell]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
@@ -318,6 +332,15 @@ def plot_condition_numbers(
 ) -> None:
     """Draw the steps that gradient descent, heavy ball and Nesterov's method need by condition number."""
     _save(plotting.draw_condition_numbers, out)
+
+
+@plot.command("cells")
+def plot_cells(
+    genotype: Annotated[str, typer.Argument(help="A JSON file, or darts_v2 and the like.")],
+    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("cells.png"),
+) -> None:
+    """Draw the normal and the reduction cell of a genotype."""
+    _save(lambda: plotting.draw_cells(load_genotype(genotype)), out)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from report_runs import make_history, write_run
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -77,6 +78,25 @@ def test_plots_are_written(tmp_path):
     for arguments in (["algorithms"], ["convergence", "--steps", "30"], ["algorithm", "dmrnet", "--out", "new/d.svg"]):
         printed = run("plot", *arguments, folder=tmp_path).stdout.strip()
         assert (tmp_path / printed).stat().st_size > 5_000
+
+
+def test_a_report_and_its_cells_are_written(tmp_path):
+    write_run(tmp_path / "hb[1]", make_history("hb", 2))
+    assert run("report", "hb[1]", folder=tmp_path).stdout == "Report: hb[1]/report.html\n"
+    run("report", "hb[1]", "--out", "pages/a.html", folder=tmp_path)
+    assert (tmp_path / "pages" / "a.html").read_bytes() == (tmp_path / "hb[1]" / "report.html").read_bytes()
+    for genotype in ("hb[1]/genotype.json", "darts_v2"):
+        run("plot", "cells", genotype, "--out", "cells.svg", folder=tmp_path)
+        assert (tmp_path / "cells.svg").stat().st_size > 5_000
+
+
+def test_a_damaged_run_is_a_message_and_no_traceback(tmp_path):
+    write_run(tmp_path / "run", make_history("hb", 1), about={"parameters": "[/red]"})
+    done = run("report", "run", folder=tmp_path, ok=False)
+    assert "run/run.json: parameters=[/red]: must be an integer from 0 to 1e+15" in done.stdout
+    done = run("report", "nothing", folder=tmp_path, ok=False)
+    assert "nothing/settings.json" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_users_algorithm_is_drawn_from_the_current_folder(tmp_path):

@@ -38,6 +38,8 @@ LEAVES = {
     "optinspired_plugins.mm": (),
     "optinspired_plugins.cli": (),
     "optinspired_plugins.report": ("optinspired_plugins/cli.py",),
+    "optinspired_plugins.report_data": ("optinspired_plugins/report.py",),
+    "optinspired_plugins.report_files": ("optinspired_plugins/report.py", "optinspired_plugins/report_data.py"),
     "optinspired_plugins.plotting": ("optinspired_plugins/cli.py", "optinspired_plugins/report.py"),
 }
 

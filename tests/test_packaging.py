@@ -69,6 +69,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {f.relative_to(ROOT).as_posix() for p in PACKAGES for f in (ROOT / p).rglob("*.py")}
+    assert {"optinspired_plugins/report.css", "optinspired_plugins/report.js"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
 
 
