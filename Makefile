@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY = passive
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      train HBNet and AGDNet on real digits beside their ResNet / DenseNet special cases"
+	@echo "make demo      train HBNet and AGDNet on real digits beside their special cases, and search both spaces"
 	@echo "make test      lint, type check and tests"
 	@echo "make test-all  also timm's own test file on every registered model"
 
@@ -19,6 +19,7 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/python examples/01_train_on_digits.py --out runs/demo
+	$(BIN)/python examples/03_search_on_digits.py --out runs/demo/search
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

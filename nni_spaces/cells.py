@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -10,13 +11,25 @@ from nni.mutable import label_scope
 from nni.nas.nn.pytorch import Cell, LayerChoice
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
 from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMixedCell, DifferentiableMixedLayer
+from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
 from nni.nas.space import current_model
 from torch import Tensor, nn
 
 from optinspired_plugins.genotype import heavy_ball_sources
 from optinspired_plugins.operations import ZERO, CellPlan, make_operation, make_preprocessors
 
-__all__ = ["EdgeNormalizedCell", "HeavyBallCell", "MixedCell", "MixedLayer", "Preprocessors"]
+from .derivation import SKIPS, derive
+from .mixing import Mixture, Source
+
+__all__ = [
+    "EdgeNormalizedCell",
+    "EdgeOptions",
+    "HeavyBallCell",
+    "MixedCell",
+    "MixedLayer",
+    "Preprocessors",
+    "SkipDropout",
+]
 
 
 class Preprocessors(nn.Module):
@@ -31,14 +44,53 @@ class Preprocessors(nn.Module):
         return [self.preprocess0(inputs[0]), self.preprocess1(inputs[1])]
 
 
-def candidates(operations: Sequence[str], plan: CellPlan, source: int | None) -> dict[str, nn.Module]:
+class SkipDropout(nn.Dropout):
+    """Dropout behind a skip connection of a supernet (Chen et al. 2019), whose rate falls to 0 in a search.
+
+    Args:
+        rate: the first rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate)
+        self.rate = rate
+
+    def decay(self, epoch: int, epochs: int) -> None:
+        """Set the rate of an epoch, rate · (1 − epoch / epochs)."""
+        self.p = self.rate * (1 - epoch / epochs)
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """What a space asks of its edges beside the candidates; :class:`~nni_spaces.HBSpace` describes the fields."""
+
+    partial_channels: int = 1
+    skip_dropout: float = 0.0
+    allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def restrict(self, label: str, names: Sequence[str]) -> list[str]:
+        """Return those of the names that an edge may have."""
+        return [name for name in names if name in self.allowed.get(label, names)]
+
+
+def candidates(
+    operations: Sequence[str], plan: CellPlan, source: int | None, options: EdgeOptions
+) -> dict[str, nn.Module]:
     """The candidates of an edge from ``source``; ``None`` where it is not chosen yet.
 
-    A supernet's normalisations have no scale and shift, and follow poolings too; a chosen network's are ordinary.
+    A supernet's normalisations have no scale and shift, and follow poolings too; a chosen network's are ordinary, and
+    its operations have all channels and no dropout.
     """
-    chosen = current_model() is not None
     stride = 2 if plan.reduction and (source is None or source < 2) else 1
-    return {name: make_operation(name, plan.channels, stride, chosen, not chosen) for name in operations}
+    if current_model() is not None:
+        return {name: make_operation(name, plan.channels, stride) for name in operations}
+    channels = plan.channels // options.partial_channels
+    made = {name: make_operation(name, channels, stride, False, True) for name in operations}
+    if options.skip_dropout:
+        made.update(
+            {name: nn.Sequential(made[name], SkipDropout(options.skip_dropout)) for name in SKIPS if name in made}
+        )
+    return made
 
 
 class HeavyBallCell(nn.Module):
@@ -51,27 +103,49 @@ class HeavyBallCell(nn.Module):
         plan: channels and strides.
         nodes: number of nodes.
         kind: ``"normal"`` or ``"reduce"``; cells of a kind share their choices.
+        options: what else is asked of the edges.
     """
 
-    def __init__(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> None:
+    def __init__(
+        self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str, options: EdgeOptions = EdgeOptions()
+    ) -> None:
         super().__init__()
         self.preprocessors = Preprocessors(plan, affine=current_model() is not None)
+        self.options = options
         self.nodes = nn.ModuleList()
         with label_scope(kind):
             for t in range(2, 2 + nodes):
-                edges = [
-                    LayerChoice(candidates(operations, plan, source), label=f"op_{t}_{k}")
-                    for k, source in enumerate(heavy_ball_sources(t))
-                ]
+                edges = []
+                for k, source in enumerate(heavy_ball_sources(t)):
+                    names = options.restrict(f"{kind}/op_{t}_{k}", operations)
+                    edges.append(LayerChoice(candidates(names, plan, source, options), label=f"op_{t}_{k}"))
                 self.nodes.append(nn.ModuleList(edges))
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
         """Return the nodes, concatenated along channels."""
         states = self.preprocessors(inputs)
+        if self.is_supernet():
+            return torch.cat(self._mixtures(states), 1)
         for node in self.nodes:
             first, second, third = cast(nn.ModuleList, node)
             states.append(first(states[-1]) + second(states[-1]) + third(states[-2]))
         return torch.cat(states[2:], 1)
+
+    def is_supernet(self) -> bool:
+        """Say whether a differentiable strategy has made the edges mixed ones."""
+        return all(isinstance(edge, MixedLayer) for node in self.nodes for edge in cast(nn.ModuleList, node))
+
+    def _mixtures(self, states: list[Tensor]) -> list[Tensor]:
+        """Return the nodes (23) with the edges mixed (24)."""
+        parts = self.options.partial_channels
+        sources = [Source(state, parts) for state in states]
+        for t, node in enumerate(self.nodes, start=2):
+            mixture = Mixture(parts)
+            for edge, i in zip(cast(Any, node), heavy_ball_sources(t)):
+                mixture.add(edge.weights(), edge.operations(), sources[i])
+            states.append(mixture.value())
+            sources.append(Source(states[-1], parts))
+        return states[2:]
 
 
 def zero_last(names: Sequence[str]) -> list[str]:
@@ -79,9 +153,17 @@ def zero_last(names: Sequence[str]) -> list[str]:
     return [*names, *([] if ZERO in names else [ZERO])]
 
 
-def strongest(names: Sequence[str], weights: Tensor) -> tuple[float, str]:
-    """The weight and name of the strongest operation that is not zero."""
-    return max((weight, name) for name, weight in zip(names, weights.tolist()) if name != ZERO)
+def first_alpha(
+    initialization: Any, rule: str, slot: int, operations: Sequence[str], label: str, options: EdgeOptions
+) -> nn.Parameter:
+    """α of an edge as a search begins.
+
+    It is the one of all operations with those left out that the edge may not have: a favoured operation that is not
+    allowed leaves an edge without a favourite.
+    """
+    names = zero_last(operations)
+    alpha = initialization.alpha(rule, slot, names)
+    return nn.Parameter(alpha[[names.index(name) for name in options.restrict(label, names)]])
 
 
 class MixedLayer(DifferentiableMixedLayer):
@@ -90,12 +172,19 @@ class MixedLayer(DifferentiableMixedLayer):
     Zero has an α and no module, so that it can take weight in the search and cannot be exported.
     """
 
-    def __init__(self, paths: dict[str, nn.Module], alpha: nn.Parameter, softmax: nn.Module, label: str) -> None:
+    def __init__(
+        self,
+        paths: dict[str, nn.Module],
+        alpha: nn.Parameter,
+        softmax: nn.Module,
+        label: str,
+        options: EdgeOptions = EdgeOptions(),
+    ) -> None:
         LayerChoice.__init__(self, paths, label=label)  # the parent's asks for as many α as paths
-        self._arch_alpha, self._softmax = alpha, softmax
+        self._arch_alpha, self._softmax, self.options = alpha, softmax, options
 
     @classmethod
-    def hook(cls, rule: str, initialization: Any) -> Any:
+    def hook(cls, rule: str, initialization: Any, operations: Sequence[str], options: EdgeOptions) -> Any:
         """Return a mutation hook that starts α as ``initialization`` says."""
 
         def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -105,38 +194,37 @@ class MixedLayer(DifferentiableMixedLayer):
             key = f"{choice.label}/alpha"
             if key not in memo:  # cells of a kind share it
                 slot = int(choice.label.rpartition("_")[2])
-                memo[key] = nn.Parameter(initialization.alpha(rule, slot, zero_last(choice.names)))
-            return cls(choice.candidates, memo[key], kwargs.get("softmax", nn.Softmax(-1)), choice.label)
+                memo[key] = first_alpha(initialization, rule, slot, operations, choice.label, options)
+            softmax = kwargs.get("softmax", nn.Softmax(-1))
+            return cls(choice.candidates, memo[key], softmax, choice.label, options)
 
         return mutate
 
+    def weights(self) -> Tensor:
+        """Return softmax(α), zero's behind the others' (25)."""
+        return self._softmax(self._arch_alpha)
+
+    def operations(self) -> dict[str, nn.Module]:
+        """Return the operations by name."""
+        return {name: self[name] for name in self.names}
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted sum."""
-        return mix(self._softmax(self._arch_alpha), [self[name] for name in self.names], self.names, x)
+        parts = self.options.partial_channels
+        mixture = Mixture(parts)
+        mixture.add(self.weights(), self.operations(), Source(x, parts))
+        return mixture.value()
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return the strongest operation that is not zero."""
-        if self.label in memo:
-            return {}
-        return {self.label: strongest(zero_last(self.names), self._arch_alpha)[1]}
+        return derive(self.export_probs(memo))
 
     def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return softmax(α), zero included."""
         if self.label in memo:
             return {}
-        weights = self._arch_alpha.softmax(-1).tolist()
-        return {self.label: dict(zip(zero_last(self.names), weights))}
-
-
-def mix(weights: Tensor, operations: Sequence[nn.Module], names: Sequence[str], x: Tensor) -> Tensor:
-    """Σ_o w_o o(x) over operations that are not zero; summed as they come, so that no stack of outputs is kept."""
-    total: Tensor | None = None
-    for weight, operation, name in zip(weights, operations, names):
-        if name != ZERO:
-            term = weight * operation(x)
-            total = term if total is None else total + term
-    assert total is not None
-    return total
+        names = self.options.restrict(self.label, zero_last(self.names))
+        return {self.label: dict(zip(names, self._arch_alpha.softmax(-1).tolist()))}
 
 
 class MixedCell(DifferentiableMixedCell):
@@ -145,15 +233,23 @@ class MixedCell(DifferentiableMixedCell):
     NNI's cell adds an α for zero behind the candidates; so does this one, unless zero is a candidate.
     """
 
-    def __init__(self, cell: Cell, memo: dict[str, Any], kwargs: dict[str, Any], initialization: Any) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        memo: dict[str, Any],
+        kwargs: dict[str, Any],
+        initialization: Any,
+        options: EdgeOptions = EdgeOptions(),
+    ) -> None:
         names = list(cast(dict, cell.op_candidates_factory))
-        for t in range(2, 2 + cell.num_nodes):
-            for i in range(t):
-                key = f"{cell.label}/{t}_{i}/in_cell"
-                if key not in memo:  # cells of a kind share it
-                    memo[key] = nn.Parameter(initialization.alpha("agd", 0, zero_last(names)))
-        super().__init__(
-            cell.op_candidates_factory,
+        labels = [f"{cell.label}/{t}_{i}" for t in range(2, 2 + cell.num_nodes) for i in range(t)]
+        for label in labels:
+            key = f"{label}/in_cell"
+            if key not in memo:  # cells of a kind share it
+                memo[key] = first_alpha(initialization, "agd", 0, names, label, options)
+        PathSamplingCell.__init__(  # the parent's asks for as many α as candidates of the cell
+            self,
+            cast(Any, cell.op_candidates_factory),
             cell.num_nodes,
             cell.num_ops_per_node,
             cell.num_predecessors,
@@ -164,58 +260,58 @@ class MixedCell(DifferentiableMixedCell):
             kwargs,
             cell.label,
         )
+        self._arch_alpha = nn.ParameterDict()
+        for label in labels:
+            self._arch_alpha[label] = memo[f"{label}/in_cell"]
+        self._softmax, self.options = kwargs.get("softmax", nn.Softmax(-1)), options
+        for t, i, operations in self.edges():
+            for name in set(names) - set(options.restrict(f"{self.label}/{t}_{i}", names)):
+                del operations[name]
 
     @classmethod
-    def hook(cls, initialization: Any) -> Any:
+    def hook(cls, initialization: Any, options: EdgeOptions) -> Any:
         """Return a mutation hook that starts α as ``initialization`` says."""
 
         def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-            return cls(module, memo, kwargs, initialization) if type(module) is Cell else None
+            return cls(module, memo, kwargs, initialization, options) if type(module) is Cell else None
 
         return mutate
+
+    def edges(self) -> Iterator[tuple[int, int, nn.ModuleDict]]:
+        """Yield node, source and operations of each edge."""
+        for t, sources in enumerate(cast(Any, self.ops), start=2):
+            for i, operations in enumerate(sources):
+                yield t, i, operations
 
     def edge_weights(self, t: int) -> Tensor | None:
         """Return the weights of the edges into node t, shape (t,); ``None`` for 1."""
         return None
 
-    def alphas(self, t: int) -> Iterator[Tensor]:
-        """Yield α of each edge into node t."""
-        return (self._arch_alpha[f"{self.label}/{t}_{i}"] for i in range(t))
-
     def forward(self, *inputs: Any) -> Any:
         """Return the nodes, concatenated along channels."""
         processed = preprocess_cell_inputs(self.num_predecessors, *inputs)
-        states = self.preprocessor(processed)
+        states, parts = self.preprocessor(processed), self.options.partial_channels
+        sources = [Source(state, parts) for state in states]
         for t, edges in enumerate(cast(Any, self.ops), start=2):
-            weights, total = self.edge_weights(t), None
-            for i, (alpha, operations) in enumerate(zip(self.alphas(t), edges)):
-                term = mix(self._softmax(alpha), list(operations.values()), self.op_names, states[i])
-                term = term if weights is None else weights[i] * term
-                total = term if total is None else total + term
-            states.append(total)
+            weights, mixture = self.edge_weights(t), Mixture(parts)
+            for i, operations in enumerate(edges):
+                alpha = self._softmax(self._arch_alpha[f"{self.label}/{t}_{i}"])
+                mixture.add(alpha, operations, sources[i], None if weights is None else weights[i])
+            states.append(mixture.value())
+            sources.append(Source(states[-1], parts))
         return self.postprocessor(torch.cat(states[2:], self.concat_dim), processed)
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return the strongest operations that are not zero, of distinct predecessors, by probability."""
-        exported: dict[str, Any] = {}
-        for t in range(2, 2 + self.num_nodes):
-            weights, edges = self.edge_weights(t), []
-            for i, alpha in enumerate(self.alphas(t)):
-                probability = alpha.softmax(-1) * (1 if weights is None else weights[i])
-                edges.append((*strongest(zero_last(self.op_names), probability), i))
-            edges.sort(key=lambda edge: -edge[0])
-            for k in range(self.num_ops_per_node):
-                _, name, source = edges[k]
-                exported[f"{self.label}/op_{t}_{k}"] = name
-                exported[f"{self.label}/input_{t}_{k}"] = [source]
-        return {key: value for key, value in exported.items() if key not in memo}
+        return {key: value for key, value in derive(self.export_probs({})).items() if key not in memo}
 
     def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return softmax(α) of every edge, zero included."""
         probs: dict[str, Any] = {}
-        for t in range(2, 2 + self.num_nodes):
-            for i, alpha in enumerate(self.alphas(t)):
-                probs[f"{self.label}/{t}_{i}"] = dict(zip(zero_last(self.op_names), alpha.softmax(-1).tolist()))
+        for t, i, operations in self.edges():
+            label = f"{self.label}/{t}_{i}"
+            names = self.options.restrict(label, zero_last(list(operations)))
+            probs[label] = dict(zip(names, self._arch_alpha[label].softmax(-1).tolist()))
         return {key: value for key, value in probs.items() if key not in memo}
 
 
@@ -227,8 +323,15 @@ class EdgeNormalizedCell(MixedCell):
 
     _arch_parameter_names = ["_arch_alpha", "_arch_beta"]
 
-    def __init__(self, cell: Cell, memo: dict[str, Any], kwargs: dict[str, Any], initialization: Any) -> None:
-        super().__init__(cell, memo, kwargs, initialization)
+    def __init__(
+        self,
+        cell: Cell,
+        memo: dict[str, Any],
+        kwargs: dict[str, Any],
+        initialization: Any,
+        options: EdgeOptions = EdgeOptions(),
+    ) -> None:
+        super().__init__(cell, memo, kwargs, initialization, options)
         self._arch_beta = nn.ParameterDict()
         for t in range(2, 2 + self.num_nodes):
             key = f"{self.label}/{t}"

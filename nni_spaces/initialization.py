@@ -68,7 +68,8 @@ class HeavyBallInit:
     The second edge from x_{t−1} begins as the identity and the one from x_{t−2} as the negative identity; the first
     from x_{t−1}, F, is small and random. A one-hot weight needs an infinite logit, so the two begin near it: of nine
     operations ``logit`` 5 gives the weight e⁵ / (e⁵ + 8) = 0.949. A larger one begins closer and has less gradient to
-    leave by; weight decay of α pulls it back.
+    leave by; weight decay of α pulls it back. An edge whose ``allowed`` candidates lack the favoured one begins with
+    equal weights.
 
     Args:
         logit: α of the favoured operation, the others' being 0; finite and > 0.

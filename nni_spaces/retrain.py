@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class RetrainSettings:
     momentum: float = 0.9
     weight_decay: float = 3e-4
     gradient_clip: float = 5.0
-    aux_weight: float = 0.4
+    aux_weight: float | None = None
+    """Weight of the auxiliary loss; ``None`` is 0.4 where the auxiliary head fits the images, and else 0."""
     drop_path: float = 0.2
     cutout: int = 16
     padding: int = 4
@@ -76,7 +77,9 @@ class RetrainSettings:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path!r}: must be in [0, 1)")
-        for name in ("momentum", "weight_decay", "aux_weight", "cutout", "padding", "seed"):
+        if self.aux_weight is not None and not 0 <= self.aux_weight < math.inf:
+            raise ValueError(f"aux_weight={self.aux_weight!r}: must be ≥ 0, or None")
+        for name in ("momentum", "weight_decay", "cutout", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
 
@@ -108,7 +111,7 @@ class RetrainModule(pl.LightningModule):
 
     Args:
         model: a :class:`~timm_models.cellnet.CellNet`.
-        settings: what the training is made of.
+        settings: what the training is made of; without an ``aux_weight`` there is no auxiliary loss.
     """
 
     def __init__(self, model: Any, settings: RetrainSettings) -> None:
@@ -148,7 +151,7 @@ class RetrainModule(pl.LightningModule):
         self.train_top1(logits, labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         self.log("train_top1", self.train_top1, on_step=False, on_epoch=True)
-        if auxiliary is not None:
+        if auxiliary is not None and self.settings.aux_weight:
             loss = loss + self.settings.aux_weight * F.cross_entropy(auxiliary, labels)
         return finite(loss, f"epoch {self.current_epoch}, step {batch_idx}")
 
@@ -200,9 +203,9 @@ def retrain(
     folder = Path(out)
     with locked(folder):
         data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
+        settings = replace(settings, aux_weight=_aux_weight(settings, data.images))
         torch.manual_seed(settings.seed)
-        model = settings.make_model(data.classes, data.images.shape[1], aux_head=settings.aux_weight > 0)
-        _check_size(model, data.images, settings)
+        model = settings.make_model(data.classes, data.images.shape[1], aux_head=bool(settings.aux_weight))
 
         def entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
             rate = module.optimizers().param_groups[0]["lr"]
@@ -229,12 +232,16 @@ def retrain(
         return read_history(folder)[-1]["test_top1"]
 
 
-def _check_size(model: Any, images: Tensor, settings: RetrainSettings) -> None:
-    size, taken = tuple(images.shape[-2:]), tuple(model.default_cfg["input_size"][1:])
+def _aux_weight(settings: RetrainSettings, images: Tensor) -> float:
+    """Return the weight, or its default; the head takes images of one size."""
+    size, taken = tuple(images.shape[-2:]), tuple(timm.get_pretrained_cfg(settings.model).input_size[1:])
+    if settings.aux_weight is None:
+        return 0.4 if size == taken else 0.0
     if settings.aux_weight and size != taken:
         found = f"data={settings.data!r} has images of {size[0]} × {size[1]}"
         taken_by = f"the auxiliary head of {settings.model} takes {taken[0]} × {taken[1]}"
-        raise ValueError(f"aux_weight={settings.aux_weight!r}: {taken_by} and {found}; pass aux_weight=0")
+        raise ValueError(f"aux_weight={settings.aux_weight!r}: {taken_by} and {found}; pass 0 or None")
+    return settings.aux_weight
 
 
 def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:

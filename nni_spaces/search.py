@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from nni.nas.space import RawFormatModelSpace
 from torch import Tensor
 from torchmetrics.functional import accuracy
 
+from optinspired_plugins._checks import check_int
 from optinspired_plugins.genotype import Genotype
 
 from .data import make_loaders, process_rank, read_images
 from .initialization import HeavyBallInit, RandomInit, ZeroInit
 from .run_folder import RunFolder, finite, locked, trainer_options
-from .spaces import AGDSpace, CellSpace, DARTSSpace, HBSpace
+from .spaces import AGDSpace, CellSpace, DARTSSpace, HBSpace, check_partial_channels, check_rate
 from .strategies import DARTS, GumbelDARTS
 
 __all__ = ["INITIALIZATIONS", "SPACES", "STRATEGIES", "SearchModule", "SearchSettings", "search"]
@@ -33,12 +34,20 @@ STRATEGIES: dict[str, Callable[..., DARTS]] = {
     "darts": DARTS,
     "darts-second-order": lambda **kwargs: DARTS(order=2, **kwargs),
     "gumbel": GumbelDARTS,
+    "pc-darts": DARTS,
+    "p-darts": DARTS,
 }
+# K, and the part of the epochs in which α stands still: 15 of 50 (Xu et al. 2020), 10 of 25 a stage (Chen et al. 2019).
+STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
 
 @dataclass(frozen=True)
 class SearchSettings:
     """What a search is made of; the defaults are §9.3's.
+
+    ``partial_channels``, ``skip_dropout`` and ``allowed`` are the space's; α stands still in the first
+    ``warmup_epochs``. ``None`` becomes what the strategy's paper has for CIFAR, 1 and 0 for the others.
+    ``grad_checkpointing`` saves memory for time.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -62,6 +71,11 @@ class SearchSettings:
     gradient_clip: float = 5.0
     padding: int = 4
     seed: int = 0
+    partial_channels: int | None = None
+    warmup_epochs: int | None = None
+    skip_dropout: float = 0.0
+    allowed: Mapping[str, Sequence[str]] | None = None
+    grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name, table in (("space", SPACES), ("init", INITIALIZATIONS), ("strategy", STRATEGIES)):
@@ -77,6 +91,21 @@ class SearchSettings:
         for name in ("momentum", "weight_decay", "alpha_weight_decay", "padding", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
+        self._settle_options()
+
+    def _settle_options(self) -> None:
+        """Put the strategy's own in the place of None, and check."""
+        parts, still = STRATEGY_DEFAULTS.get(self.strategy, (1, 0.0))
+        for name, value in (("partial_channels", parts), ("warmup_epochs", int(still * self.epochs))):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.allowed is not None:  # as a file gives it back
+            object.__setattr__(self, "allowed", {label: list(names) for label, names in self.allowed.items()})
+        check_partial_channels(cast(int, self.partial_channels), self.channels)
+        check_int("warmup_epochs", self.warmup_epochs, 0)
+        if cast(int, self.warmup_epochs) >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
+        check_rate("skip_dropout", self.skip_dropout)
 
     def make_space(self, classes: int, in_chans: int) -> CellSpace:
         """Return the space for images of so many classes and channels."""
@@ -87,6 +116,10 @@ class SearchSettings:
             num_classes=classes,
             in_chans=in_chans,
             initialization=INITIALIZATIONS[self.init](),
+            partial_channels=cast(int, self.partial_channels),
+            skip_dropout=self.skip_dropout,
+            allowed=self.allowed,
+            grad_checkpointing=self.grad_checkpointing,
         )
 
     def make_strategy(self) -> DARTS:
@@ -95,6 +128,7 @@ class SearchSettings:
             arc_learning_rate=self.alpha_lr,
             alpha_weight_decay=self.alpha_weight_decay,
             gradient_clip_val=self.gradient_clip,
+            warmup_epochs=self.warmup_epochs,
         )
 
 
@@ -174,6 +208,8 @@ def search(
         FloatingPointError: the loss was not finite; the checkpoint of the last finished epoch is kept.
         OSError: a file cannot be written; the ones before are kept.
     """
+    if settings.strategy == "p-darts":
+        raise ValueError("strategy='p-darts': is a search in stages, use nni_spaces.progressive.search_progressively")
     folder = Path(out)
     with locked(folder):
         data = read_images(settings.data, settings.limit)
@@ -184,7 +220,8 @@ def search(
             return {
                 "genotype": json.loads(space.genotype(module.export()).to_json()),
                 "probabilities": module.export_probs(),
-                **{name: metrics[name] for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
+                # α has no batches while it stands still.
+                **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
             }
 
         run = RunFolder(folder, settings, data, _sizes, entry, on_batch, on_epoch)

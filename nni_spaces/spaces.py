@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from nni.nas.nn.pytorch import Cell, ModelSpace
 from nni.nas.space import current_model, model_context
 from nni.nas.strategy import DARTS as StockDARTS
@@ -12,7 +13,8 @@ from nni.nas.strategy import Proxyless
 from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_int
-from optinspired_plugins.genotype import Genotype
+from optinspired_plugins.genotype import EDGES, Genotype
+from optinspired_plugins.memory import recompute
 from optinspired_plugins.operations import (
     DARTS_OPERATIONS,
     OPERATIONS,
@@ -23,10 +25,38 @@ from optinspired_plugins.operations import (
     plan_cells,
 )
 
-from .cells import EdgeNormalizedCell, HeavyBallCell, MixedCell, MixedLayer, Preprocessors, candidates
+from .cells import (
+    EdgeNormalizedCell,
+    EdgeOptions,
+    HeavyBallCell,
+    MixedCell,
+    MixedLayer,
+    Preprocessors,
+    candidates,
+    zero_last,
+)
 from .initialization import Initialization, RandomInit
 
-__all__ = ["AGDSpace", "DARTSSpace", "HBSpace"]
+__all__ = ["AGDSpace", "DARTSSpace", "HBSpace", "check_partial_channels", "check_rate"]
+
+KINDS = ("normal", "reduce")
+# Why only strategies with α can have candidates of single edges where NNI's cell chooses sources too.
+ONE_LIST = (
+    "NNI's cell has one list of candidates for strategies without α; use DARTS, GumbelDARTS, HBSpace or operations"
+)
+
+
+def check_partial_channels(partial_channels: int, channels: int) -> None:
+    """ValueError unless K is an integer ≥ 1 that divides the channels."""
+    check_int("partial_channels", partial_channels, 1)
+    if channels % partial_channels:
+        raise ValueError(f"channels={channels}: must be divisible by partial_channels={partial_channels}")
+
+
+def check_rate(name: str, value: float) -> None:
+    """ValueError unless ``value`` is a rate of dropout, in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r}: must be a number ≥ 0 and < 1")
 
 
 class CellSpace(ModelSpace):
@@ -43,6 +73,15 @@ class CellSpace(ModelSpace):
         zero_in_space: make zero a candidate that a strategy without α may choose, the literal reading of Table 6. By
             default it has an α in a supernet and nothing else, so that no strategy can export it.
         initialization: how α begins; ``None`` for :class:`~nni_spaces.RandomInit`.
+        partial_channels: K of PC-DARTS (Xu et al. 2020): a supernet mixes operations on 1/K of the channels of an edge
+            and passes the rest, :func:`~nni_spaces.cells.mix`. A chosen network has all; only supernets of DARTS and
+            GumbelDARTS compute with K > 1.
+        skip_dropout: first rate of the dropout behind skip connections of a supernet, P-DARTS's (Chen et al. 2019); our
+            DARTS and GumbelDARTS lower it to 0 by the last epoch.
+        allowed: the candidates of single edges, by label as ``export_probs`` has them: ``"normal/op_2_0"`` in HBSpace,
+            ``"normal/3_1"`` in the others, ``"reduce/…"``. The others are neither built nor computed, and zero has an α
+            only if it is named. Edges that are left out have all candidates.
+        grad_checkpointing: as :meth:`set_grad_checkpointing`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -50,6 +89,7 @@ class CellSpace(ModelSpace):
 
     rule: str
     default_operations: Sequence[str] = TABLE_6
+    advice = ""  # for who samples what is not allowed
 
     def __init__(
         self,
@@ -62,15 +102,24 @@ class CellSpace(ModelSpace):
         operations: Sequence[str] | None = None,
         zero_in_space: bool = False,
         initialization: Initialization | None = None,
+        partial_channels: int = 1,
+        skip_dropout: float = 0.0,
+        allowed: Mapping[str, Sequence[str]] | None = None,
+        grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.grad_checkpointing = grad_checkpointing
         plans = plan_cells(cells, channels, nodes, stem)
+        check_partial_channels(partial_channels, channels)
+        check_rate("skip_dropout", skip_dropout)
         check_int("num_classes", num_classes, 2)
         check_int("in_chans", in_chans, 1)
         self.initialization = RandomInit() if initialization is None else initialization
         names = self._candidate_names(operations, zero_in_space)
         for slot in range(3):  # an initialisation that does not fit says so now, not when a search starts
             self.initialization.alpha(self.rule, slot, [*names, ZERO])
+        self._check_allowed(allowed or {}, zero_last(names), nodes)
+        self.operations, self.options = names, EdgeOptions(partial_channels, skip_dropout, allowed or {})
         self.stem0, self.stem1 = make_stem(stem, in_chans, channels)
         self.cells = nn.ModuleList(
             self.make_cell(names, plan, nodes, "reduce" if plan.reduction else "normal") for plan in plans
@@ -88,22 +137,79 @@ class CellSpace(ModelSpace):
             raise ValueError(f"operations={operations!r}: must be distinct and hold one beside {ZERO!r}")
         return names
 
+    def _check_allowed(self, allowed: Mapping[str, Sequence[str]], names: Sequence[str], nodes: int) -> None:
+        labels = list(self.edge_labels(nodes))
+        for label, chosen in allowed.items():
+            if label not in labels:
+                raise ValueError(f"allowed has {label!r}: must be an edge, {labels[0]!r} to {labels[-1]!r}")
+            if len(set(chosen)) != len(chosen) or not set(chosen) <= set(names) or set(chosen) <= {ZERO}:
+                choice = ", ".join(names)
+                raise ValueError(f"allowed[{label!r}]={chosen!r}: must be distinct of {choice}, one beside {ZERO!r}")
+
+    def edge_labels(self, nodes: int) -> Iterator[str]:
+        """Yield the label of every edge's α."""
+        raise NotImplementedError
+
     def make_cell(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> nn.Module:
         """Return a cell of this space."""
         raise NotImplementedError
+
+    def is_differentiable(self, strategy: Any) -> bool:
+        """Say whether a strategy gets our supernet.
+
+        Raises:
+            ValueError: it cannot take the options of this space.
+        """
+        name, parts, rate = type(strategy).__name__, self.options.partial_channels, self.options.skip_dropout
+        ours = isinstance(strategy, StockDARTS) and not isinstance(strategy, Proxyless)
+        if parts > 1 and not ours:
+            raise ValueError(f"partial_channels={parts} with strategy={name}: must be 1, or use DARTS or GumbelDARTS")
+        if rate and getattr(strategy, "order", 1) == 2:
+            # The difference of two passes would be that of their dropouts.
+            raise ValueError(f"skip_dropout={rate} with strategy={name}(order=2): must be 0, or order 1")
+        return ours
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, shape (batch, num_classes)."""
         s0 = self.stem0(x)
         s1 = self.stem1(s0)
         for cell in self.cells:
-            s0, s1 = s1, cell([s0, s1])
+            s0, s1 = s1, self._run(cell, [s0, s1])
         return self.fc(self.global_pool(s1).flatten(1))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what goes from cell to cell, and compute each cell again in the backward pass.
+
+        The result is the same: running statistics are updated once, and what is random is drawn once.
+        """
+        self.grad_checkpointing = enable
+
+    def _run(self, cell: nn.Module, inputs: list[Tensor]) -> Tensor:
+        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+            return cell(inputs)
+        return recompute(cell, cell, inputs)
+
     def freeze(self, sample: dict[str, Any]) -> nn.Module:
-        """Return the network of a sample, built anew: its normalisations have scales, its weights are fresh."""
+        """Return the network of a sample, built anew: its normalisations have scales, its weights are fresh.
+
+        Raises:
+            ValueError: an edge has an operation that ``allowed`` does not name.
+        """
+        self._check_sample(sample)
         with model_context(sample):
             return type(self)(*self.trace_args, **self.trace_kwargs)
+
+    def _check_sample(self, sample: dict[str, Any]) -> None:
+        for key, name in sample.items() if self.options.allowed else ():
+            cell, _, choice = key.rpartition("/")
+            if choice.startswith("op_"):
+                names = self.options.allowed.get(self.edge_label(sample, cell, choice), [name])
+                if name not in names:
+                    raise ValueError(f"sample has {key}={name!r}: must be of {', '.join(names)}{self.advice}")
+
+    def edge_label(self, sample: dict[str, Any], cell: str, choice: str) -> str:
+        """Return the label of the edge whose operation is ``{cell}/{choice}`` of a sample."""
+        return f"{cell}/{choice}"
 
     def genotype(self, sample: dict[str, Any]) -> Genotype:
         """Return a sample as a genotype.
@@ -127,13 +233,18 @@ class HBSpace(CellSpace):
 
     def make_cell(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> nn.Module:
         """Return a cell of three edges a node."""
-        return HeavyBallCell(operations, plan, nodes, kind)
+        return HeavyBallCell(operations, plan, nodes, kind, self.options)
+
+    def edge_labels(self, nodes: int) -> Iterator[str]:
+        """Yield the label of every edge's α."""
+        for kind in KINDS:
+            yield from (f"{kind}/op_{t}_{k}" for t in range(2, 2 + nodes) for k in range(EDGES[self.rule]))
 
     def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
         """Return the hooks that a differentiable strategy needs for α of zero and for the initialisation."""
-        if not isinstance(strategy, StockDARTS) or isinstance(strategy, Proxyless):
+        if not self.is_differentiable(strategy):
             return []
-        return [MixedLayer.hook(self.rule, self.initialization)]
+        return [MixedLayer.hook(self.rule, self.initialization, self.operations, self.options)]
 
 
 class DARTSSpace(CellSpace):
@@ -145,12 +256,24 @@ class DARTSSpace(CellSpace):
     rule = "agd"
     default_operations = DARTS_OPERATIONS
     mixed_cell: type[MixedCell] = MixedCell
+    advice = f": {ONE_LIST}"
 
     def make_cell(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> nn.Module:
         """Return NNI's cell of two chosen edges a node."""
-        factories = {name: _Factory(name, plan) for name in operations}
+        factories = {name: _Factory(name, plan, self.options) for name in operations}
         preprocessors = Preprocessors(plan, affine=current_model() is not None)
-        return Cell(factories, nodes, 2, 2, "all", preprocessors, label=kind)
+        return Cell(factories, nodes, EDGES[self.rule], 2, "all", preprocessors, label=kind)
+
+    def edge_labels(self, nodes: int) -> Iterator[str]:
+        """Yield the label of every edge's α."""
+        for kind in KINDS:
+            yield from (f"{kind}/{t}_{i}" for t in range(2, 2 + nodes) for i in range(t))
+
+    def edge_label(self, sample: dict[str, Any], cell: str, choice: str) -> str:
+        """Return the label of the edge whose operation is ``{cell}/{choice}`` of a sample."""
+        _, t, slot = choice.split("_")
+        (source,) = sample[f"{cell}/input_{t}_{slot}"]
+        return f"{cell}/{t}_{source}"
 
     def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
         """Return the hooks that a differentiable strategy needs for β, the initialisation and the derivation."""
@@ -159,9 +282,11 @@ class DARTSSpace(CellSpace):
                 f"strategy=Proxyless: NNI has no Proxyless for cells, and so none for {type(self).__name__}; use DARTS "
                 "or GumbelDARTS, or HBSpace"
             )
-        if not isinstance(strategy, StockDARTS):
+        if not self.is_differentiable(strategy):
+            if self.options.allowed:
+                raise ValueError(f"allowed with strategy={type(strategy).__name__}{self.advice}")
             return []
-        return [self.mixed_cell.hook(self.initialization)]
+        return [self.mixed_cell.hook(self.initialization, self.options)]
 
 
 class AGDSpace(DARTSSpace):
@@ -177,8 +302,8 @@ class AGDSpace(DARTSSpace):
 class _Factory:
     """Makes an operation of an edge, as NNI's cells ask for them."""
 
-    def __init__(self, name: str, plan: CellPlan) -> None:
-        self.name, self.plan = name, plan
+    def __init__(self, name: str, plan: CellPlan, options: EdgeOptions) -> None:
+        self.name, self.plan, self.options = name, plan, options
 
     def __call__(self, node: int, slot: int, source: int | None) -> nn.Module:
-        return candidates([self.name], self.plan, source)[self.name]
+        return candidates([self.name], self.plan, source, self.options)[self.name]

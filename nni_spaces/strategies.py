@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,13 @@ from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
 from torch import Tensor, nn
 
+from .cells import SkipDropout
+
 __all__ = ["DARTS", "GumbelDARTS"]
 
 
 class _ArchitectureStep:
-    """What our modules change in NNI's: the order and optimiser of α, and the architecture step of second order."""
+    """What our modules change in NNI's: order and optimiser of α, the step of second order, dropout that falls."""
 
     order: int
     alpha_weight_decay: float
@@ -48,6 +50,17 @@ class _ArchitectureStep:
             parameters, self.arc_learning_rate, betas=self.alpha_betas, weight_decay=self.alpha_weight_decay
         )
 
+    def on_train_epoch_start(self) -> None:
+        """Set this epoch's rate of the dropout behind skip connections; it is constant if nobody says when to end."""
+        host: Any = self
+        for module in host.modules():
+            if isinstance(module, SkipDropout) and (self.trainer.max_epochs or 0) > 0:
+                module.decay(self.trainer.current_epoch, self.trainer.max_epochs)
+        super().on_train_epoch_start()  # type: ignore[misc]
+        if _distributed():  # DDP waits for the gradients of all parameters, also while α stands still
+            for parameter in self.arch_parameters():
+                parameter.requires_grad_()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Take an architecture step on the validation batch and a weight step on the training batch."""
         host: Any = self  # what NNI's module has
@@ -61,8 +74,9 @@ class _ArchitectureStep:
                 self._second_order_gradient(batch["train"], batch["val"], batch_idx)
             optimizer.step()
         host.resample()
-        result = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
-        host.advance_optimization(_loss(result), batch_idx, host.gradient_clip_val)
+        with _constant(self.arch_parameters()):
+            result = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
+            host.advance_optimization(_loss(result), batch_idx, host.gradient_clip_val)
         host.advance_lr_schedulers(batch_idx)
         if batch_idx % host.log_prob_every_n_step == 0:
             host.log_probs(host.export_probs())
@@ -71,40 +85,47 @@ class _ArchitectureStep:
     def _first_order_gradient(self, val: Any, batch_idx: int) -> None:
         """Put ∇_α of the loss, with the penalty if there is one, into α's; the weights' gradients are not computed."""
         host: Any = self
-        loss = _loss(self.training_module.training_step(val, 2 * batch_idx))
-        if host.penalty is not None:
-            loss, details = host.penalty(loss, host.export_probs())
-            host.log_dict({f"penalty/{name}": value for name, value in details.items()})
-        # DDP waits for the gradients of all parameters.
-        host.manual_backward(loss, inputs=None if _distributed() else self.arch_parameters())
+        alphas = self.arch_parameters()
+        with _constant(self._weights()):
+            loss = _loss(self.training_module.training_step(val, 2 * batch_idx))
+            if host.penalty is not None:
+                loss, details = host.penalty(loss, host.export_probs())
+                host.log_dict({f"penalty/{name}": value for name, value in details.items()})
+            # DDP waits for the gradients of all parameters.
+            host.manual_backward(loss, inputs=None if _distributed() else alphas)
+
+    def _weights(self) -> list[nn.Parameter]:
+        alphas = {id(alpha) for alpha in self.arch_parameters()}
+        return [p for p in self.training_module.parameters() if id(p) not in alphas]
 
     def _second_order_gradient(self, train: Any, val: Any, batch_idx: int) -> None:
         """Put DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α) into α's.
 
-        ξ is the learning rate, and the step is the optimiser's own, momentum and weight decay included. The product
-        with the Hessian is a central difference of step 0.01 / ‖∇_w' L_val‖, as in DARTS.
+        ξ is the learning rate of w's parameter group, and the step is the optimiser's own, momentum and weight decay
+        included. The product with the Hessian is a central difference along ξ ∇_w' L_val of length 0.01, as in DARTS.
         """
         optimizers: Any = self.optimizers()  # type: ignore[attr-defined]
         (sgd,) = [o for o in optimizers if not getattr(o, "is_arch_optimizer", False)]
-        weights = [p for group in sgd.param_groups for p in group["params"] if p.requires_grad]
+        groups = [(p, group) for group in sgd.param_groups for p in group["params"] if p.requires_grad]
+        weights, rates = [p for p, _ in groups], [group["lr"] for _, group in groups]
         alphas = self.arch_parameters()
 
         def loss(batch: Any) -> Tensor:
             return _loss(self.training_module.training_step(batch, 2 * batch_idx))
 
         with _restored(self.training_module, weights) as start:
-            rate = sgd.param_groups[0]["lr"]
-            steps = _steps(sgd, weights, _gradients(loss(train), weights))
-            _assign(weights, [w - rate * step for w, step in zip(start, steps)])
+            steps = _steps(sgd, groups, _gradients(loss(train), weights))
+            _assign(weights, [w - step for w, step in zip(start, steps)])
             found = _gradients(loss(val), [*alphas, *weights])
-            direct, vector = found[: len(alphas)], found[len(alphas) :]
+            direct = found[: len(alphas)]
+            vector = [rate * v for rate, v in zip(rates, found[len(alphas) :])]
             radius = 0.01 / torch.cat([v.flatten() for v in vector]).norm().clamp(min=1e-12)
             sides = []
             for sign in (1, -1):
                 _assign(weights, [w + sign * radius * v for w, v in zip(start, vector)])
                 sides.append(_gradients(loss(train), alphas))
         for alpha, g, plus, minus in zip(alphas, direct, *sides):
-            alpha.grad = g - rate * (plus - minus) / (2 * radius)
+            alpha.grad = g - (plus - minus) / (2 * radius)
 
 
 def _distributed() -> bool:
@@ -126,14 +147,13 @@ def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return gradients
 
 
-def _steps(sgd: Any, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """What the weight optimiser would subtract, per learning rate: m · buffer + gradient + decay · w, as in DARTS."""
-    group = sgd.param_groups[0]
+def _steps(sgd: Any, groups: Sequence[tuple[Tensor, Any]], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """What the weight optimiser would subtract: lr · (m · buffer + gradient + decay · w), each by its group."""
     steps = []
-    for w, g in zip(weights, gradients):
+    for (w, group), g in zip(groups, gradients):
         buffer = sgd.state.get(w, {}).get("momentum_buffer")
         step = g + group.get("weight_decay", 0.0) * w.detach()
-        steps.append(step if buffer is None else group.get("momentum", 0.0) * buffer + step)
+        steps.append(group["lr"] * (step if buffer is None else group.get("momentum", 0.0) * buffer + step))
     return steps
 
 
@@ -141,6 +161,22 @@ def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(parameters, values):
             parameter.copy_(value)
+
+
+@contextmanager
+def _constant(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Build no graph for these parameters, so that nothing is kept for their gradients; DDP must have them all.
+
+    The backward pass belongs inside, since checkpointed cells are computed again in it.
+    """
+    moving = [] if _distributed() else [p for p in parameters if p.requires_grad]
+    try:
+        for parameter in moving:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in moving:
+            parameter.requires_grad_()
 
 
 @contextmanager
@@ -214,10 +250,18 @@ class GumbelDARTS(DARTS, StockGumbelDARTS):
     Args:
         temperature: a float, or (first, last).
         **kwargs: :class:`DARTS`'s, of first order.
+
+    Raises:
+        ValueError: ``order`` is not 1.
     """
 
     module_type = _GumbelDARTSModule
 
     def __init__(self, *, temperature: Any = (1.0, 0.33), **kwargs: Any) -> None:
+        if kwargs.get("order", 1) != 1:
+            # Its difference of two passes would be that of their samples.
+            raise ValueError(
+                f"order={kwargs['order']!r}: must be 1, the second is defined for softmax weights: use DARTS"
+            )
         super().__init__(**kwargs)
         self.temperature = temperature

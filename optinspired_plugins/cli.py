@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,6 +104,8 @@ def epoch_progress(
 def search_line(entry: dict[str, Any]) -> str:
     """Say how weights and α did in an epoch."""
     weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
+    if entry["alpha_loss"] is None:
+        return f"{weights}  α stands still"
     return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %"
 
 
@@ -160,26 +163,34 @@ def search(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted search there goes on.")],
     space: Annotated[str, typer.Option(help="hb, agd or darts.")] = "hb",
     init: Annotated[str, typer.Option(help="How α begins: heavy-ball (hb only), zero or random.")] = "zero",
-    strategy: Annotated[str, typer.Option(help="darts, darts-second-order or gumbel.")] = "darts",
+    strategy: Annotated[str, typer.Option(help="darts, darts-second-order, gumbel, pc-darts or p-darts.")] = "darts",
     data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many images.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs (§9.3).")] = 50,
+    epochs: Annotated[int, typer.Option(help="Epochs (§9.3); of p-darts in each of its stages.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Batch size, of both halves (§9.3).")] = 64,
     channels: Annotated[int, typer.Option(help="Channels of the first cells (§9.3).")] = 16,
-    cells: Annotated[int, typer.Option(help="Cells (§9.3).")] = 8,
+    cells: Annotated[int, typer.Option(help="Cells (§9.3); p-darts has its own.")] = 8,
     nodes: Annotated[int, typer.Option(help="Nodes of a cell.")] = 4,
     lr: Annotated[float, typer.Option(help="First learning rate of the weights (§9.3).")] = 0.025,
     alpha_lr: Annotated[float, typer.Option(help="Learning rate of α and β (§9.3).")] = 3e-4,
     padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    partial_channels: Annotated[
+        Optional[int], typer.Option(help="K: mix operations on 1/K of the channels; pc-darts has 4, the others 1.")
+    ] = None,
+    warmup_epochs: Annotated[
+        Optional[int], typer.Option(help="Epochs in which α stands still; pc-darts 30 %, p-darts 40 %, the others 0.")
+    ] = None,
+    grad_checkpointing: Annotated[bool, typer.Option(help="Compute cells twice to save memory.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
     accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, …")] = "auto",
     devices: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
     with errors_as_messages(), quiet_hosts():
+        from nni_spaces.progressive import search_progressively
         from nni_spaces.search import SearchSettings
-        from nni_spaces.search import search as run_search
+        from nni_spaces.search import search as search_once
 
         settings = SearchSettings(
             space=space,
@@ -196,14 +207,19 @@ def search(
             alpha_lr=alpha_lr,
             padding=padding,
             seed=seed,
+            partial_channels=partial_channels,
+            warmup_epochs=warmup_epochs,
+            grad_checkpointing=grad_checkpointing,
         )
+        run_search: Callable[..., Any] = search_progressively if strategy == "p-darts" else search_once
         with epoch_progress(f"{space} search", epochs, out, search_line) as progress:
-            found = run_search(settings, out, workers, accelerator, devices, **progress)
+            found = run_search(settings, out, workers=workers, accelerator=accelerator, devices=devices, **progress)
     for name, cell in (("normal", found.normal), ("reduction", found.reduction)):
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
             show(f"{name:<9} node {t}: {edges}")
-    show(f"Genotype: {out / 'genotype.json'}\nTrain it: optinspired retrain {out / 'genotype.json'} --data {data}")
+    command = shlex.join(["optinspired", "retrain", str(out / "genotype.json"), "--data", data])
+    show(f"Genotype: {out / 'genotype.json'}\nTrain it: {command}")
 
 
 @app.command()
@@ -220,7 +236,10 @@ def retrain(
     cells: Annotated[int, typer.Option(help="Cells (§9.3).")] = 20,
     width: Annotated[int, typer.Option(help="Channels of the first cells (§9.3).")] = 36,
     lr: Annotated[float, typer.Option(help="First learning rate (§9.3).")] = 0.025,
-    aux_weight: Annotated[float, typer.Option(help="Weight of the auxiliary loss (§9.3); 0 for none.")] = 0.4,
+    aux_weight: Annotated[
+        Optional[float],
+        typer.Option(help="Weight of the auxiliary loss; 0.4 (§9.3) where its head fits the images, else 0."),
+    ] = None,
     drop_path: Annotated[float, typer.Option(help="Rate at which operations are dropped in the end (§9.3).")] = 0.2,
     cutout: Annotated[int, typer.Option(help="Side of the square cut out of an image; 0 for none.")] = 16,
     padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,

@@ -89,9 +89,12 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return half the size, rounded up."""
-        x = self.relu(x)
+        return self.bn(self.reduce(self.relu(x)))
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """Return what is normalised, from the rectified input."""
         shifted = F.pad(x, [-1, 1, -1, 1])
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], 1))
+        return torch.cat([self.conv_1(x), self.conv_2(shifted)], 1)
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, affine: bool = True) -> nn.Module:

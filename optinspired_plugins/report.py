@@ -329,11 +329,12 @@ def _command(run: RunFolder) -> str:
 
 def _provenance(run: RunFolder) -> str:
     retraining = run.retraining
+    settings = retraining.settings if retraining else {}
     tables = {
         "Settings": run.settings,
         "Versions": {**run.about.get("versions", {}), "optinspired-plugins of this page": __version__},
         "Images": run.about.get("data", {}),
-        "Settings of the retraining": retraining.settings if retraining else {},
+        "Settings of the retraining": {name: value for name, value in settings.items() if name != "genotype"},
         "Versions of the retraining": retraining.about.get("versions", {}) if retraining else {},
         "Images of the retraining": retraining.about.get("data", {}) if retraining else {},
         "SHA-256 of the files": run.hashes,

@@ -46,3 +46,26 @@ def hold(folder, held, done):
     with locked(Path(folder)):
         held.set()
         done.wait(60)
+
+
+def run_in_stages(folder, settings, stages, kill_at=None, kill_before=None):
+    """Search stage by stage; end by SIGKILL after a batch of all, or before a file of the run is written."""
+    torch.set_num_threads(1)
+    from nni_spaces.progressive import Stage, search_progressively
+    from nni_spaces.search import SearchSettings
+
+    batches, rename = [], os.replace
+
+    def on_batch():
+        batches.append(1)
+        if len(batches) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killing_rename(source, target):
+        if kill_before is not None and Path(target) == Path(folder) / kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = killing_rename
+    options = dict(stages=[Stage(*stage) for stage in stages], accelerator="cpu", on_batch=on_batch)
+    search_progressively(SearchSettings(**settings), folder, **options)

@@ -62,6 +62,12 @@ def test_every_edge_runs_from_its_source_to_its_node(cell):
     assert {corners[0][0] for corners in layout.concat} == {box.x for box in layout.boxes[2:-1]}
 
 
+def test_of_two_edges_between_neighbours_one_is_straight():
+    cell = Genotype("hb", *[[[("skip_connect", 1), ("sep_conv_3x3", 1), ("max_pool_3x3", 0)]]] * 2).normal
+    straight = [wire.edge.operation for wire in lay_out(cell).wires if len(wire.corners) == 2]
+    assert straight == ["skip_connect"]
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_label_lies_on_a_label_a_line_or_a_box(cell):
     layout = lay_out(cell)

@@ -1,7 +1,9 @@
 """The command, as a user runs it: in a process of its own, from another folder."""
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 from report_runs import make_history, write_run
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -72,6 +76,69 @@ def test_wrong_options_are_a_message_and_no_traceback(tmp_path, arguments, messa
     assert done.returncode == 2
     assert message in re.sub(r"\s*│\s*\n?\s*│?\s*", " ", done.stdout + done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_search_in_stages_shows_them(tmp_path):
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    options = "--data digits --limit 40 --batch-size 16 --channels 2 --nodes 1 --epochs 2 --warmup-epochs 1 --padding 0"
+    options = ["search", "--out", "run", "--strategy", "p-darts", "--accelerator", "cpu", *options.split()]
+    first = run(*options, folder=tmp_path).stdout
+    assert first.count("α stands still") == len(re.findall(r"α \d\.\d+", first)) == 3
+    assert {p.name for p in (tmp_path / "run").glob("[!.]*")} == {"genotype.json", "stage1", "stage2", "stage3"}
+
+
+def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path):
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]
+    options = ["--init", "heavy-ball", "--data", "digits", "--channels", "2", "--nodes", "2", *shared]
+    searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path)
+    (line,) = re.findall("^Train it: optinspired (.*)$", searched.stdout, flags=re.MULTILINE)
+    trained = run(*shlex.split(line), "--width", "2", "--cutout", "2", *shared, folder=tmp_path)
+    assert searched.stderr + trained.stderr == ""  # the hosts' advice is not for a terminal
+    folder = tmp_path / "my runs" / "hb"
+    assert json.loads((folder / "settings.json").read_text())["grad_checkpointing"] is True
+    *_, entry = json.loads((folder / "retrain" / "history.json").read_text())
+    assert f"Test accuracy after the last epoch: {entry['test_top1']:.2f} %" in trained.stdout
+    assert json.loads((folder / "retrain" / "settings.json").read_text())["aux_weight"] == 0  # 8 × 8
+    options = dict(genotype=str(folder / "genotype.json"), cells=3, channels=2, in_chans=1)
+    model = timm.create_model("cellnet_cifar", **options)
+    model.load_state_dict(load_file(folder / "retrain" / "model.safetensors"))
+    again = run(*shlex.split(line), "--width", "3", "--cutout", "2", *shared, folder=tmp_path, ok=False)
+    assert "holds a run with width=2 (here 3): choose another folder" in again.stdout.replace("\n", " ")
+
+
+CIFAR = ROOT.parent / "shared" / "cifar10" / "export.py"
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="CIFAR-10 is not beside the repository")
+@pytest.mark.parametrize(("space", "init"), [("hb", "heavy-ball"), ("agd", "zero")])
+def test_real_cifar10_is_searched_and_a_network_retrained(space, init, tmp_path):
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    export = [sys.executable, str(CIFAR), "npz", "c.npz", "--train", "160", "--test", "48"]
+    subprocess.run(export, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    shared = ["--data", "c.npz", "--epochs", "1", "--cells", "3", "--batch-size", "16", "--accelerator", "cpu"]
+    run("search", "--space", space, "--init", init, "--channels", "2", "--out", "run", *shared, folder=tmp_path)
+    trained = run("retrain", "run/genotype.json", "--width", "2", *shared, folder=tmp_path).stdout
+    about = json.loads((tmp_path / "run" / "retrain" / "run.json").read_text())["data"]
+    assert (about["images"], about["classes"], about["height"]) == (160, 10, 32)
+    assert json.loads((tmp_path / "run" / "retrain" / "settings.json").read_text())["aux_weight"] == 0.4
+    top1 = float(re.search(r"Test accuracy after the last epoch: ([\d.]+) %", trained)[1])
+    assert abs(top1 * 48 / 100 - round(top1 * 48 / 100)) < 0.01  # of 48 images
+    run("report", "run", folder=tmp_path)
+    assert f"{about['sha256']}" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_cifar10_example_is_made_of_valid_commands_and_genotypes():
+    from optinspired_plugins.genotype import load_genotype
+
+    folder = ROOT / "examples" / "cifar10"
+    script = (folder / "run.sh").read_text(encoding="utf-8")
+    for name in ("search", "retrain", "report"):
+        (line,) = re.findall(f"optinspired {name} (.*)", script)
+        documented = run(name, "--help", folder=ROOT).stdout
+        assert all(option in documented for option in re.findall(r"--[\w-]+", line))
+    for space, rule in (("hb", "hb"), ("agd", "agd"), ("darts", "agd")):
+        assert load_genotype(folder / "genotypes" / f"{space}.json").rule == rule
 
 
 def test_plots_are_written(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import random
 import re
@@ -270,3 +271,53 @@ def test_own_algorithms_minimise_are_drawn_and_train(tmp_path: Path) -> None:
     betas = [float(value) for value in re.findall(r"layer\d.algorithm.beta = ([\d.]+)", done.stdout)]
     assert len(betas) == 3
     assert all(beta != 1 for beta in betas)
+
+
+# --- 03_search_on_digits.py -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_both_spaces_are_searched_retrained_reported_and_resumed(tmp_path: Path) -> None:
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / "03_search_on_digits.py"), "--out", "out", "--limit", "96"]
+    runs = []
+    for _ in range(2):
+        run = [*command, "--epochs", "2", "--retrain-epochs", "2"]
+        done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        runs.append(done.stdout)
+    assert len(re.findall(r"epoch +\d", runs[0])) == 8
+    assert "epoch" not in runs[1]  # all was done
+    for space in ("hb", "agd"):
+        pattern = rf"{space} +test accuracy ([\d.]+) %  cells (\S+)  report (\S+)"
+        (top1, cells, page), again = re.search(pattern, runs[0]).groups(), re.search(pattern, runs[1]).groups()
+        assert again == (top1, cells, page)
+        history = json.loads((tmp_path / "out" / space / "retrain" / "history.json").read_text())
+        assert float(top1) == round(history[-1]["test_top1"], 1)
+        assert (tmp_path / cells).stat().st_size > 5_000
+        assert "<svg" in (tmp_path / page).read_text(encoding="utf-8")
+
+
+# --- 04_multi_trial.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_strategies_try_networks_and_go_on(tmp_path: Path) -> None:
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for trials, expected in (("2", [0, 1] * 2), ("5", [2, 3, 4] * 2)):
+        command = [sys.executable, str(ROOT / "examples" / "04_multi_trial.py"), "--out", "out", "--limit", "80"]
+        command += ["--trials", trials]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert [int(index) for index in re.findall(r"trial +(\d+): +[\d.]+ %", done.stdout)] == expected
+        assert "One seed and 16 held-out digits, 6.25 points each" in done.stdout
+    for name in ("random", "evolution"):
+        best = re.search(rf"best: trial (\d+) with ([\d.]+) %, .*{name}", done.stdout)
+        assert best is not None
+        trials_found = json.loads((tmp_path / "out" / name / "trials.json").read_text())["trials"]
+        assert len(trials_found) == 5
+        assert float(best[2]) == max(trial["metric"] for trial in trials_found) == trials_found[int(best[1])]["metric"]
+        found = json.loads((tmp_path / "out" / name / "genotype.json").read_text())
+        assert found == trials_found[int(best[1])]["genotype"]

@@ -17,6 +17,7 @@ pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits,
 import search_runs
 from nni.nas.evaluator.pytorch import Lightning, Trainer
 from nni.nas.experiment import NasExperiment
+from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from PIL import Image
 
 from nni_spaces import DARTS, AGDSpace, GumbelDARTS, HBSpace, HeavyBallInit
@@ -205,19 +206,53 @@ def test_second_order_gradient(momentum):
     torch.testing.assert_close(net.alpha.grad, 1 + 0.1 * ahead, rtol=1e-8, atol=1e-8)
 
 
-def test_architecture_parameters_have_one_order():
+def test_second_order_steps_by_the_settings_of_each_parameter_group():
+    """d/dα L_val(w − Σ_g ξ_g (m_g v + ∇L_train + λ_g w), α) = 1 + ξ_g w'_g, each by its group."""
+    module = object.__new__(DARTS.module_type)
+    torch.nn.Module.__init__(module)
+    net = torch.nn.Module()
+    net.w = torch.nn.ParameterList(torch.tensor([value], dtype=torch.float64) for value in (1.0, -2.0))
+    net.alpha = torch.nn.Parameter(torch.tensor([0.3, 0.7], dtype=torch.float64))
+
+    class Groups(SearchModule):
+        def training_step(self, batch, batch_idx):
+            w, alpha = torch.cat(list(self.model.w)), self.model.alpha
+            return 0.5 * ((w - alpha) ** 2).sum() if batch == "train" else 0.5 * (w**2).sum() + alpha.sum()
+
+    module.training_module = Groups(0.1, 0, 0, 1)
+    module.training_module.set_model(net)
+    settings = [dict(lr=0.1, momentum=0.9, weight_decay=0.01), dict(lr=0.5, momentum=0.0, weight_decay=0.2)]
+    sgd = torch.optim.SGD([dict(params=[w], **group) for w, group in zip(net.w, settings)], 1.0)
+    sgd.state[net.w[0]]["momentum_buffer"] = torch.tensor([0.5], dtype=torch.float64)
+    module.optimizers = lambda: [sgd]
+    module.arch_parameters = lambda: [net.alpha]
+    module._second_order_gradient("train", "val", 0)
+    first = 1.0 - 0.1 * (0.9 * 0.5 + (1.0 - 0.3) + 0.01 * 1.0)
+    second = -2.0 - 0.5 * ((-2.0 - 0.7) + 0.2 * -2.0)
+    expected = torch.tensor([1 + 0.1 * first, 1 + 0.5 * second], dtype=torch.float64)
+    torch.testing.assert_close(net.alpha.grad, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_architecture_parameters_have_the_order_of_the_modules():
     """NNI's is that of a set of objects; Adam's moments of a resumed search would go to other parameters."""
-    names = []
-    for _ in range(3):
+    kept, stock = [], []  # kept, so that each has addresses of its own
+    for _ in range(5):
         model = DARTS().mutate_model(AGDSpace(channels=2, cells=4, nodes=2))
         module = object.__new__(DARTS.module_type)
         torch.nn.Module.__init__(module)
         module.training_module = torch.nn.Module()
         module.training_module.model = model
+        kept.append(module)
         found = {id(p): n for n, p in model.named_parameters()}
-        names.append([found[id(p)] for p in module.arch_parameters()])
-    assert names[0] == names[1] == names[2]
-    assert len(names[0]) == len(set(names[0])) == 2 * (5 + 2)
+        ours, stocks = (
+            [found[id(p)] for p in order(module)]
+            for order in (DARTS.module_type.arch_parameters, DartsLightningModule.arch_parameters)
+        )
+        assert len(ours) == len(set(ours)) == 2 * (5 + 2)
+        assert ours == [name for name in found.values() if name in ours]
+        assert set(ours) == set(stocks)
+        stock.append(stocks)
+    assert any(order != ours for order in stock)
 
 
 def test_alphas_optimiser_has_the_papers_hyperparameters():
@@ -299,6 +334,7 @@ def test_halves_are_disjoint_and_cover_the_images():
         (dict(strategy="enas"), "strategy='enas': must be one of darts, darts-second-order, gumbel"),
         (dict(epochs=0), "epochs=0: must be ≥ 1"),
         (dict(lr=float("nan")), "lr=nan: must be a positive number"),
+        (dict(skip_dropout=1.5), "skip_dropout=1.5: must be a number ≥ 0 and < 1"),
     ],
 )
 def test_wrong_settings_are_named(change, message):

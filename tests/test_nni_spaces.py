@@ -103,9 +103,10 @@ def plain_agd_cell(cell, alphas, betas, s0, s1):
     return torch.cat(x[2:], 1)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", SPACES)
-def test_a_supernets_cell_computes_its_equation_with_its_gradients(kind):
-    net = supernet(kind, nodes=2).eval()
+def test_a_supernets_cell_computes_its_equation_with_its_gradients(kind, training):
+    net = supernet(kind, nodes=2).train(training)
     perturb(net)
     cell = net.cells[1]
     s0 = torch.randn(2, 12, 8, 8, dtype=torch.float64)
@@ -311,6 +312,8 @@ def test_wrong_initialisations_and_strategies_are_named():
         DARTS(order=3)
     with pytest.raises(ValueError, match="order=2 with a penalty"):
         DARTS(order=2, penalty=object())
+    with pytest.raises(ValueError, match="order=2: must be 1, the second is defined for softmax weights: use DARTS"):
+        GumbelDARTS(order=2)
 
 
 @pytest.mark.parametrize("kind", ["agd", "darts"])

@@ -215,8 +215,11 @@ def test_the_history_lists_what_changed_and_joins_what_did_not(tmp_path):
 
 
 def test_versions_hashes_and_command(tmp_path):
-    folder = write_run(tmp_path / "a run; rm", make_history("hb", 1), about=ABOUT, settings={"data": "my $HOME.npz"})
+    folder = tmp_path / "a run; rm"
+    write_run(folder, make_history("hb", 1), about=ABOUT, settings={"data": "my $HOME.npz"}, retrain=make_retrain())
     page = page_of(folder)
+    assert "width36" in page.texts["provenance"]
+    assert "version" not in page.texts["provenance"]  # the genotype among the settings: it has a hash
     assert page.texts["retrain-command"] == f"optinspired retrain '{folder}/genotype.json' --data 'my $HOME.npz'"
     for text in ("nni3.0", "python3.11.7", "ab" * 32, "my $HOME.npz", *read_run(folder).hashes.values()):
         assert text in page.texts["provenance"]

@@ -107,6 +107,11 @@ def test_keys_buttons_slider_and_the_choice_of_colour_work(browse, tmp_path):
       }
       document.body.dataset.log = log.join(" ");
       document.body.dataset.hash = location.hash;
+      addEventListener("hashchange", () => { document.body.dataset.followed = document.body.dataset.epoch; });
+      location.hash = "#epoch=4";
+      const writeText = async (text) => { document.body.dataset.copied = text; };
+      Object.defineProperty(navigator, "clipboard", {value: {writeText}});
+      id("copy").click();
     """
     source = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
     path.write_text(source.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
@@ -114,6 +119,8 @@ def test_keys_buttons_slider_and_the_choice_of_colour_work(browse, tmp_path):
     assert console == []
     assert 'data-log="6 5 1 1 6 5 2 3 1 entropy margin β none"' in dom
     assert 'data-hash="#epoch=1"' in dom
+    assert 'data-followed="4"' in dom
+    assert f'data-copied="{Page(dom).texts["retrain-command"]}"' in dom
 
 
 def test_one_epoch_without_alpha_is_no_error(browse, tmp_path):

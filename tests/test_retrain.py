@@ -67,7 +67,7 @@ def test_the_defaults_are_the_papers():
     found = {f.name: f.default for f in fields(RetrainSettings) if f.name not in ("genotype", "limit", "seed")}
     assert found == dict(
         data="cifar10", model="cellnet_cifar", epochs=600, batch_size=96, cells=20, width=36, lr=0.025, momentum=0.9,
-        weight_decay=3e-4, gradient_clip=5.0, aux_weight=0.4, drop_path=0.2, cutout=16, padding=4,
+        weight_decay=3e-4, gradient_clip=5.0, aux_weight=None, drop_path=0.2, cutout=16, padding=4,
     )  # fmt: skip
 
 
@@ -164,8 +164,9 @@ def test_with_the_auxiliary_head_the_file_holds_the_plain_network(tmp_path):
     arrays = {f"x_{part}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in parts.items()}
     arrays |= {f"y_{part}": np.arange(n) % 2 for part, n in parts.items()}
     np.savez(tmp_path / "a.npz", **arrays)
-    settings = dict(TINY, data=str(tmp_path / "a.npz"), limit=None, epochs=1, batch_size=4, aux_weight=0.4, cutout=16)
+    settings = dict(TINY, data=str(tmp_path / "a.npz"), limit=None, epochs=1, batch_size=4, aux_weight=None, cutout=16)
     retrain(RetrainSettings(**settings), tmp_path / "run", accelerator="cpu")
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["aux_weight"] == 0.4  # 32 × 32: §9.3's
     weights = load_file(tmp_path / "run" / "model.safetensors")
     plain = RetrainSettings(**settings).make_model(2, 3)
     plain.load_state_dict(weights)

@@ -1,0 +1,201 @@
+"""What a multi-trial strategy does with a network: train it for a few epochs and report its held-out accuracy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nni
+import torch
+import torch.nn.functional as F
+from nni.nas.evaluator.pytorch import Lightning, Trainer
+from torch import Tensor
+from torchmetrics.functional import accuracy
+
+from optinspired_plugins._checks import check_int
+
+from .data import EpochSampler, SeededImages, channel_moments, make_loader, read_images
+from .run_folder import finite
+from .search import SearchModule
+
+__all__ = ["TrialEvaluator", "TrialModule"]
+
+
+class TrialModule(SearchModule):
+    """A search's recipe for one network, and its accuracy on images that are held out.
+
+    ``val_top1`` is in %, of a batch and of an epoch: ENAS takes the former as its reward.
+
+    Args:
+        gradient_clip: the gradient norm is clipped to this.
+        **kwargs: :class:`~nni_spaces.search.SearchModule`'s.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+
+    def __init__(self, gradient_clip: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gradient_clip = gradient_clip
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return super().training_step(batch, 2 * batch_idx + 1)  # the odd steps of a search are the weights'
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of a batch of held-out images."""
+        images, labels = batch
+        logits = self(images)
+        loss = finite(F.cross_entropy(logits, labels), f"validation of epoch {self.trainer.current_epoch}")
+        top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
+        self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("val_top1", 100 * top1, on_step=True, on_epoch=True, batch_size=len(labels))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip; here and not in the trainer, which clips nothing for strategies with steps of their own."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
+
+    @property
+    def top1(self) -> float:
+        """The accuracy of the last validation, in %."""
+        return round(self.trainer.callback_metrics["val_top1"].item(), 4)
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the epoch to NNI."""
+        if nni.get_current_parameter() is not None:
+            nni.report_intermediate_result(self.top1)
+
+
+@nni.trace
+class TrialEvaluator(Lightning):
+    """Trains networks of a space, each from scratch, and reports their held-out top-1 in %.
+
+    NNI's Lightning evaluators keep one trainer: it has finished after the first network, and those that follow are not
+    trained. Here every network gets a trainer and a module of its own. The defaults of the recipe are §9.3's.
+
+    Args:
+        train_loader: images and labels to train on.
+        val_loader: images and labels that are held out.
+        epochs: epochs a network.
+        lr: first learning rate.
+        momentum: momentum.
+        weight_decay: weight decay.
+        gradient_clip: the gradient norm is clipped to this.
+        accelerator: Lightning's.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    module: Any
+
+    def __init__(
+        self,
+        train_loader: Any,
+        val_loader: Any,
+        epochs: int = 1,
+        lr: float = 0.025,
+        momentum: float = 0.9,
+        weight_decay: float = 3e-4,
+        gradient_clip: float = 5.0,
+        accelerator: str = "auto",
+    ) -> None:
+        check_int("epochs", epochs, 1)
+        for name, value in (("lr", lr), ("gradient_clip", gradient_clip)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value!r}: must be a positive number")
+        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: must be ≥ 0")
+        self.recipe = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, epochs=epochs)
+        self.recipe["gradient_clip"] = gradient_clip
+        self.accelerator = accelerator
+        with warnings.catch_warnings():
+            # True of networks that are sent to other machines, which a module in this process cannot be.
+            warnings.filterwarnings("ignore", "When using training service")
+            loaders = dict(train_dataloaders=train_loader, val_dataloaders=val_loader)
+            super().__init__(self._module(), self._trainer(), **loaders)
+
+    @classmethod
+    def from_images(
+        cls,
+        source: str | Path,
+        held_out: float = 0.2,
+        limit: int | None = None,
+        batch_size: int = 64,
+        padding: int = 0,
+        seed: int = 0,
+        workers: int = 0,
+        **kwargs: Any,
+    ) -> TrialEvaluator:
+        """Return an evaluator for the training images of a source.
+
+        Args:
+            source: what :func:`~nni_spaces.data.read_images` takes.
+            held_out: the share of the images that networks are judged by; drawn from ``seed``.
+            limit: use the first so many images.
+            batch_size: images a batch.
+            padding: pixels that a random crop of a training image may shift by.
+            seed: seed of split, order and crops.
+            workers: processes that load images.
+            **kwargs: the class's.
+
+        Raises:
+            ValueError: an argument is out of range, or the source is none.
+        """
+        data = read_images(source, limit)
+        count = len(data.labels)
+        size = round(held_out * count)
+        if not 1 <= size < count:
+            raise ValueError(f"held_out={held_out!r}: must leave images on both sides, of {count}")
+        out, kept = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tensor_split([size])
+        if len(kept) < batch_size:
+            raise ValueError(f"batch_size={batch_size!r}: must be at most {len(kept)}, the images to train on")
+        moments = channel_moments(data.images[kept])
+        train = SeededImages(data, kept, seed, padding, moments=moments)
+        val = SeededImages(data, out, moments=moments)
+        return cls(
+            make_loader(train, batch_size, EpochSampler(len(kept), seed), workers),
+            make_loader(val, batch_size, EpochSampler(len(out), None), workers, drop_last=False),
+            **kwargs,
+        )
+
+    def _module(self) -> TrialModule:
+        return TrialModule(**self.recipe)
+
+    def _trainer(self) -> Any:
+        return Trainer(
+            max_epochs=self.recipe["epochs"],
+            accelerator=self.accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+    def evaluate(self, model: Any) -> Any:
+        """Train a network, report its accuracy to NNI if NNI runs this, and return it.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        if not isinstance(self.module, TrialModule):  # that of a one-shot strategy, which trains once
+            return super().evaluate(model)
+        self.module, self.trainer = self._module(), self._trainer()
+        for loader in (self.train_dataloaders, self.val_dataloaders):
+            if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+                loader.sampler.set_epoch(0)  # kept loader processes begin before Lightning says so
+        super().evaluate(model)
+        top1 = self.module.top1
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(top1)
+        return top1
+
+    def __repr__(self) -> str:
+        sizes = dict(train=self.train_dataloaders, val=self.val_dataloaders)
+        images = {f"{part}_images": len(loader.dataset) for part, loader in sizes.items() if hasattr(loader, "dataset")}
+        return f"TrialEvaluator({', '.join(f'{name}={value!r}' for name, value in {**self.recipe, **images}.items())})"

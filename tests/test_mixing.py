@@ -1,0 +1,210 @@
+"""The supernet's fast paths against their plain forms: mixtures, constant parameters, checkpointed cells."""
+
+from copy import deepcopy
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+
+from nni_spaces import DARTS, AGDSpace, HBSpace
+from nni_spaces.cells import SkipDropout
+from nni_spaces.mixing import Mixture, Source, mix
+from nni_spaces.strategies import _constant
+from optinspired_plugins.operations import TABLE_6, make_operation
+
+SMALL = dict(channels=4, cells=3, nodes=2, num_classes=3)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def edges(channels, stride, names):
+    """Three edges, two of them from one source."""
+    torch.manual_seed(0)
+    made = [{name: make_operation(name, channels, stride, False, True) for name in names} for _ in range(3)]
+    for operations in made:
+        # Running statistics that no edge has by default; poolings of a source always have had the same images.
+        for i, norm in enumerate(m for o in operations.values() for m in o.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.fill_(0.1 * i)
+            norm.running_var.fill_(1 + 0.1 * i)
+    return nn.ModuleList(nn.ModuleDict(operations) for operations in made).double()
+
+
+def leaves(names, parts):
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    weights = [draw(len(names) + ("none" not in names)) for _ in range(3)]
+    return weights, draw(3), [draw(2, 4 * parts, 7, 7), draw(2, 4 * parts, 7, 7)]
+
+
+def plain(modules, weights, edge_weights, states, parts):
+    terms = [mix(w, o, states[s], parts) for w, o, s in zip(weights, modules, (0, 0, 1))]
+    return sum(p * term for p, term in zip(edge_weights, terms))
+
+
+def fast(modules, weights, edge_weights, states, parts):
+    sources, mixture = [Source(state, parts) for state in states], Mixture(parts)
+    for w, o, s, p in zip(weights, modules, (0, 0, 1), edge_weights):
+        mixture.add(w, o, sources[s], p)
+    return mixture.value()
+
+
+@pytest.mark.parametrize(("stride", "parts", "training"), list(product((1, 2), (1, 4), (True, False))))
+def test_a_mixture_is_the_sum_of_its_edges(stride, parts, training):
+    """Output, gradients and running statistics; 7×7 images, so that stride 2 rounds."""
+    modules = edges(4, stride, TABLE_6).train(training)
+    twin = deepcopy(modules)
+    weights, edge_weights, states = leaves(TABLE_6, parts)
+    outputs = [form(m, weights, edge_weights, states, parts) for form, m in ((plain, modules), (fast, twin))]
+    close(*outputs)
+    cotangent = torch.randn_like(outputs[0])
+    wanted = [[*weights, edge_weights, *states, *m.parameters()] for m in (modules, twin)]
+    for a, b in zip(*(torch.autograd.grad(y, x, cotangent) for y, x in zip(outputs, wanted))):
+        close(a, b)
+    for (name, a), b in zip(modules.named_buffers(), twin.buffers()):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12), name
+    assert training == (int(twin[1]["max_pool_3x3"][1].num_batches_tracked) == 1)
+
+
+@pytest.mark.parametrize("name", TABLE_6[1:])
+def test_a_single_operation_is_mixed_alike(name):
+    modules = edges(4, 1, [name])
+    weights, edge_weights, states = leaves([name], 1)
+    close(plain(modules, weights, edge_weights, states, 1), fast(deepcopy(modules), weights, edge_weights, states, 1))
+
+
+def test_operations_that_share_nothing_are_called():
+    """Dropout behind the identity is drawn as the plain form draws it; a normalisation with a scale keeps it."""
+    modules = edges(4, 1, ["sep_conv_3x3", "skip_connect"])
+    for operations in modules:
+        operations["sep_conv_3x3"] = make_operation("sep_conv_3x3", 4, 1, affine=True).double()
+        nn.init.normal_(operations["sep_conv_3x3"][-1].weight)
+        operations["skip_connect"] = nn.Sequential(nn.Identity(), SkipDropout(0.5))
+    weights, edge_weights, states = leaves(["sep_conv_3x3", "skip_connect"], 1)
+    outputs = []
+    for form in (plain, fast):
+        torch.manual_seed(2)
+        outputs.append(form(modules, weights, edge_weights, states, 1))
+    close(*outputs)
+
+
+def test_what_edges_share_is_computed_once(monkeypatch):
+    """One ReLU, one pooling of each kind and one multiple of each tensor for all edges from a source."""
+    modules = edges(4, 1, ["max_pool_3x3", "skip_connect", "neg_skip_connect", "dil_conv_3x3"])
+    calls = []
+    for function in ("relu", "max_pool2d"):
+        original = getattr(torch.nn.functional, function)
+        monkeypatch.setattr(
+            torch.nn.functional, function, lambda *a, f=original, n=function, **k: calls.append(n) or f(*a, **k)
+        )
+    weights, _, states = leaves(["max_pool_3x3", "skip_connect", "neg_skip_connect", "dil_conv_3x3"], 1)
+    mixture, source = Mixture(), Source(states[0])
+    for w, operations in zip(weights, modules):
+        mixture.add(w, operations, source)
+    assert sorted(calls) == ["max_pool2d", "relu"]
+    assert len(mixture._multiples) == 2  # the source, from two identities, and its pooling
+
+
+def test_no_output_of_an_operation_is_kept_for_alpha():
+    """Autograd keeps the same tensors whether the weights have a gradient or not."""
+    names = ["sep_conv_3x3", "dil_conv_5x5"]
+    modules = edges(4, 1, names)
+    weights, _, states = leaves(names, 1)
+
+    def kept(weights):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            fast(modules, weights, [None] * 3, states, 1)
+        return sum(size for size in sizes if size >= states[0].numel())
+
+    assert kept(weights) == kept([w.detach() for w in weights]) > 0
+
+
+# --- the supernet -----------------------------------------------------------------------------------------------------
+
+
+def supernet(space, **options):
+    torch.manual_seed(0)
+    net = DARTS().mutate_model(space(**{**SMALL, **options})).double().train()
+    for name, parameter in net.named_parameters():
+        if "_arch" in name:
+            nn.init.normal_(parameter)
+    return net
+
+
+def images():
+    return torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [(HBSpace, {}), (AGDSpace, {}), (HBSpace, dict(skip_dropout=0.5)), (AGDSpace, dict(partial_channels=2))],
+    ids=["hb", "agd", "hb-dropout", "agd-partial"],
+)
+def test_checkpointed_cells_give_the_same_step(space, options):
+    """Loss, gradients, running statistics and the random state, to the bit."""
+    net = supernet(space, **options)
+    twin = deepcopy(net)
+    twin.set_grad_checkpointing()
+    found = []
+    for model in (net, twin):
+        torch.manual_seed(5)
+        loss = model(images()).square().sum()
+        loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters()), *model.buffers(), torch.get_rng_state()])
+    for a, b in zip(*found):
+        assert torch.equal(a, b)
+
+
+def test_checkpointed_cells_keep_less():
+    def kept(model):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+            model(images())
+        return sum(sizes)
+
+    assert kept(supernet(HBSpace, grad_checkpointing=True)) < kept(supernet(HBSpace)) / 4
+    net = supernet(HBSpace, grad_checkpointing=True)
+    with torch.no_grad():  # nothing to keep: no cell is run in a checkpoint
+        close(net(images()), supernet(HBSpace)(images()))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("space", [HBSpace, AGDSpace])
+def test_gradients_with_the_others_constant_are_the_same(space, checkpointed):
+    """A step of α with weights constant, and a step of the weights with α constant."""
+    net = supernet(space, grad_checkpointing=checkpointed)
+    alphas = [p for name, p in net.named_parameters() if "_arch" in name]
+    weights = [p for name, p in net.named_parameters() if "_arch" not in name]
+    every = [*alphas, *weights]
+    full = torch.autograd.grad(net(images()).square().sum(), every)
+    for moving, constant, expected in (
+        (alphas, weights, full[: len(alphas)]),
+        (weights, alphas, full[len(alphas) :]),
+    ):
+        with _constant(constant):
+            got = torch.autograd.grad(net(images()).square().sum(), moving)
+        for a, b in zip(got, expected):
+            close(a, b)
+        assert all(p.requires_grad for p in every)
+
+
+def test_constant_parameters_move_again_after_an_error_and_frozen_ones_do_not():
+    moving, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def fail():
+        with _constant([moving, frozen]):
+            assert not moving.requires_grad
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert moving.requires_grad
+    assert not frozen.requires_grad

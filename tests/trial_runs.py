@@ -1,0 +1,93 @@
+"""What processes of multi-trial searches run, called by name or as ``python trial_runs.py <function> <arguments>``."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from nni.nas.evaluator import FunctionalEvaluator
+from nni.nas.experiment import NasExperiment
+from nni.nas.strategy import Random, RegularizedEvolution
+
+from nni_spaces import HBSpace, TrialEvaluator, TrialExperiment, run_trials, sequential_config
+
+TINY = dict(channels=4, cells=3, nodes=2, in_chans=1)
+STRATEGIES = {
+    "random": lambda: Random(seed=3),
+    "evolution": lambda: RegularizedEvolution(population_size=2, sample_size=2, seed=3),
+}
+
+
+def digits(**kwargs):
+    """An evaluator of three batches of digits."""
+    return TrialEvaluator.from_images("digits", limit=64, batch_size=16, accelerator="cpu", **{"lr": 0.1, **kwargs})
+
+
+def count_parameters(model):
+    """Report a network's size, without training."""
+    import nni
+
+    nni.report_final_result(sum(p.numel() for p in model.parameters()))
+
+
+def sized(report=count_parameters):
+    """An evaluator that calls a function."""
+    return FunctionalEvaluator(report)
+
+
+def needs_tianshou():
+    """Skip a test where the extra is not installed."""
+    pytest.importorskip("tianshou", reason="the extra 'rl' is not installed")
+
+
+def count_updates(strategy):
+    """Note the part of the batch at every update of the policy."""
+    updates, make = [], strategy.configure_oneshot_module
+
+    def configure(training_module):
+        module = make(training_module)
+        step = module.training_step
+
+        def watched(batch, batch_idx):
+            module.policy.update = lambda *_, **__: updates.append(batch[1])
+            return step(batch, batch_idx)
+
+        module.training_step = watched
+        return module
+
+    strategy.configure_oneshot_module = configure
+    return updates
+
+
+def run(folder, strategy, trials, kill_at=None):
+    """Run trials; end by SIGKILL when the so-manieth is written."""
+
+    def on_trial(trial):
+        if trial.index == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return run_trials(HBSpace(**TINY), STRATEGIES[strategy](), digits(), folder, trials, on_trial=on_trial)
+
+
+def experiment(folder, kind):
+    """Run NNI's experiment, or ours, and print what it found."""
+    space = HBSpace(**TINY)
+    make = {"stock": NasExperiment, "ours": TrialExperiment}[kind]
+    run = make(
+        space, FunctionalEvaluator(count_parameters), STRATEGIES["evolution"](), sequential_config(Path(folder), 3)
+    )
+    run.run()
+    (sample,) = run.export_top_models(formatter="dict")
+    run.stop()
+    print(f"found {space.genotype(sample).rule}")
+
+
+if __name__ == "__main__":
+    bound = []
+    sys.addaudithook(lambda event, args: bound.append(args[1]) if event == "socket.bind" else None)
+    if sys.argv[1] == "run":
+        run(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+    else:
+        experiment(*sys.argv[2:])
+    print(f"bound {bound}")
