@@ -135,8 +135,8 @@ def test_stochastic_options_draw_as_timms_densenet_does(option):
     for model in (densenet, agdnet):
         torch.manual_seed(3)
         outputs.append(model(x))
-    assert torch.equal(*outputs)
-    assert not torch.equal(outputs[0], densenet(x))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert (outputs[0] - densenet(x)).abs().max() > 0.01
 
 
 class PlainCifarDenseNet(nn.Module):

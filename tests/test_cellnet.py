@@ -186,7 +186,9 @@ def test_layer_decay_tells_cell_12_from_cell_1():
 
 def test_checkpointing_covers_every_cell_of_either_forward(monkeypatch):
     calls, net, x = [], build().train(), images()
-    monkeypatch.setattr("timm_models.cellnet.checkpoint", lambda cell, *states: calls.append(cell) or cell(*states))
+    monkeypatch.setattr(
+        "timm_models.cellnet.recompute", lambda module, cell, *states: calls.append(cell) or cell(*states)
+    )
     for forward in (net.forward_features, net.forward_intermediates):
         for enable, expected in ((False, []), (True, list(net.cells))):
             calls.clear()

@@ -9,17 +9,22 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.densenet import DenseNet, DenseTransition
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
+
+from optinspired_plugins.memory import recompute
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_finite, check_layers, check_non_negative_int, check_one_of, check_positive_int, check_rate
-from .blocks import NesterovBlock, SourceConv2d, SourceLayer
+from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
+from .fusion import fold_into
 
 __all__ = ["AGDNet", "CifarAGDNet"]
 
@@ -69,6 +74,10 @@ class AGDNet(DenseNet):
             block = NesterovBlock(layers, beta)
             block.training = dense.training
             setattr(self.features, name, block)
+        for module in self.features.children():
+            if type(module) is DenseTransition and isinstance(module.pool, nn.AvgPool2d):
+                module.__class__ = PooledTransition
+        self.recompute_stem = any(m.grad_checkpointing for m in self.modules() if isinstance(m, SourceLayer))
         # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
         self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
@@ -91,14 +100,39 @@ class AGDNet(DenseNet):
         """Return the normalised output of the last block, shape (batch, num_features, height / 32, width / 32)."""
         _assert(x.shape[-2] >= self.min_size, f"image height {x.shape[-2]}: must be at least {self.min_size}")
         _assert(x.shape[-1] >= self.min_size, f"image width {x.shape[-1]}: must be at least {self.min_size}")
+        if self.recompute_stem and not torch.jit.is_scripting() and torch.is_grad_enabled():
+            return self._lean_features(x)
         return self.features(x)
 
     @torch.jit.ignore
+    def _lean_features(self, x: Tensor) -> Tensor:
+        names = [name for name, _ in self.features.named_children()]
+        if "pool0" not in names:
+            return self.features(x)
+        pool = names.index("pool0")
+        x = self.features[: pool - 1](x)
+        stem = self.features[pool - 1 : pool + 1]
+        return self.features[pool + 1 :](recompute(stem, stem, x))
+
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer up to its first convolution in the backward instead of storing its activations."""
+        """Compute the pooled stem and each layer's first convolution again in the backward instead of storing them."""
+        self.recompute_stem = enable
         for layer in self.modules():
             if isinstance(layer, SourceLayer):
                 layer.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> AGDNet:
+        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+
+        α and the normalisations behind convolutions are folded into the convolutions.
+        """
+        names = [name for name, _ in self.features.named_children()]
+        for conv, norm in pairwise(names):
+            fold_into(self.features, conv, norm)
+        return reparameterize_model(self, inplace=True)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:

@@ -5,10 +5,10 @@
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
-from timm.models import checkpoint
 from torch import Tensor, nn
 
 from optinspired_plugins.algorithms import Algorithm, Gradient
+from optinspired_plugins.memory import recompute
 from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
@@ -55,7 +55,7 @@ class AlgorithmStage(nn.Module):
         def gradient(z: Tensor) -> Tensor:
             T = next(layers)
             x = z if u is None else u
-            t = checkpoint(T, x) if self.grad_checkpointing else T(x)
+            t = recompute(T, T, x) if self.grad_checkpointing else T(x)
             return z - t if u is None else -t
 
         return gradient
@@ -106,12 +106,16 @@ class ProgramStage(nn.Sequential):
                 values[target] = weighted_sum(values, terms, in_place)
             x = u if self.sources[i] < 0 else values[self.sources[i]]
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                values[self.targets[i]] = checkpoint(T, x)
+                values[self.targets[i]] = self._recompute(T, x)
             else:
                 values[self.targets[i]] = T(x)
         for target, in_place, terms in self.sums[-1]:
             values[target] = weighted_sum(values, terms, in_place)
         return values[self.result]
+
+    @torch.jit.ignore
+    def _recompute(self, transform: nn.Module, x: Tensor) -> Tensor:
+        return recompute(transform, transform, x)
 
 
 def weighted_sum(values: List[Tensor], terms: Terms, in_place: bool) -> Tensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from functools import partial
+from typing import Any, Callable, List, Optional, Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
-from timm.models import checkpoint
+from timm.layers import BatchNormAct2d
+from timm.models.densenet import DenseTransition
 from torch import Tensor, nn
 
 from optinspired_plugins.coefficients import momentum
+from optinspired_plugins.dense_memory import DenseLayer, dense_block, infer, rectified_norm
+from optinspired_plugins.memory import recompute
+
+from .fusion import ChannelClamp, fold_before, fold_into
 
 __all__ = ["NesterovBlock", "SourceConv2d", "SourceLayer"]
 
@@ -45,10 +52,13 @@ class SourceConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return Σ_j α_j W_j ∗ z_j for x the concatenation of the sources along channels."""
+        return F.conv2d(x, self.folded(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def folded(self) -> Tensor:
+        """Return α_j W_j, the weight with α folded in."""
         later = self.alpha[1:, None].expand(-1, self.growth).reshape(-1)
         alpha = torch.cat([self.alpha[:1].expand(self.first), later])
-        weight = self.weight * alpha[:, None, None]
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.weight * alpha[:, None, None]
 
 
 class SourceLayer(nn.Module):
@@ -87,7 +97,7 @@ class SourceLayer(nn.Module):
 
     @torch.jit.ignore
     def _checkpointed_mix(self, zs: List[Tensor]) -> Tensor:
-        return checkpoint(lambda *sources: self.mix(list(sources)), *zs)
+        return recompute(self, lambda *sources: self.mix(list(sources)), *zs)
 
     def forward(self, zs: List[Tensor]) -> Tensor:
         """Return T of the sources, shape (batch, growth, height, width)."""
@@ -99,6 +109,36 @@ class SourceLayer(nn.Module):
         if self.drop_rate > 0:
             z = F.dropout(z, p=self.drop_rate, training=self.training)
         return z
+
+
+def is_eager(x: Tensor) -> bool:
+    """Say whether values are wanted, and not shapes or a graph, which has the plain form's operations."""
+    return not (
+        isinstance(x, torch.fx.Proxy)
+        or x.is_meta
+        or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+        or torch.onnx.is_in_onnx_export()
+    )
+
+
+class PooledTransition(DenseTransition):
+    """DenseNet's transition with the average pooling before the 1×1 convolution: they commute.
+
+    That saves three quarters of the multiplications. What is pooled is computed again in the backward pass.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return shape (batch, channels, ⌊height / 2⌋, ⌊width / 2⌋)."""
+        if not torch.jit.is_scripting():
+            return self.conv(self._pooled(x))
+        return self.conv(self.pool(self.norm(x)))
+
+    @torch.jit.ignore
+    def _pooled(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and is_eager(x):
+            return recompute(self.norm, lambda y: self.pool(self.norm(y)), x)
+        return self.pool(self.norm(x))
 
 
 class NesterovBlock(nn.ModuleDict):
@@ -116,10 +156,15 @@ class NesterovBlock(nn.ModuleDict):
     def __init__(self, layers: Sequence[nn.Module], beta: float = 0.1) -> None:
         super().__init__({f"denselayer{k + 1}": layer for k, layer in enumerate(layers)})
         self.beta = beta
+        self.growth = int(layers[0].growth)  # type: ignore[arg-type]
         self.momentum: List[float] = momentum(len(layers)).tolist()
 
     def forward(self, z: Tensor) -> Tensor:
         """Return z_0, z_1, … concatenated, shape (batch, first + layers · growth, height, width)."""
+        if not torch.jit.is_scripting():
+            fused = self._fused(z)
+            if fused is not None:
+                return fused
         zs = [z]
         m = z  # stands for 0 until m_2
         for k, layer in enumerate(self.values()):
@@ -132,6 +177,92 @@ class NesterovBlock(nn.ModuleDict):
             zs.append(z)
         return torch.cat(zs, 1)
 
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> NesterovBlock:
+        """Fold α and a bottleneck's normalisations into its first convolution, for evaluation."""
+        for layer in self.values():
+            if isinstance(layer, SourceLayer):
+                fold_into(layer, "conv1", "norm2")
+                fold_before(layer, "norm1", "conv1")
+        return self
+
+    @torch.jit.ignore
+    def _fused(self, z: Tensor) -> Optional[Tensor]:
+        """Return the same by one function; ``None`` where a layer is not as it was made, or a graph is wanted."""
+        if not is_eager(z):
+            return None
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(z.device.type):
+            parts = [_inferred_layer(layer) for layer in self.values()]
+            found = [part for part in parts if part is not None]
+            if len(found) == len(parts):
+                return infer(z, found, self.momentum, self.beta, self.growth)
+        layers = [_fused_layer(layer) for layer in self.values()]
+        known = [layer for layer in layers if layer is not None]
+        if len(known) < len(layers) or len({layer.norm1.training for layer in known}) > 1:
+            return None
+        lean = any(bool(layer.grad_checkpointing) for layer in self.values())
+        return dense_block(z, known, self.momentum, self.beta, lean)
+
     def extra_repr(self) -> str:
         """Name the coefficient."""
         return f"beta={self.beta}"
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Say whether nothing is hooked to a module."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks)
+
+
+def _is_fusible_norm(norm: Any, training: bool) -> bool:
+    return (
+        type(norm) is BatchNormAct2d
+        and type(norm.act) is nn.ReLU
+        and type(norm.drop) is nn.Identity
+        and norm.affine
+        and norm.running_mean is not None
+        and norm.momentum is not None
+        and norm.training == training
+        and all(map(_is_plain, norm.modules()))
+    )
+
+
+def _is_fusible_conv(conv: Any) -> bool:
+    return (
+        type(conv) in (nn.Conv2d, SourceConv2d)
+        and conv.bias is None
+        and conv.groups == 1
+        and set(conv.stride) == set(conv.dilation) == {1}
+        and isinstance(conv.padding, tuple)
+        and all(2 * p + 1 == k for p, k in zip(conv.padding, conv.kernel_size))
+        and conv.padding_mode == "zeros"
+        and _is_plain(conv)
+    )
+
+
+def _inferred_layer(layer: Any) -> Optional[Callable[[Tensor], Tensor]]:
+    """Return a layer in evaluation as a function of the concatenation; ``None`` if somebody changed it."""
+    if type(layer) is not SourceLayer or layer.training or not _is_plain(layer):
+        return None
+    first: Callable[[Tensor], Tensor] = layer.norm1
+    if _is_fusible_norm(first, False):
+        first = partial(rectified_norm, layer.norm1)  # type: ignore[arg-type]
+    elif type(first) is not ChannelClamp:
+        return None
+    return lambda x: layer.conv2(layer.norm2(layer.conv1(first(x))))
+
+
+def _fused_layer(layer: Any) -> Optional[DenseLayer]:
+    """Return a layer as the fused form takes it; ``None`` if somebody replaced or hooked a part of it."""
+    if type(layer) is not SourceLayer or not _is_plain(layer):
+        return None
+    parts = 1 if isinstance(layer.norm2, nn.Identity) else 2
+    norms: List[Any] = [layer.norm1, layer.norm2][:parts]
+    convs: List[Any] = [layer.conv1, layer.conv2][:parts]
+    fusible = all(_is_fusible_norm(norm, layer.norm1.training) for norm in norms) and all(map(_is_fusible_conv, convs))
+    if not fusible:
+        return None
+    weights = [conv.folded() if isinstance(conv, SourceConv2d) else conv.weight for conv in convs]
+    second = (norms[1], weights[1]) if parts == 2 else (None, None)
+    return DenseLayer(norms[0], weights[0], second[0], second[1], layer.drop_rate if layer.training else 0.0)

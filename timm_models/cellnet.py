@@ -16,10 +16,11 @@ from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import torch
 from timm.layers import DropPath, create_classifier
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from optinspired_plugins.genotype import CellGenotype, Genotype, load_genotype
+from optinspired_plugins.memory import recompute
 from optinspired_plugins.operations import (
     IDENTITY,
     NEGATIVE_IDENTITY,
@@ -239,9 +240,13 @@ class CellNet(nn.Module):
         for module in fresh:
             module.to(device=parameter.device, dtype=parameter.dtype).train(self.training)
 
+    @torch.jit.ignore
+    def _recomputed(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
+        return recompute(cell, cell, s0, s1)
+
     def _cell(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint(cell, s0, s1)
+            return self._recomputed(cell, s0, s1)
         return cell(s0, s1)
 
     def forward_cells(self, x: Tensor) -> Tuple[Tensor, Tensor]:
@@ -251,7 +256,7 @@ class CellNet(nn.Module):
         middle = s1
         for i, cell in enumerate(self.cells):
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                out = checkpoint(cell, s0, s1)
+                out = self._recomputed(cell, s0, s1)
             else:
                 out = cell(s0, s1)
             s0, s1 = s1, out

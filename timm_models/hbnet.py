@@ -20,7 +20,7 @@ from torch import nn
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_finite
 from .skeleton import CifarStagedResNet, StagedResNet
-from .stages import BasicTransform, BottleneckTransform, HeavyBallStage
+from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_memory
 
 __all__ = ["CifarHBNet", "HBNet"]
 
@@ -36,6 +36,8 @@ class HBNet(StagedResNet):
         learn_beta: learn β1 and β2 of every step, without weight decay.
         post_act: activate after every addition, as ResNet does. ``post_act=True, beta2=0, stride_in_1x1=False`` is
             timm's ResNet, exactly.
+        memory: ``"stored"``, or ``"reversible"``: the backward pass finds x_{k−1} again from x_k and x_{k+1}, so that
+            memory does not grow with depth, for the time of another forward pass. Not with ``post_act`` or β2 = 0.
         **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``zero_init_last`` and timm's
             ``ResNet`` arguments. ``zero_init_last`` is not the default: with T = 0, x_{k+1} = x_k − x_{k−1} returns to
             0 every third step and the layers behind get no gradient.
@@ -53,16 +55,23 @@ class HBNet(StagedResNet):
         beta2: float = -1.0,
         learn_beta: bool = False,
         post_act: bool = False,
+        memory: str = "stored",
         **kwargs: Any,
     ) -> None:
         beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
+        check_memory(memory, beta2, post_act)
         super().__init__(block, layers, **kwargs)
-        self.propagate_by_heavy_ball(beta1, beta2, learn_beta, post_act)
+        self.propagate_by_heavy_ball(beta1, beta2, learn_beta, post_act, memory)
 
     @torch.jit.ignore
-    def propagate_by_heavy_ball(self, beta1: float, beta2: float, learn_beta: bool, post_act: bool) -> None:
+    def propagate_by_heavy_ball(
+        self, beta1: float, beta2: float, learn_beta: bool, post_act: bool, memory: str = "stored"
+    ) -> None:
         """Turn every stage, a chain of residual blocks, into a heavy-ball stage over the same blocks."""
-        self.propagate(partial(HeavyBallStage, beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act))
+        rule = dict(beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act, memory=memory)
+        self.propagate(partial(HeavyBallStage, **rule))  # type: ignore[arg-type]
+        if memory == "reversible":
+            self.recompute_stem = True
 
 
 class CifarHBNet(CifarStagedResNet):
@@ -74,6 +83,7 @@ class CifarHBNet(CifarStagedResNet):
         beta2: as for :class:`HBNet`.
         learn_beta: as for :class:`HBNet`.
         post_act: as for :class:`HBNet`.
+        memory: as for :class:`HBNet`.
         **kwargs: as for :class:`~timm_models.skeleton.CifarStagedResNet`.
 
     Raises:
@@ -88,11 +98,14 @@ class CifarHBNet(CifarStagedResNet):
         beta2: float = -1.0,
         learn_beta: bool = False,
         post_act: bool = False,
+        memory: str = "stored",
         **kwargs: Any,
     ) -> None:
         beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
+        check_memory(memory, beta2, post_act)
         super().__init__(layers, **kwargs)
-        self.propagate(partial(HeavyBallStage, beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act))
+        rule = dict(beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act, memory=memory)
+        self.propagate(partial(HeavyBallStage, **rule))  # type: ignore[arg-type]
 
 
 def _create_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> HBNet:

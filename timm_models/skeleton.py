@@ -12,7 +12,10 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
 from timm.models.resnet import ResNet
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
+
+from optinspired_plugins.memory import recompute
 
 from ._checks import (
     check_feature_indices,
@@ -22,6 +25,7 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from .fusion import fold_into
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
 
 __all__ = ["CifarStagedResNet", "StagedResNet"]
@@ -69,11 +73,25 @@ class StagedResNet(ResNet):
             kwargs["block_args"] = dict(kwargs.get("block_args") or {}, stride_in_1x1=stride_in_1x1)
         super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
+        x = self.conv1(x)
+        if self.recompute_stem and not torch.jit.is_scripting():
+            x = self._recomputed_pool(x)
+        else:
+            x = self.maxpool(self.act1(self.bn1(x)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    @torch.jit.ignore
+    def _recomputed_pool(self, x: Tensor) -> Tensor:
+        return recompute(self.bn1, lambda y: self.maxpool(self.act1(self.bn1(y))), x)
+
     @torch.jit.ignore
     def propagate(self, make_stage: Callable[[List[nn.Module]], nn.Module]) -> None:
         """Turn every stage, a chain of residual blocks, into what ``make_stage`` makes of its blocks."""
         checkpointing = self.grad_checkpointing  # type: ignore[has-type]
         self.grad_checkpointing = False  # timm's would chain the blocks
+        self.recompute_stem = checkpointing
         for name, blocks in self.named_children():
             if name.startswith("layer"):
                 stage = make_stage(list(blocks))
@@ -98,9 +116,20 @@ class StagedResNet(ResNet):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each T in the backward instead of storing its activations."""
+        """Compute the activations again in the backward instead of storing them: the pooled stem's and each stage's."""
+        self.recompute_stem = enable
         for stage in self.stages():
             stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> StagedResNet:
+        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+
+        Normalisations are folded into convolutions, and short heavy-ball stages of bottlenecks lose their stream.
+        """
+        fold_into(self, "conv1", "bn1")
+        return reparameterize_model(self, inplace=True)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:

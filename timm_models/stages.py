@@ -6,9 +6,13 @@ from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.models import checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+
+from optinspired_plugins.memory import Parts, propagate, recompute
+
+from ._checks import check_one_of
+from .fusion import fold_into, fold_shortcut, stream_free
 
 __all__ = ["BasicTransform", "BottleneckTransform", "HeavyBallStage", "PadShortcut"]
 
@@ -21,13 +25,31 @@ class BasicTransform(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return T(x), shape (batch, planes, height / stride, width / stride)."""
-        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+        return self.finish(self.conv1(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return T(x) from the first convolution's output."""
+        x = self.aa(self.act1(self.drop_block(self.bn1(x))))
         x = self.bn2(self.conv2(x))
         if self.se is not None:
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
         return x
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> BasicTransform:
+        """Fold the normalisations into the convolutions, for evaluation."""
+        fold_into(self, "conv1", "bn1")
+        fold_into(self, "conv2", "bn2")
+        fold_shortcut(self)
+        return self
+
+    @torch.jit.ignore
+    def parts(self) -> Parts:
+        """Return T in parts that keep their input: the output of the first convolution."""
+        return Parts(self, self.conv1, [self.finish])
 
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation that ResNet puts after its addition, or x where there is none."""
@@ -58,14 +80,35 @@ class BottleneckTransform(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return T(x), shape (batch, 4 planes, height / stride, width / stride)."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
+        return self.finish(self.middle(self.conv1(x)))
+
+    def middle(self, x: Tensor) -> Tensor:
+        """Return the second convolution's output from the first's, shape (batch, planes, …)."""
+        return self.conv2(self.act1(self.bn1(x)))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return T(x) from the second convolution's output."""
+        x = self.aa(self.act2(self.drop_block(self.bn2(x))))
         x = self.bn3(self.conv3(x))
         if self.se is not None:
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
         return x
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> BottleneckTransform:
+        """Fold the normalisations into the convolutions, for evaluation."""
+        for i in (1, 2, 3):
+            fold_into(self, f"conv{i}", f"bn{i}")
+        fold_shortcut(self)
+        return self
+
+    @torch.jit.ignore
+    def parts(self) -> Parts:
+        """Return T in parts that keep their input: the narrow outputs of the first two convolutions."""
+        return Parts(self, self.conv1, [self.middle, self.finish])
 
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation that ResNet puts after its addition, or x where there is none."""
@@ -90,6 +133,14 @@ class HeavyBallStage(nn.Sequential):
         beta2: β2, finite.
         learn_beta: learn β1 and β2 of every step, from ``beta1`` and ``beta2``: parameters of shape (steps − 1,).
         post_act: activate after every addition.
+        memory: ``"stored"``, or ``"reversible"`` to find the iterates again in the backward pass.
+
+    With ``grad_checkpointing`` the iterates are found again, too, but only the last convolution of each transform is
+    computed again. It is plain checkpointing of each transform where nothing can be found again, with β2 = 0 or
+    ``post_act``.
+
+    Raises:
+        ValueError: ``memory`` is unknown, or the iterates cannot be found again.
     """
 
     __constants__ = ["learn_beta"]
@@ -101,12 +152,16 @@ class HeavyBallStage(nn.Sequential):
         beta2: float = -1.0,
         learn_beta: bool = False,
         post_act: bool = False,
+        memory: str = "stored",
     ) -> None:
+        check_memory(memory, beta2, post_act)
         super().__init__(*transforms)
         if not post_act:
             for transform in transforms:
                 transform.drop_activation()
         self.grad_checkpointing = False
+        self.reversible = memory == "reversible"
+        self.can_reverse = not post_act and beta2 != 0
         self.learn_beta = learn_beta and len(transforms) > 1
         self.start = (float(beta1), float(beta2))
         if self.learn_beta:
@@ -127,10 +182,13 @@ class HeavyBallStage(nn.Sequential):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
+        lean = (self.grad_checkpointing or self.reversible) and self.can_reverse
+        if lean and not torch.jit.is_scripting() and torch.is_grad_enabled():  # nothing is kept without a gradient
+            return self._propagate(u)
         x_prev = x = u
         for k, T in enumerate(self):
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                t = checkpoint(T, x)
+                t = self._recompute(T, x)
             else:
                 t = T(x)
             if k == 0:
@@ -151,9 +209,47 @@ class HeavyBallStage(nn.Sequential):
             x = T.activate(t)  # type: ignore[operator]
         return x
 
+    @torch.jit.ignore
+    def _recompute(self, transform: nn.Module, x: Tensor) -> Tensor:
+        return recompute(transform, transform, x)
+
+    @torch.jit.ignore
+    def _propagate(self, u: Tensor) -> Tensor:
+        """The same by :func:`~optinspired_plugins.memory.propagate`."""
+        transforms: list[Any] = list(self)
+        first = transforms[0]
+        x0 = u if first.downsample is None else recompute(first.downsample, first.downsample, u)
+        if self.reversible:
+            t = recompute(first, first, u)
+            parts = [Parts(T, None, [T]) for T in transforms]
+        else:
+            parts = [T.parts() for T in transforms]
+            t = first.conv1(u)
+            for part in parts[0].others:
+                t = recompute(first, part, t)
+        steps = len(transforms) - 1
+        beta1, beta2 = (list(b) if isinstance(b, Tensor) else [b] * steps for b in (self.beta1, self.beta2))
+        return propagate(parts[1:], x0, t.add_(x0), beta1, beta2)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> nn.Module:
+        """Return the stage for evaluation: without its stream if it is short, else itself, for its blocks to fuse."""
+        bottlenecks = all(type(T) is BottleneckTransform for T in self)
+        return (stream_free(self) if bottlenecks else None) or self
+
     def extra_repr(self) -> str:
         """Name the coefficients."""
         return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
+
+
+def check_memory(memory: str, beta2: float, post_act: bool) -> None:
+    """ValueError unless a stage's iterates can be had as ``memory`` says."""
+    check_one_of("memory", memory, ("stored", "reversible"))
+    if memory == "reversible" and post_act:
+        raise ValueError("memory='reversible' with post_act=True: the activation cannot be undone, pass post_act=False")
+    if memory == "reversible" and beta2 == 0:
+        raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be found again")
 
 
 class PadShortcut(nn.Module):

@@ -1,0 +1,145 @@
+"""Networks for inference: the same function, fewer operations, through timm's own switch."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from equality import randomise
+from timm.utils import reparameterize_model
+from torch import nn
+
+from timm_models.fusion import ChannelClamp, StreamFreeStage, fold_before
+
+NETWORKS = {
+    "hbnet50": {},
+    "hbnet50 learned": dict(learn_beta=True),
+    "hbnet50 other": dict(beta1=0.7, beta2=0.4),
+    "hbnet50 resnet": dict(beta2=0.0),
+    "hbnet50 v1.5": dict(stride_in_1x1=False),
+    "hbnet50 deep": dict(avg_down=True, stem_type="deep", stem_width=8),
+    "hbnet50 activated": dict(post_act=True),
+    "hbnet50 se": dict(block_args=dict(attn_layer="se")),
+    "hbnet50 dilated": dict(output_stride=8),
+    "hbnet101": {},
+    "hbnet18": {},
+    "hbnet20": {},
+    "optnet18": {},
+    "agdnet121": {},
+    "agdnet121 constant": dict(learn_alpha=False, beta=-0.7),
+    "agdnet40_k12": {},
+    "agdnet40_k12 bottleneck": dict(bn_size=4, compression=0.5),
+}
+SHORT = {
+    "hbnet50",
+    "hbnet50 learned",
+    "hbnet50 other",
+    "hbnet50 resnet",
+    "hbnet50 v1.5",
+    "hbnet50 deep",
+    "hbnet50 dilated",
+}
+
+
+def build(case):
+    torch.manual_seed(0)
+    name = case.split()[0]
+    size = dict(growth_rate=8, block_config=(2, 4, 3)) if name.startswith("agd") else {}
+    model = timm.create_model(name, num_classes=5, **size, **NETWORKS[case])
+    with torch.no_grad():
+        for module in randomise(model).modules():
+            if isinstance(module, nn.BatchNorm2d):  # scales of both signs, and one that is 0
+                module.weight[::3] *= -1
+                module.weight[1] = 0
+    return model.eval()
+
+
+def images(dtype=torch.float32, size=64):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def batch_norms(model):
+    return sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+@torch.no_grad()
+def test_a_fused_network_computes_the_same(case):
+    """To 1e-11 in float64; to 1e-5 in float32, or as near to float64 as the network itself where that is further."""
+    model = build(case)
+    exact = copy.deepcopy(model).double()
+    expected = exact(images(torch.float64))
+    scale = expected.abs().max()
+    own = (model(images()) - expected).abs().max()
+    fused = copy.deepcopy(model).fuse()
+    for network in (fused, reparameterize_model(model)):
+        assert (network(images()) - expected).abs().max() <= max(1e-5 * scale, 2 * own)
+    assert (exact.fuse()(images(torch.float64)) - expected).abs().max() <= 1e-11 * scale
+    streamless = sum(isinstance(m, StreamFreeStage) for m in fused.modules())
+    assert streamless == (4 if case in SHORT else 3 if case == "hbnet101" else 0)
+
+
+@pytest.mark.parametrize(
+    ("case", "left"),
+    [("hbnet50", 0), ("hbnet18", 0), ("hbnet20", 0), ("agdnet121", 3), ("agdnet40_k12 bottleneck", 3)],
+)
+def test_what_is_left_of_the_normalisations(case, left):
+    """In AGDNet those in front of a pooling, and the last."""
+    assert batch_norms(build(case).fuse()) == left
+
+
+def test_a_fused_network_again_and_in_other_hands(tmp_path):
+    model = build("hbnet50").fuse()
+    expected = model(images())
+    assert torch.equal(model.fuse()(images()), expected)
+    assert torch.equal(torch.jit.script(model)(images()), model(images()))
+    model.load_state_dict(model.state_dict())
+    copied = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(copied(images()), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        timm.create_model("hbnet50", num_classes=5).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("case", ["hbnet50", "agdnet121"])
+def test_a_network_in_training_mode_is_fused_as_it_evaluates(case):
+    """As scripts do that fuse before they switch to evaluation."""
+    model = build(case)
+    expected = model(images())
+    fused = reparameterize_model(model.train()).eval()
+    torch.testing.assert_close(fused(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["hbnet50", "agdnet121"])
+def test_fewer_operations_are_exported(case):
+    def operations(model):
+        exported = torch.export.export(model, (images(),))
+        return sum(node.op == "call_function" for node in exported.run_decompositions().graph.nodes)
+
+    model = build(case)
+    plain, fused = operations(model), operations(copy.deepcopy(model).fuse())
+    assert fused < 0.75 * plain
+
+
+@torch.no_grad()
+def test_a_clamp_and_a_convolution_are_norm_relu_and_convolution():
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.norm, module.conv = timm.layers.BatchNormAct2d(6).double(), nn.Conv2d(6, 4, 1).double()
+    module.norm.weight.copy_(torch.tensor([1.0, -1.0, 0.0, 0.0, 1e-3, 2.0]))
+    module.norm.bias.copy_(torch.tensor([0.5, 0.3, 1.0, -1.0, 0.2, -3.0]))
+    module.eval()
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    expected = module.conv(module.norm(x))
+    fold_before(module, "norm", "conv")
+    assert isinstance(module.norm, ChannelClamp)
+    torch.testing.assert_close(module.conv(module.norm(x)), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", ["hbnet50", "agdnet121"])
+def test_a_feature_extractor_is_fused(case):
+    size = {} if case == "hbnet50" else dict(growth_rate=8, block_config=(2, 4, 3, 2))
+    torch.manual_seed(0)
+    model = randomise(timm.create_model(case, features_only=True, **size)).double().eval()
+    x = images(torch.float64)
+    for a, b in zip(model(x), reparameterize_model(model)(x)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
