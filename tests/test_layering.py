@@ -29,6 +29,11 @@ RULES = [
         {"torch", "timm", "pytorch_lightning", "torchmetrics", "safetensors"}
         | {"optinspired_plugins", "timm_models", "nni_spaces"},
     ),
+    (
+        "nni_spaces/trials.py",
+        {"torch", "numpy", "nni", "optinspired_plugins", "nni_spaces"},
+    ),
+    ("nni_spaces/__init__.py", {"nni", "gym", "nni_spaces"}),
     ("nni_spaces/*", {"torch", "nni", "pytorch_lightning", "torchmetrics", "optinspired_plugins", "nni_spaces"}),
 ]
 

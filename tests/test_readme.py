@@ -43,14 +43,17 @@ def test_shell_snippets_run(digits_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_search_snippet_runs(tmp_path):
+def test_the_search_snippets_run(tmp_path):
     pytest.importorskip("nni", reason="the extra 'nni' is not installed")
-    (command,) = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("optinspired ")]
-    run = [sys.executable, "-m", "optinspired_plugins.cli", *shlex.split(command)[1:]]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("epoch ") == 2
-    assert (tmp_path / "runs" / "hb" / "genotype.json").exists()
+    commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("optinspired ")]
+    assert [shlex.split(command)[1] for command in commands] == ["search", "retrain", "report"]
+    for command in commands:
+        run = [sys.executable, "-m", "optinspired_plugins.cli", *shlex.split(command)[1:]]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("epoch ") == (0 if "report" in command else 2)
+    for name in ("genotype.json", "retrain/model.safetensors", "report.html"):
+        assert (tmp_path / "runs" / "hb" / name).exists()
 
 
 def test_relative_links_point_at_files():

@@ -1,0 +1,77 @@
+"""Steps of a search, as functions: ours and NNI's DARTS on its own network, in Lightning's trainer both."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+__all__ = ["search_steps"]
+
+
+def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cells: int) -> list[Callable[[], Any]]:
+    """Return functions that take one step of α and one of the weights.
+
+    Args:
+        names: ``"hb"``, ``"agd"``, ``"darts"``, with ``" checkpointed"`` behind them, or ``"peer"``, NNI's.
+        batch: images of each of both steps.
+        size: side of an image.
+        channels: of the first cells.
+        cells: number of cells.
+    """
+    warnings.filterwarnings("ignore")
+    import nni_spaces  # the hosts set their levels when they are imported
+
+    for name in ("nni", "pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    images, labels = torch.randn(2 * batch, 3, size, size), torch.randint(10, (2 * batch,))
+    step_batch = {"train": (images[:batch], labels[:batch]), "val": (images[batch:], labels[batch:])}
+    steps = []
+    for name in names:
+        kind, _, form = name.partition(" ")
+        if kind == "peer":
+            from nni.nas.hub.pytorch import DARTS as HubDARTS
+            from nni.nas.strategy import DARTS as StockDARTS
+
+            space: Any = HubDARTS(width=channels, num_cells=cells, dataset="cifar")
+            module = _ready(space, StockDARTS(gradient_clip_val=5.0), images, labels, last=False)
+        else:
+            made = {"hb": nni_spaces.HBSpace, "agd": nni_spaces.AGDSpace, "darts": nni_spaces.DARTSSpace}[kind]
+            space = made(channels=channels, cells=cells, grad_checkpointing=bool(form))
+            module = _ready(space, nni_spaces.DARTS(), images, labels, last=True)
+        steps.append(lambda module=module: module.training_step(step_batch, 1))
+    return steps
+
+
+def _ready(space: Any, strategy: Any, images: Tensor, labels: Tensor, last: bool) -> Any:
+    """Return NNI's module after one step in a trainer, so that optimisers and all else are there."""
+    from nni.nas.evaluator.pytorch import Lightning, Trainer
+    from nni.nas.execution import SequentialExecutionEngine
+    from nni.nas.space import RawFormatModelSpace
+
+    from nni_spaces.search import SearchModule
+
+    class Module(SearchModule):
+        """The search's module; NNI's own network gets images as they are."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if last else self.model(x)
+
+    loader = DataLoader(TensorDataset(images, labels), len(images) // 2)
+    quiet = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(max_epochs=1, limit_train_batches=1, accelerator="auto", default_root_dir=folder, **quiet)
+        evaluator = Lightning(Module(0.025, 0.9, 3e-4, 50), trainer, train_dataloaders=loader, val_dataloaders=loader)
+        strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
+    module = strategy.oneshot_module.train()
+    if not last:
+        module.training_module.model.to(memory_format=torch.contiguous_format)
+    for each in (module, module.training_module):  # outside of a trainer there is nothing to log to
+        each.log = each.log_dict = each.log_probs = lambda *args, **kwargs: None
+    return module

@@ -1,0 +1,204 @@
+"""Time and memory against the networks that ours generalise, in one process and in turns.
+
+    python benchmarks/speed_and_memory.py training --out benchmarks/results/training.csv
+
+Every row is a ratio to a peer in the same run: the median over the rounds, and its quartiles. Memory is the peak of
+what the tensors of a training step take, beside parameters and their gradients (:func:`measure.peak_memory`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from measure import interleaved, peak_memory, ratio
+from timm.utils import reparameterize_model
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+FIELDS = [
+    *("model", "form", "peer", "peer_form", "quantity", "batch", "size", "ratio", "low", "high", "ours", "peers"),
+    *("unit", "rounds", "device", "threads", "torch", "timm", "command"),
+]
+
+
+class Form(NamedTuple):
+    """A network and how it is made to save memory."""
+
+    name: str
+    form: str = "default"
+
+    def build(self, **options: Any) -> nn.Module:
+        """Return it in training mode."""
+        if self.form == "reversible":
+            options["memory"] = self.form
+        if self.form == "memory_efficient":
+            options["memory_efficient"] = True
+        torch.manual_seed(0)
+        model = timm.create_model(self.name, **options).train()
+        if self.form in ("checkpointed", "semi", "lean"):
+            model.set_grad_checkpointing()
+        return torch.compile(model) if self.form == "compiled" else model
+
+
+TRAINING = [
+    (Form("hbnet50"), Form("resnet50")),
+    (Form("hbnet50", "semi"), Form("resnet50")),
+    (Form("hbnet50", "reversible"), Form("resnet50")),
+    (Form("resnet50", "checkpointed"), Form("resnet50")),
+    (Form("hbnet152", "reversible"), Form("resnet152")),
+    (Form("hbnet152", "semi"), Form("resnet152")),
+    (Form("agdnet121"), Form("densenet121")),
+    (Form("agdnet121", "lean"), Form("densenet121")),
+    (Form("densenet121", "memory_efficient"), Form("densenet121")),
+]
+INFERENCE = [(Form("hbnet50"), Form("resnet50")), (Form("agdnet121"), Form("densenet121"))]
+
+
+def training_step(model: nn.Module, batch: int, size: int) -> Callable[[], Any]:
+    """Return a function that takes gradients of cross-entropy on one batch."""
+    x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
+    return lambda: F.cross_entropy(model(x)[:, :10], y).backward()
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Fold every batch normalisation behind a convolution into it, by the names that timm's networks have."""
+    for module in model.modules():
+        children = dict(module.named_children())
+        pairs = [("conv0", "norm0"), ("conv1", "norm2"), *((f"conv{i}", f"bn{i}") for i in (1, 2, 3)), ("0", "1")]
+        for conv, norm in pairs:
+            if type(children.get(conv)) is nn.Conv2d and isinstance(children.get(norm), nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(children[conv], children[norm]))
+                setattr(module, norm, getattr(children[norm], "act", nn.Identity()))
+    return model
+
+
+Row = dict[str, Any]
+
+
+def compare(functions: list[Callable[[], Any]], rounds: int, memory: bool = True) -> Iterator[tuple[int, str, Row]]:
+    """Yield time, and memory, of every function but the last in units of the last."""
+    times = interleaved(functions, rounds)
+    peaks = [peak_memory(function) for function in functions] if memory else []
+    for i in range(len(functions) - 1):
+        median, low, high = ratio(times[i], times[-1])
+        both = statistics.median(times[i]), statistics.median(times[-1])
+        yield i, "time", dict(ratio=median, low=low, high=high, ours=both[0], peers=both[1], unit="s")
+        if memory:
+            share = peaks[i] / peaks[-1]
+            found = dict(ratio=share, low=share, high=share, ours=peaks[i] / 2**20, peers=peaks[-1] / 2**20, unit="MiB")
+            yield i, "memory", found
+
+
+def training(batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]] = TRAINING) -> Iterator[Row]:
+    """Steps of training against timm's networks."""
+    for peer in dict.fromkeys(peer for _, peer in pairs):
+        forms = [ours for ours, other in pairs if other == peer] + [peer]
+        steps = [training_step(form.build(), batch, size) for form in forms]
+        for i, quantity, found in compare(steps, rounds):
+            yield dict(_names(forms[i], peer), quantity=quantity, batch=batch, size=size, **found)
+
+
+def inference(batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]] = INFERENCE) -> Iterator[Row]:
+    """Fused networks against timm's with folded normalisations."""
+    x = torch.randn(batch, 3, size, size)
+    for ours, peer in pairs:
+        networks = [reparameterize_model(ours.build().eval()), folded(peer.build().eval())]
+        networks[0].fuse()
+        with torch.no_grad():
+            runs = [lambda network=network: network(x) for network in networks]
+            for _, quantity, found in compare(runs, rounds):
+                names = dict(model=ours.name, form="fused", peer=peer.name, peer_form="folded")
+                yield dict(names, quantity=quantity, batch=batch, size=size, **found)
+
+
+def growth(batch: int, size: int, rounds: int) -> Iterator[Row]:
+    """Memory of a step against depth, resolution and batch."""
+    depths = [(name, form) for name in ("18", "50", "101", "152") for form in ("default", "semi", "reversible")]
+    cases = [(Form(f"hbnet{n}", form), Form(f"resnet{n}"), batch, size) for n, form in depths]
+    dense = [(f"agdnet{n}", f"densenet{n}", form) for n in (121, 201) for form in ("default", "lean")]
+    cases += [(Form(ours, form), Form(peer), batch, size) for ours, peer, form in dense]
+    for side in (96, 160, 384):
+        cases += [(Form("hbnet50", form), Form("resnet50"), batch, side) for form in ("semi", "reversible")]
+        cases += [(Form("agdnet121", form), Form("densenet121"), batch, side) for form in ("default", "lean")]
+    cases += [
+        (ours, peer, 4 * batch, size)
+        for ours, peer, _, side in cases
+        if side == size and peer.name[-2:] in ("50", "21")
+    ]
+    for ours, peer, count, side in cases:
+        peaks = []
+        for form in (ours, peer):
+            step = training_step(form.build(), count, side)
+            step()  # gradients are there from now on
+            peaks.append(peak_memory(step))
+        share = peaks[0] / peaks[1]
+        found = dict(ratio=share, low=share, high=share, ours=peaks[0] / 2**20, peers=peaks[1] / 2**20, unit="MiB")
+        yield dict(_names(ours, peer), quantity="memory", batch=count, size=side, **found)
+
+
+def search(batch: int, size: int, rounds: int, channels: int = 16, cells: int = 8) -> Iterator[Row]:
+    """Steps of a search against NNI's DARTS on its own network."""
+    from search_step import search_steps
+
+    names = ["hb", "hb checkpointed", "agd", "agd checkpointed", "peer"]
+    steps = search_steps(names, batch, size, channels, cells)
+    for i, quantity, found in compare(steps, rounds):
+        space, _, form = names[i].partition(" ")
+        own = dict(model=f"{space} space", form=form or "default", peer="NNI's DARTS", peer_form="default")
+        yield dict(own, quantity=quantity, batch=batch, size=size, **found)
+
+
+def _names(ours: Form, peer: Form) -> Row:
+    return dict(model=ours.name, form=ours.form, peer=peer.name, peer_form=peer.form)
+
+
+SUBJECTS = dict(training=training, inference=inference, growth=growth, search=search)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure a subject, print a line for every ratio, write a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, help="side of an image; by default 224, in a search 32")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="CSV to write")
+    options = parser.parse_args(arguments)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    size = options.size or (32 if options.subject == "search" else 224)
+    shown = shlex.join(["python", "benchmarks/speed_and_memory.py", *(arguments or sys.argv[1:])])
+    common = dict(rounds=options.rounds, device=device, threads=torch.get_num_threads(), command=shown)
+    common.update(torch=torch.__version__, timm=timm.__version__)
+    rows = []
+    for row in SUBJECTS[options.subject](options.batch, size, options.rounds):
+        rows.append(dict(row, **common))
+        ours, peer = f"{row['model']} {row['form']}", f"{row['peer']} {row['peer_form']}"
+        print(
+            f"{ours:<28} / {peer:<24} {row['quantity']:<7} {row['batch']:>3} × {row['size']:<4} "
+            f"{row['ratio']:.3f}  ({row['low']:.3f} … {row['high']:.3f})  {row['ours']:.3g} {row['unit']}",
+            flush=True,
+        )
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.out, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()})
+
+
+if __name__ == "__main__":
+    main()
