@@ -70,7 +70,10 @@ def test_the_two_set_up_commands_are_targets():
 def test_named_models_exist():
     import timm
 
-    for row in re.findall(r"^\| (`(?:hb|agd|opt|cell)net.*?) \|", README, flags=re.MULTILINE):
+    models = README.split("\n## Models\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`(?:hb|agd|opt|cell)net.*?) \|", models, flags=re.MULTILINE)
+    assert len(rows) == 9
+    for row in rows:
         first, *rest = re.findall(r"`(\w+)`", row)
         family = re.match(r"(hbnet|agdnet|optnet|cellnet)", first).group()
         for name in [first, *(n if n.startswith(family) else family + n for n in rest)]:
