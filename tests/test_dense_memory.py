@@ -166,6 +166,21 @@ def test_it_computes_what_the_plain_form_does(options, lean):
         assert torch.equal(*states)
 
 
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("scale", [-1.0, 1.0, 0.0, 1e-30, "mixed"], ids=str)
+def test_normalisations_of_either_sign_and_none(scale, lean):
+    """The size of a normalisation goes into the next convolution; its sign, and what has no size, does not."""
+
+    def prepare(model):
+        for name, parameter in model.named_parameters():
+            if "denselayer" in name and name.endswith(("norm1.weight", "norm2.weight")):
+                with torch.no_grad():
+                    size = parameter.abs() + 0.1
+                    parameter.copy_(size * (torch.arange(len(size)) % 3 - 1 if scale == "mixed" else scale))
+
+    assert_same_function(*pair(lean, prepare), images())
+
+
 def test_no_gradient_and_a_batch_of_one():
     fused, plain = pair(prepare=lambda model: model.eval())
     with torch.no_grad():
