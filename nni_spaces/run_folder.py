@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from optinspired_plugins._files import write_atomically
 
@@ -173,6 +175,11 @@ class RunFolder(pl.Callback):
         """Seed what an epoch draws from: nothing of a random state needs to be kept."""
         torch.manual_seed(1_000_003 * self.settings.seed + trainer.current_epoch + (trainer.global_rank << 40))
         self.began = time.monotonic()
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """Let a terminated run end with the status of one; Lightning's would say that it has finished."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Say that a batch is done."""

@@ -107,6 +107,25 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     assert "holds a run with width=2 (here 3): choose another folder" in again.stdout.replace("\n", " ")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_stopped_search_says_so_and_has_not_finished(tmp_path, number, status):
+    """Its status stops ``search && retrain``."""
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    options = "--data digits --batch-size 16 --channels 2 --cells 3 --nodes 1 --epochs 1000 --accelerator cpu"
+    search = command("search", "--out", "run", *options.split())
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(search, cwd=tmp_path, env=environment(), **pipes)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Stopped: the same command goes on after the last finished epoch." in stdout
+    assert "fail" not in stdout + stderr
+    assert not (tmp_path / "run" / "genotype.json").exists()
+
+
 CIFAR = ROOT.parent / "shared" / "cifar10" / "export.py"
 
 
