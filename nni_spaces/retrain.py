@@ -153,7 +153,7 @@ class RetrainModule(pl.LightningModule):
         self.log("train_top1", self.train_top1, on_step=False, on_epoch=True)
         if auxiliary is not None and self.settings.aux_weight:
             loss = loss + self.settings.aux_weight * F.cross_entropy(auxiliary, labels)
-        return finite(loss, f"epoch {self.current_epoch}, step {batch_idx}")
+        return finite(loss, f"epoch {self.current_epoch + 1}, step {batch_idx + 1}")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of a batch of test images."""

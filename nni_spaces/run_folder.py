@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import platform
 import signal
 import time
@@ -31,6 +32,7 @@ from .data import ImageSet, process_rank
 
 __all__ = ["RunFolder", "finite", "locked", "read_history", "trainer_options"]
 
+ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")
 
 
@@ -100,7 +102,7 @@ def finite(loss: torch.Tensor, where: str) -> torch.Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(worst)
     if not worst.isfinite():
-        raise FloatingPointError(f"loss={loss.item()} in {where}: must be finite; lower lr or clip more")
+        raise FloatingPointError(f"loss={loss.item()} in {where}: must be finite; {ADVICE}")
     return loss
 
 
@@ -165,10 +167,17 @@ class RunFolder(pl.Callback):
         return self.folder / "checkpoint.pt"
 
     def resume(self) -> dict[str, Any]:
-        """Return what ``Trainer.fit`` needs to go on, and remember the first epoch to come."""
+        """Return what ``Trainer.fit`` needs to go on, and remember the first epoch to come.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
         if not self.checkpoint.exists():
             return {}
-        self.first = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+        try:
+            self.first = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.checkpoint}: damaged; remove it to begin anew, or choose another folder") from error
         return {"ckpt_path": str(self.checkpoint), "weights_only": True}
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
@@ -186,7 +195,13 @@ class RunFolder(pl.Callback):
         self.on_batch()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Write the history, then the checkpoint: what is killed between them repeats an epoch and its entry."""
+        """Write the history, then the checkpoint: what is killed between them repeats an epoch and its entry.
+
+        Raises:
+            FloatingPointError: the last step, whose loss was finite, left weights that are not.
+        """
+        if not all(parameter.isfinite().all() for parameter in module.parameters()):
+            raise FloatingPointError(f"weights after epoch {trainer.current_epoch + 1}: must be finite; {ADVICE}")
         metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
         entry = {
             "epoch": trainer.current_epoch,

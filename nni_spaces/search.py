@@ -142,7 +142,7 @@ class SearchModule(LightningModule):
         epochs: length of the cosine.
 
     Raises:
-        FloatingPointError: in training, where the loss is not finite; it names epoch and step.
+        FloatingPointError: in training, where the loss is not finite; it names epoch and step, from 1.
     """
 
     def __init__(self, lr: float, momentum: float, weight_decay: float, epochs: int) -> None:
@@ -162,7 +162,7 @@ class SearchModule(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        finite(loss, f"epoch {self.trainer.current_epoch}, step {batch_idx // 2}")
+        finite(loss, f"epoch {self.trainer.current_epoch + 1}, step {batch_idx // 2 + 1}")
         part = ("alpha", "train")[batch_idx % 2]
         top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
         self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True)

@@ -377,6 +377,11 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({**TINY, "space": "agd"}))
     with pytest.raises(ValueError, match=r"holds a run with space='agd' \(here 'hb'\): choose another folder"):
         search(SearchSettings(**TINY), tmp_path)
+    (tmp_path / "settings.json").unlink()
+    for content in (b"", b"garbage", b"PK\x03\x04 cut off"):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint.pt: damaged; remove it to begin anew"):
+            search(SearchSettings(**TINY), tmp_path)
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings.json: not the settings of such a run"):
         search(SearchSettings(**TINY), tmp_path)
@@ -428,6 +433,24 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 * 3 + 3 else 1)
 
     monkeypatch.setattr("nni_spaces.search.F.cross_entropy", poisoned)
-    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 1, step 1: must be finite"):
+    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    """After the last step of an epoch no loss tells."""
+    plain, steps = SearchModule.training_step, []
+
+    def training_step(self, batch, batch_idx):
+        steps.append(batch_idx)
+        loss = plain(self, batch, batch_idx)
+        last = len(steps) == 2 * 2 * 3  # of the second epoch
+        return loss + 0 * self.model.fc.weight.sum() * float("inf") if last else loss
+
+    monkeypatch.setattr(SearchModule, "training_step", training_step)
+    with pytest.raises(FloatingPointError, match="weights after epoch 2: must be finite; lower lr or clip more"):
+        search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
+    assert checkpoint(tmp_path)["epoch"] == 0
+    assert [entry["epoch"] for entry in read_history(tmp_path)] == [0]

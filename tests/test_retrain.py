@@ -279,6 +279,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         return plain(logits, labels) * (float("nan") if sum(calls) == 6 + 2 and logits.requires_grad else 1)
 
     monkeypatch.setattr("nni_spaces.retrain.F.cross_entropy", poisoned)
-    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 1, step 1: must be finite"):
+    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         retrain(RetrainSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0
