@@ -177,7 +177,9 @@ class RunFolder(pl.Callback):
         try:
             self.first = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.checkpoint}: damaged; remove it to begin anew, or choose another folder") from error
+            raise ValueError(
+                f"{self.checkpoint}: damaged; remove it to begin anew, or choose another folder"
+            ) from error
         return {"ckpt_path": str(self.checkpoint), "weights_only": True}
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:

@@ -82,13 +82,12 @@ class SearchSettings:
             value = getattr(self, name)
             if value not in table:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(table)}")
-        for name in ("epochs", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 1")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("padding", 0), ("seed", 0)):
+            check_int(name, getattr(self, name), least)
         for name in ("lr", "alpha_lr", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
-        for name in ("momentum", "weight_decay", "alpha_weight_decay", "padding", "seed"):
+        for name in ("momentum", "weight_decay", "alpha_weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
         self._settle_options()

@@ -283,9 +283,10 @@ def test_every_source_gives_the_same_images(tmp_path):
     assert torch.equal(read_images(tmp_path / "a.npz").images, digits.images)
     for name in ("folderFalse", "folderTrue"):
         found = read_images(tmp_path / name)
-        order = torch.argsort(digits.labels, stable=True)
-        assert torch.equal(found.images, digits.images[order])
-        assert torch.equal(found.labels, digits.labels[order])
+        order, ours = (torch.argsort(labels, stable=True) for labels in (digits.labels, found.labels))
+        assert torch.equal(found.images[ours], digits.images[order])
+        assert torch.equal(found.labels[ours], digits.labels[order])
+        assert len(set(read_images(tmp_path / name, 10).labels.tolist())) == 10, "classes take turns"
 
 
 def test_an_order_is_a_function_of_seed_and_epoch():
@@ -332,8 +333,9 @@ def test_halves_are_disjoint_and_cover_the_images():
         (dict(space="resnet"), "space='resnet': must be one of hb, agd, darts"),
         (dict(init="one"), "init='one': must be one of heavy-ball, zero, random"),
         (dict(strategy="enas"), "strategy='enas': must be one of darts, darts-second-order, gumbel"),
-        (dict(epochs=0), "epochs=0: must be ≥ 1"),
+        (dict(epochs=0), "epochs=0: must be an integer ≥ 1"),
         (dict(lr=float("nan")), "lr=nan: must be a positive number"),
+        (dict(seed=0.5), "seed=0.5: must be an integer ≥ 0"),
         (dict(skip_dropout=1.5), "skip_dropout=1.5: must be a number ≥ 0 and < 1"),
     ],
 )
@@ -371,6 +373,35 @@ def test_data_without_two_classes_or_of_several_sizes(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=np.zeros((3, 8, 8, 1), np.uint8), y_train=np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="has 1 classes, must have at least 2"):
         read_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x_train=np.zeros((8, 4, 4), np.uint8)), r"x_train is uint8 of shape \(8, 4, 4\), must be uint8 of"),
+        (dict(x_train=np.zeros((8, 4, 4, 1))), r"x_train is float64 of shape \(8, 4, 4, 1\), must be uint8 of"),
+        (
+            dict(y_train=np.zeros(7, np.int64)),
+            r"y_train is int64 of shape \(7,\), must be integers ≥ 0 of shape \(8,\)",
+        ),
+        (dict(y_train=np.arange(8) - 1), "y_train is int64 of shape .* must be integers ≥ 0"),
+        (dict(y_train=np.arange(8) / 2), "y_train is float64 of shape .* must be integers ≥ 0"),
+    ],
+)
+def test_arrays_that_are_no_images_or_labels(change, message, tmp_path):
+    arrays = dict(x_train=np.zeros((8, 4, 4, 1), np.uint8), y_train=np.arange(8, dtype=np.uint8))
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert read_images(tmp_path / "a.npz").labels.tolist() == list(range(8))
+    content = (tmp_path / "a.npz").read_bytes()
+    np.savez(tmp_path / "a.npz", **{**arrays, **change})
+    with pytest.raises(ValueError, match=message):
+        read_images(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"must be an \.npz file, is damaged"):
+        read_images(tmp_path / "a.npz")
+    for limit in (0, -3):
+        with pytest.raises(ValueError, match=f"limit={limit}: must be an integer ≥ 1"):
+            read_images("digits", limit)
 
 
 def test_a_folder_of_another_search_is_refused(tmp_path):

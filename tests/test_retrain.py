@@ -255,6 +255,18 @@ def test_what_a_training_refuses(change, message, tmp_path):
         retrain(RetrainSettings(**{**TINY, **change}), tmp_path)
 
 
+def test_training_and_test_images_must_be_alike(tmp_path):
+    arrays = dict(x_train=np.zeros((8, 8, 8, 1), np.uint8), y_train=np.arange(8) % 4)
+    for change in (dict(y_test=np.arange(8)), dict(x_test=np.zeros((8, 9, 8, 1), np.uint8))):
+        np.savez(tmp_path / "a.npz", **arrays, **{**dict(x_test=arrays["x_train"], y_test=arrays["y_train"]), **change})
+        with pytest.raises(ValueError, match=r"training and test images have 4 classes of .* must have the same"):
+            retrain(RetrainSettings(**{**TINY, "data": str(tmp_path / "a.npz")}), tmp_path / "run")
+    for name in ("train/cat", "train/dog", "train/eel", "val/cat", "val/eel"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"val'.*has other class folders than train, must have the same"):
+        read_images(tmp_path, split="test")
+
+
 @pytest.mark.slow
 def test_a_folder_of_another_training_or_of_other_images_is_refused(uninterrupted):
     other = json.loads(json.dumps(HB).replace("max_pool", "avg_pool"))
