@@ -87,6 +87,20 @@ def test_a_search_in_stages_shows_them(tmp_path):
     assert {p.name for p in (tmp_path / "run").glob("[!.]*")} == {"genotype.json", "stage1", "stage2", "stage3"}
 
 
+@pytest.mark.parametrize(("space", "nodes"), [("hb", set()), ("darts", {"2", "3"})])
+def test_partial_channels_are_searched(space, nodes, tmp_path):
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    options = "--data digits --limit 40 --batch-size 16 --channels 4 --cells 3 --nodes 2 --epochs 4 --padding 0"
+    options = ["search", "--out", "run", "--strategy", "pc-darts", "--accelerator", "cpu", *options.split()]
+    first = run(*options, "--space", space, folder=tmp_path).stdout
+    assert first.count("α stands still") == 1
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    beta = {label[-1]: p for label, p in history[-1]["probabilities"].items() if label.startswith("normal/beta_")}
+    assert beta.keys() == nodes
+    assert all(len(set(p.values())) > 1 for p in beta.values()), "β has moved"
+    run("report", "run", folder=tmp_path)
+
+
 def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path):
     pytest.importorskip("nni", reason="the extra 'nni' is not installed")
     shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]

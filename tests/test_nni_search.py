@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,12 +16,15 @@ pytest.importorskip("nni", reason="the extra 'nni' is not installed")
 pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
 
 import search_runs
-from nni.nas.evaluator.pytorch import Lightning, Trainer
+from nni.nas.evaluator.pytorch import Classification
 from nni.nas.experiment import NasExperiment
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
+from nni.nas.strategy import DARTS as StockDARTS
+from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
+from nni.nas.strategy import RandomOneShot
 from PIL import Image
 
-from nni_spaces import DARTS, AGDSpace, GumbelDARTS, HBSpace, HeavyBallInit
+from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit
 from nni_spaces.data import EpochSampler, ImageSet, SeededImages, make_loaders, read_images
 from nni_spaces.run_folder import locked, read_history
 from nni_spaces.search import SearchModule, SearchSettings, search
@@ -95,7 +99,7 @@ def test_the_same_seed_gives_the_same_search_with_any_number_of_workers(settings
 @pytest.mark.parametrize("settings", SPACES, ids=lambda s: s["space"])
 def test_killed_anywhere_and_resumed_it_is_the_uninterrupted_search(settings, uninterrupted, tmp_path):
     """Twenty kills: at random batches, and while the files of an epoch are renamed; workers 0 and 2."""
-    rng = random.Random(0)
+    rng = random.Random(settings["space"])
     kills = [dict(kill_at=rng.randint(1, BATCHES)) for _ in range(4)]
     kills += [dict(kill_in_save=rng.randint(1, 6)) for _ in range(3)]
     for i, kill in enumerate(kills):
@@ -132,18 +136,20 @@ def test_the_search_learns_and_records_it(uninterrupted):
 # --- strategies -------------------------------------------------------------------------------------------------------
 
 
-def experiment(space, strategy, tmp_path, monkeypatch, epochs=1):
+EXPERIMENTS = {"hb": partial(HBSpace, initialization=HeavyBallInit()), "agd": AGDSpace, "darts": DARTSSpace}
+
+
+def experiment(space, strategy, tmp_path, monkeypatch):
     """NNI's own experiment on the digits."""
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.manual_seed(0)
     data = read_images("digits", 64)
     loaders = make_loaders(data, 16, 0, padding=0)
-    trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+    evaluator = Classification(
+        train_dataloaders=loaders[0], val_dataloaders=loaders[1], num_classes=10, max_epochs=1, accelerator="cpu",
+        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    module = SearchModule(0.1, 0.9, 3e-4, epochs)
-    run = NasExperiment(space, Lightning(module, trainer, *loaders), strategy)
+    run = NasExperiment(space, evaluator, strategy)
     run.config.experiment_working_directory = tmp_path / "nni"
     run.run()
     samples = run.export_top_models(formatter="dict")
@@ -152,11 +158,18 @@ def experiment(space, strategy, tmp_path, monkeypatch, epochs=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [DARTS, GumbelDARTS, lambda: DARTS(order=2)], ids=["first", "gumbel", "second"])
-def test_nnis_own_experiment_takes_space_and_strategy(strategy, tmp_path, monkeypatch):
-    space = HBSpace(channels=2, cells=3, nodes=2, in_chans=1, initialization=HeavyBallInit())
+@pytest.mark.parametrize("kind", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "strategy",
+    [DARTS, lambda: DARTS(order=2), GumbelDARTS, StockDARTS, StockGumbelDARTS, RandomOneShot],
+    ids=["first", "second", "gumbel", "stock first", "stock gumbel", "random"],
+)
+def test_nnis_own_experiment_takes_space_and_strategy(strategy, kind, tmp_path, monkeypatch):
+    """With NNI's own evaluator; its strategies too."""
+    space = EXPERIMENTS[kind](channels=2, cells=3, nodes=2, in_chans=1)
     (sample,) = experiment(space, strategy(), tmp_path, monkeypatch)
-    assert space.genotype(sample).rule == "hb"
+    assert space.genotype(sample).rule == space.rule
+    assert space.freeze(sample)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 class Quadratic(SearchModule):
