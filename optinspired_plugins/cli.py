@@ -30,7 +30,7 @@ from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
 from .genotype import GENOTYPES, load_genotype
 from .propagation import TwoPath
-from .report import write_report
+from .report import SKIPS, write_report
 
 __all__ = ["app", "main"]
 
@@ -107,11 +107,13 @@ def epoch_progress(
 
 
 def search_line(entry: dict[str, Any]) -> str:
-    """Say how weights and α did in an epoch."""
+    """Say how weights and α did in an epoch, and how many edges of the genotype are skips: a collapse shows there."""
+    edges = [edge for cell in ("normal", "reduction") for node in entry["genotype"][cell] for edge in node]
+    skips = f"skips {sum(operation in SKIPS for operation, _ in edges):>2}/{len(edges)}"
     weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
     if entry["alpha_loss"] is None:
-        return f"{weights}  α stands still"
-    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %"
+        return f"{weights}  α stands still  {skips}"
+    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %  {skips}"
 
 
 def retrain_line(entry: dict[str, Any]) -> str:

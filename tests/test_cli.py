@@ -106,6 +106,9 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]
     options = ["--init", "heavy-ball", "--data", "digits", "--channels", "2", "--nodes", "2", *shared]
     searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path)
+    history = json.loads((tmp_path / "my runs" / "hb" / "history.json").read_text())
+    skips = [json.dumps(entry["genotype"]).count("skip_connect") for entry in history]
+    assert [int(found) for found in re.findall(r"%  skips +(\d+)/12 ", searched.stdout)] == skips
     (line,) = re.findall("^Train it: optinspired (.*)$", searched.stdout, flags=re.MULTILINE)
     trained = run(*shlex.split(line), "--width", "2", "--cutout", "2", *shared, folder=tmp_path)
     assert searched.stderr + trained.stderr == ""  # the hosts' advice is not for a terminal
