@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
 from nni.nas.strategy import RandomOneShot
 from PIL import Image
 
-from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit
+from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit, ZeroInit
 from nni_spaces.data import EpochSampler, ImageSet, SeededImages, make_loaders, read_images
 from nni_spaces.run_folder import locked, read_history
 from nni_spaces.search import SearchModule, SearchSettings, search
@@ -177,6 +178,7 @@ class Quadratic(SearchModule):
 
     def training_step(self, batch, batch_idx):
         w, alpha = self.model.w, self.model.alpha
+        self.model.seen += 1  # as running statistics do
         return 0.5 * ((w - alpha) ** 2).sum() if batch == "train" else 0.5 * (w**2).sum() + alpha.sum()
 
 
@@ -203,6 +205,40 @@ def test_first_order_gradient_is_alphas_alone():
     assert net.w.grad is None, "the step that α takes costs no gradient of the weights"
 
 
+def test_a_penalty_is_part_of_alphas_loss():
+    module, net = quadratic()
+    module.manual_backward = lambda loss, inputs: loss.backward(inputs=inputs)
+    module.export_probs, logged = dict, {}
+    module.log_dict = logged.update
+    module.penalty = lambda loss, probs: (loss + 3 * net.alpha.sum(), {"size": 3.0})
+    module._first_order_gradient("train", 0)
+    assert torch.equal(net.alpha.grad, net.alpha.detach() - net.w.detach() + 3)
+    assert logged == {"penalty/size": 3.0}
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_step_moves_alpha_behind_the_warm_up_and_clips_the_weights(epoch):
+    module, net = quadratic()
+    module._fabric, module._trainer = None, SimpleNamespace(current_epoch=epoch)
+    module.warmup_epochs, module.gradient_clip_val, module.order, module.penalty = 1, 5.0, 1, None
+    module.log_prob_every_n_step = 2
+    module.resample = module.advance_lr_schedulers = lambda *args: None
+    module.manual_backward = lambda loss, inputs: loss.backward(inputs=inputs)
+    adam, clipped = torch.optim.Adam([net.alpha], 0.1), []
+    module.architecture_optimizers = lambda: adam
+
+    def advance(loss, batch_idx, clip):
+        clipped.append(clip)
+        assert not net.alpha.requires_grad
+        assert net.w.requires_grad
+
+    module.advance_optimization = advance
+    start = net.alpha.detach().clone()
+    module.training_step({"train": "train", "val": "val"}, 1)
+    assert clipped == [5.0]
+    torch.testing.assert_close(net.alpha.detach(), start - 0.1 * epoch)  # Adam's first step
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_second_order_gradient(momentum):
     """d/dα L_val(w − ξ (m v + ∇L_train(w, α) + λ w), α) = 1 + ξ w'."""
@@ -215,6 +251,7 @@ def test_second_order_gradient(momentum):
     module._second_order_gradient("train", "val", 0)
     w, alpha = net.w.detach(), net.alpha.detach()
     assert w.tolist() == [1.0, -2.0], "the weights are put back"
+    assert net.seen == 0, "and so are statistics"
     ahead = w - 0.1 * (momentum * buffer * bool(momentum) + (w - alpha) + 0.01 * w)
     torch.testing.assert_close(net.alpha.grad, 1 + 0.1 * ahead, rtol=1e-8, atol=1e-8)
 
@@ -277,6 +314,47 @@ def test_alphas_optimiser_has_the_papers_hyperparameters():
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.5, 0.999), 1e-3)
     assert module.gradient_clip_val == 5.0
     assert len(group["params"]) == 2 * 6
+
+
+def test_settings_reach_the_strategy_and_the_space():
+    settings = SearchSettings(
+        alpha_lr=0.1, alpha_weight_decay=0.2, gradient_clip=0.3, warmup_epochs=4, init="zero", nodes=2, channels=4
+    )
+    strategy = settings.make_strategy()
+    found = strategy.arc_learning_rate, strategy.alpha_weight_decay, strategy.gradient_clip_val, strategy.warmup_epochs
+    assert found == (0.1, 0.2, 0.3, 4)
+    assert SearchSettings(strategy="darts-second-order").make_strategy().order == 2
+    assert isinstance(SearchSettings(strategy="gumbel").make_strategy(), GumbelDARTS)
+    space = settings.make_space(7, 1)
+    assert space.initialization == ZeroInit()
+    assert space(torch.zeros(1, 1, 8, 8)).shape == (1, 7)
+
+
+def test_the_weights_optimiser_is_sgd_under_a_cosine():
+    module = SearchModule(0.025, 0.9, 3e-4, 50)
+    module.set_model(torch.nn.Linear(2, 2))
+    (sgd,), (cosine,) = module.configure_optimizers()
+    (group,) = sgd.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-4)
+    rates = []
+    for _ in range(51):
+        rates.append(group["lr"])
+        sgd.step()
+        cosine.step()
+    assert rates[::25] == pytest.approx([0.025, 0.0125, 0])
+
+
+def test_a_search_loads_images_by_its_settings(tmp_path, monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(*args):
+        raise Loaded(args[1:])
+
+    monkeypatch.setattr("nni_spaces.search.make_loaders", load)
+    with pytest.raises(Loaded) as caught:
+        search(SearchSettings(**{**TINY, "padding": 3, "seed": 5}), tmp_path, workers=2)
+    assert caught.value.args == ((16, 5, 2, 3, 1),)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

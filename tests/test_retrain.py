@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_nni_search import differences
 
 from nni_spaces.data import EpochSampler, read_images
-from nni_spaces.retrain import RetrainModule, RetrainSettings, retrain
+from nni_spaces.retrain import RetrainModule, RetrainSettings, _loaders, retrain
 from nni_spaces.run_folder import read_history
 
 HB = {
@@ -108,6 +108,28 @@ def test_the_auxiliary_loss_is_added_with_its_weight():
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert module.model.aux_head.fc.weight.grad.abs().sum() > 0
+
+
+def test_images_are_loaded_by_the_settings_and_test_images_as_training_images_are():
+    settings = RetrainSettings(**{**TINY, "cutout": 4, "padding": 3})
+    data, test = (read_images("digits", 96, split) for split in ("train", "test"))
+    training, testing = (loader.dataset for loader in _loaders(data, test, settings, 0, 1, 0))
+    assert (training.cutout, training.padding, testing.cutout, testing.padding) == (4, 3, 0, 0)
+    assert torch.equal(testing.mean, training.mean)
+    assert torch.equal(testing.std, training.std)
+
+
+def test_gradients_are_clipped_by_the_settings(tmp_path, monkeypatch):
+    class Made(Exception):
+        pass
+
+    def trainer(**options):
+        raise Made(options["gradient_clip_val"])
+
+    monkeypatch.setattr("nni_spaces.retrain.pl.Trainer", trainer)
+    with pytest.raises(Made) as caught:
+        retrain(RetrainSettings(**{**TINY, "gradient_clip": 0.3}), tmp_path)
+    assert caught.value.args == (0.3,)
 
 
 # --- the same result --------------------------------------------------------------------------------------------------
