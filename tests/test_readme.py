@@ -22,7 +22,8 @@ def snippets(language):
 @pytest.mark.slow
 @pytest.mark.parametrize("code", snippets("python"), ids=lambda code: code.strip().splitlines()[-1][:40])
 def test_python_snippets_run(code, tmp_path):
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    env = {**os.environ, "HOME": str(tmp_path)}  # where NNI's own experiment keeps its list
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
 
 
 @pytest.mark.slow
