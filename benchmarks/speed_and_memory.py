@@ -4,6 +4,9 @@
 
 Every row is a ratio to a peer in the same run: the median over the rounds, and its quartiles. Memory is the peak of
 what the tensors of a training step take, beside parameters and their gradients (:func:`measure.peak_memory`).
+
+``reversible`` needs momentumnet, best in a folder of its own on PYTHONPATH: ``pip install --no-deps --target FOLDER
+momentumnet``.
 """
 
 from __future__ import annotations
@@ -45,12 +48,15 @@ class Form(NamedTuple):
         if self.form == "memory_efficient":
             options["memory_efficient"] = True
         torch.manual_seed(0)
-        model = timm.create_model(self.name, **options).train()
+        name, more = LONGER.get(self.name, (self.name, {}))
+        model = timm.create_model(name, **more, **options).train()
         if self.form in ("checkpointed", "semi", "lean"):
             model.set_grad_checkpointing()
         return torch.compile(model) if self.form == "compiled" else model
 
 
+# Depths without a name of their own.
+LONGER: dict[str, tuple[str, dict[str, Any]]] = {"hbnet200": ("hbnet152", {"layers": (3, 24, 36, 3)})}
 TRAINING = [
     (Form("hbnet50"), Form("resnet50")),
     (Form("hbnet50", "semi"), Form("resnet50")),
@@ -61,6 +67,13 @@ TRAINING = [
     (Form("agdnet121"), Form("densenet121")),
     (Form("agdnet121", "lean"), Form("densenet121")),
     (Form("densenet121", "memory_efficient"), Form("densenet121")),
+    *((Form("hbnet101", form), Form("resnet101")) for form in ("default", "semi", "reversible")),
+    *((Form("agdnet201", form), Form("densenet201")) for form in ("default", "lean")),
+]
+COMPILED = [
+    (Form("hbnet50", "compiled"), Form("resnet50", "compiled")),
+    (Form("agdnet121"), Form("densenet121", "compiled")),
+    (Form("agdnet121", "compiled"), Form("densenet121", "compiled")),
 ]
 INFERENCE = [(Form("hbnet50"), Form("resnet50")), (Form("agdnet121"), Form("densenet121"))]
 
@@ -124,18 +137,15 @@ def inference(batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]]
 
 def growth(batch: int, size: int, rounds: int) -> Iterator[Row]:
     """Memory of a step against depth, resolution and batch."""
-    depths = [(name, form) for name in ("18", "50", "101", "152") for form in ("default", "semi", "reversible")]
+    depths = [(name, form) for name in ("18", "50", "101", "152", "200") for form in ("default", "semi", "reversible")]
     cases = [(Form(f"hbnet{n}", form), Form(f"resnet{n}"), batch, size) for n, form in depths]
     dense = [(f"agdnet{n}", f"densenet{n}", form) for n in (121, 201) for form in ("default", "lean")]
     cases += [(Form(ours, form), Form(peer), batch, size) for ours, peer, form in dense]
     for side in (96, 160, 384):
         cases += [(Form("hbnet50", form), Form("resnet50"), batch, side) for form in ("semi", "reversible")]
         cases += [(Form("agdnet121", form), Form("densenet121"), batch, side) for form in ("default", "lean")]
-    cases += [
-        (ours, peer, 4 * batch, size)
-        for ours, peer, _, side in cases
-        if side == size and peer.name[-2:] in ("50", "21")
-    ]
+    usual = [case for case in cases if case[3] == size and case[1].name in ("resnet50", "densenet121")]
+    cases += [(ours, peer, 4 * batch, size) for ours, peer, _, _ in usual]
     for ours, peer, count, side in cases:
         peaks = []
         for form in (ours, peer):
@@ -145,6 +155,27 @@ def growth(batch: int, size: int, rounds: int) -> Iterator[Row]:
         share = peaks[0] / peaks[1]
         found = dict(ratio=share, low=share, high=share, ours=peaks[0] / 2**20, peers=peaks[1] / 2**20, unit="MiB")
         yield dict(_names(ours, peer), quantity="memory", batch=count, size=side, **found)
+
+
+def compiled(batch: int, size: int, rounds: int) -> Iterator[Row]:
+    """Steps of training under torch.compile, both sides; the dense block as it is beside."""
+    return training(batch, size, rounds, COMPILED)
+
+
+def reversible(batch: int, size: int, rounds: int, transforms: int = 16) -> Iterator[Row]:
+    """A stage of ``transforms`` bottlenecks, 256 channels wide, against momentumnet on the same modules."""
+    from momentumnet import MomentumNet
+
+    from timm_models.stages import BottleneckTransform, HeavyBallStage
+
+    layers = [BottleneckTransform(256, 64) for _ in range(transforms)]
+    ours = HeavyBallStage(layers, memory="reversible").train()
+    peer = MomentumNet(layers, gamma=0.9, use_backprop=False).train()
+    x = torch.randn(batch, 256, size, size)
+    steps = [lambda net=net: net(x.clone().requires_grad_()).square().mean().backward() for net in (ours, peer)]
+    for _, quantity, found in compare(steps, rounds):
+        names = dict(model=f"{transforms} bottlenecks", form="reversible", peer="momentumnet", peer_form="default")
+        yield dict(names, quantity=quantity, batch=batch, size=size, **found)
 
 
 def search(batch: int, size: int, rounds: int, channels: int = 16, cells: int = 8) -> Iterator[Row]:
@@ -163,7 +194,10 @@ def _names(ours: Form, peer: Form) -> Row:
     return dict(model=ours.name, form=ours.form, peer=peer.name, peer_form=peer.form)
 
 
-SUBJECTS = dict(training=training, inference=inference, growth=growth, search=search)
+SUBJECTS = dict(
+    training=training, inference=inference, growth=growth, compiled=compiled, reversible=reversible, search=search
+)
+USUAL = dict(search=32, reversible=56)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -171,14 +205,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, help="side of an image; by default 224, in a search 32")
+    parser.add_argument("--size", type=int, help="side of an image; by default 224, in a search 32, of a stage 56")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="CSV to write")
     options = parser.parse_args(arguments)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
-    size = options.size or (32 if options.subject == "search" else 224)
+    size = options.size or USUAL.get(options.subject, 224)
     shown = shlex.join(["python", "benchmarks/speed_and_memory.py", *(arguments or sys.argv[1:])])
     common = dict(rounds=options.rounds, device=device, threads=torch.get_num_threads(), command=shown)
     common.update(torch=torch.__version__, timm=timm.__version__)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from optinspired_plugins._checks import check_int
 
 __all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "process_rank", "read_images"]
 
@@ -34,18 +38,21 @@ def read_images(source: str | Path, limit: int | None = None, split: str = "trai
 
     Args:
         source: ``"digits"``, scikit-learn's 1,797 scans, every fifth of a class for testing; ``"cifar10"``,
-            torchvision's download in ``data/cifar10``; an ``.npz`` file with ``x_train`` (n, height, width, channels)
-            and ``y_train``, ``x_test`` and ``y_test``; or a folder with ``train/<class>/*.png`` and ``test/…`` or
-            ``val/…``, or with ``<class>/*.png`` and no test images, all of one size.
-        limit: keep the first so many.
+            torchvision's download in ``data/cifar10``; an ``.npz`` file with ``x_train``, uint8, (n, height, width,
+            channels), and ``y_train``, integers, ``x_test`` and ``y_test``; or a folder with ``train/<class>/*.png``
+            and ``test/…`` or ``val/…``, or with ``<class>/*.png`` and no test images, all of one size.
+        limit: keep the first so many, ≥ 1; those of a folder take turns by class.
         split: ``"train"`` or ``"test"``.
 
     Raises:
-        ValueError: the source is none of these, has fewer than two classes, images of several sizes or no such split.
+        ValueError: the source is none of these, is damaged, has fewer than two classes, images of several sizes or no
+            such split, or test images of other classes; ``limit`` is out of range.
         OSError: a file cannot be read.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
+    if limit is not None:
+        check_int("limit", limit, 1)
     if str(source) == "digits":
         images, labels = _digits(split)
     elif str(source) == "cifar10":
@@ -70,21 +77,36 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    rank = np.zeros_like(labels)  # of an image among those of its class
-    for label in range(10):
-        rank[labels == label] = np.arange((labels == label).sum())
-    chosen = (rank % 5 == 4) == (split == "test")
+    chosen = (_ranks(labels) % 5 == 4) == (split == "test")
     images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     return images[chosen], labels[chosen].astype(np.int64)
 
 
+def _ranks(labels: np.ndarray) -> np.ndarray:
+    """Return the number of each image among those of its class."""
+    ranks = np.zeros_like(labels)
+    for label in np.unique(labels):
+        ranks[labels == label] = np.arange((labels == label).sum())
+    return ranks
+
+
 def _arrays(source: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    names = f"x_{split}", f"y_{split}"
-    with np.load(source, allow_pickle=False) as arrays:
-        missing = set(names) - set(arrays.files)
-        if missing:
-            raise ValueError(f"data={str(source)!r}: has no array {min(missing)}, must have {' and '.join(names)}")
-        return arrays[names[0]], arrays[names[1]]
+    names, where = (f"x_{split}", f"y_{split}"), f"data={str(source)!r}"
+    try:
+        with np.load(source, allow_pickle=False) as arrays:
+            missing = set(names) - set(arrays.files)
+            if missing:
+                raise ValueError(f"{where}: has no array {min(missing)}, must have {' and '.join(names)}")
+            images, labels = (arrays[name] for name in names)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{where}: must be an .npz file, is damaged ({error})") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        allowed = "must be uint8 of (n, height, width, channels)"
+        raise ValueError(f"{where}: {names[0]} is {images.dtype} of shape {images.shape}, {allowed}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or (labels < 0).any():
+        allowed = f"must be integers ≥ 0 of shape ({len(images)},)"
+        raise ValueError(f"{where}: {names[1]} is {labels.dtype} of shape {labels.shape}, {allowed}")
+    return images, labels.astype(np.int64)
 
 
 def _folder(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -93,15 +115,23 @@ def _folder(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     part = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), root)
     if part == root and split == "test":
         raise ValueError(f"data={str(root)!r}: has no test images, must have a folder {' or '.join(_FOLDERS[split])}")
-    classes = sum(entry.is_dir() for entry in part.iterdir())
-    if classes < 2:
-        raise ValueError(f"data={str(part)!r}: has {classes} class folders, must have at least 2")
+    classes = _class_folders(part)
+    if len(classes) < 2:
+        raise ValueError(f"data={str(part)!r}: has {len(classes)} class folders, must have at least 2")
+    if split == "test" and (root / "train").is_dir() and classes != _class_folders(root / "train"):
+        raise ValueError(f"data={str(part)!r}: has other class folders than train, must have the same")
     found = ImageFolder(str(part), loader=_read_image, allow_empty=True)
     images = [image for image, _ in found]
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ValueError(f"data={str(part)!r}: has images of {len(shapes)} sizes, must have one")
-    return np.stack(images), np.asarray(found.targets, dtype=np.int64)
+    labels = np.asarray(found.targets, dtype=np.int64)
+    order = np.lexsort((labels, _ranks(labels)))
+    return np.stack(images)[order], labels[order]
+
+
+def _class_folders(part: Path) -> list[str]:
+    return sorted(entry.name for entry in part.iterdir() if entry.is_dir())
 
 
 _FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}

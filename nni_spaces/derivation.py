@@ -2,7 +2,7 @@
 
 ``probabilities`` are what strategies export and histories keep: ``{"normal/op_2_0": {operation: softmax(α)}, …}`` of
 Search space-HB, ``{"normal/3_1": {operation: softmax(α)}, …, "normal/beta_3": {source: p}, …}`` of the others, where
-DARTS's space has no ``beta``. A file has text for the sources.
+DARTS's space has ``beta`` with partial channels only. A file has text for the sources.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Source:
         if not norm.training:
             return norm(pooling(self.x))
         for own, its in zip(norm.buffers(), first.buffers()):
-            own.copy_(its)
+            own.data.copy_(its)  # data: an earlier pass through this edge may still want its gradient
         return value
 
 

@@ -70,8 +70,8 @@ class RetrainSettings:
         self.read_genotype()
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: must be one of {', '.join(MODELS)}")
-        check_int("epochs", self.epochs, 1)
-        check_int("batch_size", self.batch_size, 2)
+        for name, least in (("epochs", 1), ("batch_size", 2), ("cutout", 0), ("padding", 0), ("seed", 0)):
+            check_int(name, getattr(self, name), least)
         for name in ("lr", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
@@ -79,7 +79,7 @@ class RetrainSettings:
             raise ValueError(f"drop_path={self.drop_path!r}: must be in [0, 1)")
         if self.aux_weight is not None and not 0 <= self.aux_weight < math.inf:
             raise ValueError(f"aux_weight={self.aux_weight!r}: must be ≥ 0, or None")
-        for name in ("momentum", "weight_decay", "cutout", "padding", "seed"):
+        for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
 
@@ -153,7 +153,7 @@ class RetrainModule(pl.LightningModule):
         self.log("train_top1", self.train_top1, on_step=False, on_epoch=True)
         if auxiliary is not None and self.settings.aux_weight:
             loss = loss + self.settings.aux_weight * F.cross_entropy(auxiliary, labels)
-        return finite(loss, f"epoch {self.current_epoch}, step {batch_idx}")
+        return finite(loss, f"epoch {self.current_epoch + 1}, step {batch_idx + 1}")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of a batch of test images."""
@@ -203,6 +203,9 @@ def retrain(
     folder = Path(out)
     with locked(folder):
         data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
+        if test.images.shape[1:] != data.images.shape[1:] or test.classes > data.classes:
+            found = ", ".join(f"{part.classes} classes of {tuple(part.images.shape[1:])}" for part in (data, test))
+            raise ValueError(f"data={settings.data!r}: training and test images have {found}: must have the same")
         settings = replace(settings, aux_weight=_aux_weight(settings, data.images))
         torch.manual_seed(settings.seed)
         model = settings.make_model(data.classes, data.images.shape[1], aux_head=bool(settings.aux_weight))

@@ -11,7 +11,9 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from optinspired_plugins._files import write_atomically
 
@@ -29,6 +32,7 @@ from .data import ImageSet, process_rank
 
 __all__ = ["RunFolder", "finite", "locked", "read_history", "trainer_options"]
 
+ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")
 
 
@@ -98,7 +102,7 @@ def finite(loss: torch.Tensor, where: str) -> torch.Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(worst)
     if not worst.isfinite():
-        raise FloatingPointError(f"loss={loss.item()} in {where}: must be finite; lower lr or clip more")
+        raise FloatingPointError(f"loss={loss.item()} in {where}: must be finite; {ADVICE}")
     return loss
 
 
@@ -163,10 +167,19 @@ class RunFolder(pl.Callback):
         return self.folder / "checkpoint.pt"
 
     def resume(self) -> dict[str, Any]:
-        """Return what ``Trainer.fit`` needs to go on, and remember the first epoch to come."""
+        """Return what ``Trainer.fit`` needs to go on, and remember the first epoch to come.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
         if not self.checkpoint.exists():
             return {}
-        self.first = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+        try:
+            self.first = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.checkpoint}: damaged; remove it to begin anew, or choose another folder"
+            ) from error
         return {"ckpt_path": str(self.checkpoint), "weights_only": True}
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
@@ -174,12 +187,23 @@ class RunFolder(pl.Callback):
         torch.manual_seed(1_000_003 * self.settings.seed + trainer.current_epoch + (trainer.global_rank << 40))
         self.began = time.monotonic()
 
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """Let a terminated run end with the status of one; Lightning's would say that it has finished."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
+
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Say that a batch is done."""
         self.on_batch()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Write the history, then the checkpoint: what is killed between them repeats an epoch and its entry."""
+        """Write the history, then the checkpoint: what is killed between them repeats an epoch and its entry.
+
+        Raises:
+            FloatingPointError: the last step, whose loss was finite, left weights that are not.
+        """
+        if not all(parameter.isfinite().all() for parameter in module.parameters()):
+            raise FloatingPointError(f"weights after epoch {trainer.current_epoch + 1}: must be finite; {ADVICE}")
         metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
         entry = {
             "epoch": trainer.current_epoch,

@@ -82,13 +82,12 @@ class SearchSettings:
             value = getattr(self, name)
             if value not in table:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(table)}")
-        for name in ("epochs", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 1")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("padding", 0), ("seed", 0)):
+            check_int(name, getattr(self, name), least)
         for name in ("lr", "alpha_lr", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
-        for name in ("momentum", "weight_decay", "alpha_weight_decay", "padding", "seed"):
+        for name in ("momentum", "weight_decay", "alpha_weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
         self._settle_options()
@@ -142,7 +141,7 @@ class SearchModule(LightningModule):
         epochs: length of the cosine.
 
     Raises:
-        FloatingPointError: in training, where the loss is not finite; it names epoch and step.
+        FloatingPointError: in training, where the loss is not finite; it names epoch and step, from 1.
     """
 
     def __init__(self, lr: float, momentum: float, weight_decay: float, epochs: int) -> None:
@@ -162,7 +161,7 @@ class SearchModule(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        finite(loss, f"epoch {self.trainer.current_epoch}, step {batch_idx // 2}")
+        finite(loss, f"epoch {self.trainer.current_epoch + 1}, step {batch_idx // 2 + 1}")
         part = ("alpha", "train")[batch_idx % 2]
         top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
         self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True)

@@ -250,7 +250,8 @@ class HBSpace(CellSpace):
 class DARTSSpace(CellSpace):
     """DARTS's space (27), the paper's baseline: a node takes two operations of earlier ones.
 
-    Arguments and errors are those of :class:`CellSpace`; the candidates are DARTS's.
+    Arguments and errors are those of :class:`CellSpace`; the candidates are DARTS's. With partial channels its edges
+    have weights like :class:`AGDSpace`'s: PC-DARTS normalises them (Xu et al. 2020).
     """
 
     rule = "agd"
@@ -286,7 +287,8 @@ class DARTSSpace(CellSpace):
             if self.options.allowed:
                 raise ValueError(f"allowed with strategy={type(strategy).__name__}{self.advice}")
             return []
-        return [self.mixed_cell.hook(self.initialization, self.options)]
+        cell = EdgeNormalizedCell if self.options.partial_channels > 1 else self.mixed_cell
+        return [cell.hook(self.initialization, self.options)]
 
 
 class AGDSpace(DARTSSpace):

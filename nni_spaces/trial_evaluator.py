@@ -48,7 +48,7 @@ class TrialModule(SearchModule):
         """Log loss and accuracy of a batch of held-out images."""
         images, labels = batch
         logits = self(images)
-        loss = finite(F.cross_entropy(logits, labels), f"validation of epoch {self.trainer.current_epoch}")
+        loss = finite(F.cross_entropy(logits, labels), f"validation of epoch {self.trainer.current_epoch + 1}")
         top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
         self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("val_top1", 100 * top1, on_step=True, on_epoch=True, batch_size=len(labels))

@@ -30,7 +30,7 @@ from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
 from .genotype import GENOTYPES, load_genotype
 from .propagation import TwoPath
-from .report import write_report
+from .report import SKIPS, write_report
 
 __all__ = ["app", "main"]
 
@@ -66,12 +66,13 @@ def errors_as_messages() -> Iterator[None]:
 
 @contextmanager
 def quiet_hosts() -> Iterator[None]:
-    """Keep NNI's and Lightning's advice out of a terminal that shows progress; errors still come."""
+    """Keep NNI's and Lightning's advice out of a terminal that shows progress; what they raise still comes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import nni_spaces  # noqa: F401  the hosts set their own levels when they are imported
 
-        for name in ("nni", "pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger("nni").setLevel(logging.CRITICAL)  # it logs every exception that it passes on
+        for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         yield
 
@@ -98,15 +99,21 @@ def epoch_progress(
         def on_epoch(entry: dict[str, Any]) -> None:
             show(f"epoch {entry['epoch'] + 1:>3}/{epochs}  {line(entry)}  {entry['seconds']:.1f} s")
 
-        yield dict(on_start=on_start, on_batch=lambda: progress.advance(task), on_epoch=on_epoch)
+        try:
+            yield dict(on_start=on_start, on_batch=lambda: progress.advance(task), on_epoch=on_epoch)
+        except SystemExit:  # Lightning's, of an interrupt or SIGTERM
+            show("Stopped: the same command goes on after the last finished epoch.")
+            raise
 
 
 def search_line(entry: dict[str, Any]) -> str:
-    """Say how weights and α did in an epoch."""
+    """Say how weights and α did in an epoch, and how many edges of the genotype are skips: a collapse shows there."""
+    edges = [edge for cell in ("normal", "reduction") for node in entry["genotype"][cell] for edge in node]
+    skips = f"skips {sum(operation in SKIPS for operation, _ in edges):>2}/{len(edges)}"
     weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
     if entry["alpha_loss"] is None:
-        return f"{weights}  α stands still"
-    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %"
+        return f"{weights}  α stands still  {skips}"
+    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %  {skips}"
 
 
 def retrain_line(entry: dict[str, Any]) -> str:
@@ -256,9 +263,7 @@ def retrain(
 
         found = load_genotype(genotype)
         if out is None:
-            out = (
-                Path("runs") / genotype.lower() if genotype.lower() in GENOTYPES else Path(genotype).parent / "retrain"
-            )
+            out = Path("runs") / genotype if genotype in GENOTYPES else Path(genotype).parent / "retrain"
         settings = RetrainSettings(
             genotype=json.loads(found.to_json()),
             data=data,

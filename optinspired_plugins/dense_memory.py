@@ -89,7 +89,7 @@ def infer(
 def rectified_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Return max(norm(x), 0) in evaluation, of x that need not be contiguous."""
     mean, var = _running(norm, torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return _rectified(x, mean, var, norm.weight, norm.bias, norm.eps)
+    return _Rectifier.of(mean, var, norm.weight, norm.bias, norm.eps, split=False)(x)
 
 
 class _Plan(NamedTuple):
@@ -102,6 +102,11 @@ class _Plan(NamedTuple):
     @property
     def training(self) -> bool:
         return self.layers[0].norm1.training
+
+    def rectifier(self, norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, own: Sequence[Tensor]) -> _Rectifier:
+        """Return the norm, with a scale and shift of ``own``, and the ReLU behind it."""
+        split = mean.device.type == "cpu" and self.dtype == self.accumulate
+        return _Rectifier.of(mean, var, own[0], own[1], norm.eps, split)
 
     @property
     def accumulate(self) -> torch.dtype:
@@ -127,26 +132,73 @@ def _convolve_backward(gradient: Tensor, x: Tensor, weight: Tensor, needs: Seque
     return found[0], found[1].to(weight.dtype) if needs[1] else None
 
 
-def _rectified(x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """max(norm(x), 0), by given statistics."""
-    factor = scale.to(mean.dtype) * (var + eps).rsqrt()
-    offset = torch.addcmul(shift.to(mean.dtype), mean, factor, value=-1)
-    return (x * factor[:, None, None]).add_(offset[:, None, None]).relu_().to(x.dtype)
+class _Rectifier(NamedTuple):
+    """max(norm(x), 0) by given statistics as a · max(s x + c, 0), with a the next convolution's to take.
+
+    With factor f and offset o of the normalisation, a = |f|, s = ±1 and c = o/|f| save a pass over x where every f is
+    positive; a = 1, s = f and c = o where f is so small that c would overflow, and in reduced precision.
+    """
+
+    a: Tensor
+    s: Tensor | None
+    c: Tensor
+
+    @staticmethod
+    def of(mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, eps: float, split: bool) -> _Rectifier:
+        """Return it; ``split`` takes a out."""
+        factor = scale.to(mean.dtype) * (var + eps).rsqrt()
+        offset = torch.addcmul(shift.to(mean.dtype), mean, factor, value=-1)
+        if not split:
+            return _Rectifier(torch.ones_like(factor), factor, offset)
+        a = factor.abs().masked_fill_(factor.abs() < 1e-12, 1)
+        return _Rectifier(a, None if bool((a == factor).all()) else factor / a, offset / a)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return max(s x + c, 0)."""
+        c = self.c[:, None, None]
+        y = x + c if self.s is None else (x * self.s[:, None, None]).add_(c)
+        return y.relu_().to(x.dtype)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the convolution of max(norm(x), 0); a 1×1 takes c, too: max(x + c, 0) = max(x, −c) + c."""
+        weight = self.take(weight)
+        if self.s is None and weight.shape[2] == 1:
+            return F.conv2d(torch.maximum(x, -self.c[:, None, None]), weight, weight.flatten(1) @ self.c)
+        return _convolve(self(x), weight)
+
+    def take(self, weight: Tensor) -> Tensor:
+        """Return the weight of the next convolution with a in it."""
+        return weight * self.a.to(weight.dtype)[:, None, None]
 
 
-def _rectify_backward(gradient: Tensor, y: Tensor) -> None:
-    """Through y = max(x, 0), in place."""
-    torch.ops.aten.threshold_backward.grad_input(gradient, y, 0, grad_input=gradient)
+def _part_backward(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    rectifier: _Rectifier,
+    statistics: tuple[Tensor, Tensor],
+    own: Sequence[Tensor],
+    norm: nn.BatchNorm2d,
+    wanted: Sequence[bool],
+    through: bool,
+) -> tuple[Tensor, list[Any]]:
+    """Through convolution, ReLU and, if ``through``, the normalisation by its batch's statistics.
 
-
-def _norm_backward(
-    gradient: Tensor, x: Tensor, scale: Tensor, mean: Tensor, var: Tensor, eps: float, training: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, scale and shift; in evaluation the statistics are constants."""
-    invstd = (var + eps).rsqrt()
-    return torch.ops.aten.native_batch_norm_backward(
-        gradient, x, scale.to(mean.dtype), mean, var, mean, invstd, training, eps, [True, True, True]
+    Returns the gradient of x, with given statistics where they are not gone through, and those of scale, shift and
+    weight.
+    """
+    mean, var = statistics
+    invstd = (var + norm.eps).rsqrt()
+    g, weight = _convolve_backward(g.contiguous(memory_format=_layout(y)), y, rectifier.take(own[2]), (True, wanted[2]))
+    torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+    # g is the gradient of max(s x + c, 0) now: a normalisation of scale s / invstd.
+    scale = invstd.reciprocal() if rectifier.s is None else rectifier.s / invstd
+    scaled = torch.ops.aten.native_batch_norm_backward(
+        g, x, scale, mean, var, mean, invstd, through, norm.eps, [through, True, True]
     )
+    dx = scaled[0] if through else g if rectifier.s is None else g.mul_(rectifier.s[:, None, None])
+    own_gradients = [(gradient / rectifier.a).to(p.dtype) for gradient, p in zip(scaled[1:], own)]
+    return dx, [*own_gradients, None if weight is None else rectifier.take(weight)]
 
 
 def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
@@ -196,7 +248,8 @@ def _forward(ctx: Any, plan: _Plan, z: Tensor, parameters: list[Sequence[Tensor]
         if plan.training:
             _track(layer.norm1, mean[:end], var[:end], count)
         mean1, var1 = (mean[:end], var[:end]) if plan.training else _running(layer.norm1, plan.accumulate)
-        t = _convolve(_rectified(buffer[:, :end], mean1, var1, own[0], own[1], layer.norm1.eps), own[2])
+        rectifier = plan.rectifier(layer.norm1, mean1, var1, own)
+        t = rectifier.convolve(buffer[:, :end], own[2])
         inner: list[Tensor] = []
         if layer.norm2 is not None:
             if plan.training:
@@ -205,7 +258,8 @@ def _forward(ctx: Any, plan: _Plan, z: Tensor, parameters: list[Sequence[Tensor]
             else:
                 mean2, var2 = _running(layer.norm2, plan.accumulate)
             inner = [mean2, var2] if plan.lean else [mean2, var2, t]
-            t = _convolve(_rectified(t, mean2, var2, own[3], own[4], layer.norm2.eps), own[5])
+            rectifier = plan.rectifier(layer.norm2, mean2, var2, own[3:])
+            t = rectifier.convolve(t, own[5])
         if layer.drop_rate > 0:
             inner.append(F.dropout(torch.ones_like(t), layer.drop_rate))
             t = t * inner[-1]
@@ -266,48 +320,28 @@ def _backward(ctx: Any, gradient: Tensor) -> list[Any]:
         if layer.drop_rate > 0:
             g = g * inner.pop()
         mean1, var1 = (mean[:start], var[:start]) if plan.training else _running(layer.norm1, plan.accumulate)
-        y = _rectified(buffer[:, :start], mean1, var1, own[0], own[1], layer.norm1.eps)
+        rectifier = plan.rectifier(layer.norm1, mean1, var1, own)
+        y = rectifier(buffer[:, :start])
         later: list[Any] = []
         if layer.norm2 is not None:
-            middle = inner[2] if len(inner) > 2 else _convolve(y, own[2])
-            g, later = _part_backward(g, middle, inner[0], inner[1], own[3:], layer.norm2, plan.training, wanted[3:])
-        g, weight = _convolve_backward(g.contiguous(memory_format=_layout(buffer)), y, own[2], (True, wanted[2]))
-        _rectify_backward(g, y)
-        del y
+            middle = inner[2] if len(inner) > 2 else _convolve(y, rectifier.take(own[2]))
+            own2, norm2 = own[3:], layer.norm2
+            rectifier2 = plan.rectifier(norm2, inner[0], inner[1], own2)
+            g, later = _part_backward(
+                g, middle, rectifier2(middle), rectifier2, (inner[0], inner[1]), own2, norm2, wanted[3:], plan.training
+            )
         x = buffer[:, :start].contiguous(memory_format=_layout(buffer))
-        dx, scale, shift = _norm_backward(g, x, own[0], mean1, var1, layer.norm1.eps, False)
-        total[:, :start].add_(dx)
-        del g, x, dx
+        g, earlier = _part_backward(g, x, y, rectifier, (mean1, var1), own, layer.norm1, wanted, False)
+        total[:, :start].add_(g)
+        del g, x, y
         if plan.training:
             invstd = (var1 + layer.norm1.eps).rsqrt()
             factor = own[0].to(mean.dtype) * invstd / count
-            from_mean[:start].addcmul_(factor, shift)
-            from_var[:start].addcmul_(factor * invstd, scale)
-        found.append([*_like([scale, shift], own[:2]), weight, *later])
+            from_mean[:start].addcmul_(factor, earlier[1])
+            from_var[:start].addcmul_(factor * invstd, earlier[0])
+        found.append([*earlier, *later])
         end = start
     return [settle(slice(0, end)).to(gradient.dtype), *(x for own in reversed(found) for x in own)]
-
-
-def _part_backward(
-    g: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    own: Sequence[Tensor],
-    norm: nn.BatchNorm2d,
-    training: bool,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, list[Any]]:
-    """Through convolution, ReLU and normalisation: the gradients of x, and of scale, shift and weight."""
-    y = _rectified(x, mean, var, own[0], own[1], norm.eps)
-    g, weight = _convolve_backward(g.contiguous(memory_format=_layout(x)), y, own[2], (True, wanted[2]))
-    _rectify_backward(g, y)
-    g, scale, shift = _norm_backward(g, x, own[0], mean, var, norm.eps, training)
-    return g, [*_like([scale, shift], own[:2]), weight]
-
-
-def _like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [gradient.to(parameter.dtype) for gradient, parameter in zip(gradients, parameters)]
 
 
 def _layout(x: Tensor) -> torch.memory_format:

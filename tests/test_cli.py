@@ -87,11 +87,28 @@ def test_a_search_in_stages_shows_them(tmp_path):
     assert {p.name for p in (tmp_path / "run").glob("[!.]*")} == {"genotype.json", "stage1", "stage2", "stage3"}
 
 
+@pytest.mark.parametrize(("space", "nodes"), [("hb", set()), ("darts", {"2", "3"})])
+def test_partial_channels_are_searched(space, nodes, tmp_path):
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    options = "--data digits --limit 40 --batch-size 16 --channels 4 --cells 3 --nodes 2 --epochs 4 --padding 0"
+    options = ["search", "--out", "run", "--strategy", "pc-darts", "--accelerator", "cpu", *options.split()]
+    first = run(*options, "--space", space, folder=tmp_path).stdout
+    assert first.count("α stands still") == 1
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    beta = {label[-1]: p for label, p in history[-1]["probabilities"].items() if label.startswith("normal/beta_")}
+    assert beta.keys() == nodes
+    assert all(len(set(p.values())) > 1 for p in beta.values()), "β has moved"
+    run("report", "run", folder=tmp_path)
+
+
 def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path):
     pytest.importorskip("nni", reason="the extra 'nni' is not installed")
     shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]
     options = ["--init", "heavy-ball", "--data", "digits", "--channels", "2", "--nodes", "2", *shared]
     searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path)
+    history = json.loads((tmp_path / "my runs" / "hb" / "history.json").read_text())
+    skips = [json.dumps(entry["genotype"]).count("skip_connect") for entry in history]
+    assert [int(found) for found in re.findall(r"%  skips +(\d+)/12 ", searched.stdout)] == skips
     (line,) = re.findall("^Train it: optinspired (.*)$", searched.stdout, flags=re.MULTILINE)
     trained = run(*shlex.split(line), "--width", "2", "--cutout", "2", *shared, folder=tmp_path)
     assert searched.stderr + trained.stderr == ""  # the hosts' advice is not for a terminal
@@ -105,6 +122,25 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     model.load_state_dict(load_file(folder / "retrain" / "model.safetensors"))
     again = run(*shlex.split(line), "--width", "3", "--cutout", "2", *shared, folder=tmp_path, ok=False)
     assert "holds a run with width=2 (here 3): choose another folder" in again.stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_stopped_search_says_so_and_has_not_finished(tmp_path, number, status):
+    """Its status stops ``search && retrain``."""
+    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    options = "--data digits --batch-size 16 --channels 2 --cells 3 --nodes 1 --epochs 1000 --accelerator cpu"
+    search = command("search", "--out", "run", *options.split())
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(search, cwd=tmp_path, env=environment(), **pipes)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Stopped: the same command goes on after the last finished epoch." in stdout
+    assert "fail" not in stdout + stderr
+    assert not (tmp_path / "run" / "genotype.json").exists()
 
 
 CIFAR = ROOT.parent / "shared" / "cifar10" / "export.py"

@@ -45,9 +45,9 @@ class Fused(Plain):
     def forward(self, x):
         calls = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                timm_models.blocks, "dense_block", lambda *args: calls.append(args) or dense_memory.dense_block(*args)
-            )
+            for name in ("dense_block", "infer"):
+                function = getattr(dense_memory, name)
+                patch.setattr(timm_models.blocks, name, lambda *args, f=function: calls.append(f) or f(*args))
             out = self.model(x)
         assert len(calls) == sum(isinstance(m, timm_models.blocks.NesterovBlock) for m in self.model.modules())
         return out
@@ -164,6 +164,21 @@ def test_it_computes_what_the_plain_form_does(options, lean):
             model.register_forward_hook(lambda *_, states=states: states.append(torch.get_rng_state()))
         assert_same_function(fused, plain, images().to(memory_format=layout))
         assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("scale", [-1.0, 1.0, 0.0, 1e-30, "mixed"], ids=str)
+def test_normalisations_of_either_sign_and_none(scale, lean):
+    """The size of a normalisation goes into the next convolution; its sign, and what has no size, does not."""
+
+    def prepare(model):
+        for name, parameter in model.named_parameters():
+            if "denselayer" in name and name.endswith(("norm1.weight", "norm2.weight")):
+                with torch.no_grad():
+                    size = parameter.abs() + 0.1
+                    parameter.copy_(size * (torch.arange(len(size)) % 3 - 1 if scale == "mixed" else scale))
+
+    assert_same_function(*pair(lean, prepare), images())
 
 
 def test_no_gradient_and_a_batch_of_one():

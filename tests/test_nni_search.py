@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ pytest.importorskip("nni", reason="the extra 'nni' is not installed")
 pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
 
 import search_runs
-from nni.nas.evaluator.pytorch import Lightning, Trainer
+from nni.nas.evaluator.pytorch import Classification
 from nni.nas.experiment import NasExperiment
 from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
+from nni.nas.strategy import DARTS as StockDARTS
+from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
+from nni.nas.strategy import RandomOneShot
 from PIL import Image
 
-from nni_spaces import DARTS, AGDSpace, GumbelDARTS, HBSpace, HeavyBallInit
+from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit, ZeroInit
 from nni_spaces.data import EpochSampler, ImageSet, SeededImages, make_loaders, read_images
 from nni_spaces.run_folder import locked, read_history
 from nni_spaces.search import SearchModule, SearchSettings, search
@@ -95,7 +100,7 @@ def test_the_same_seed_gives_the_same_search_with_any_number_of_workers(settings
 @pytest.mark.parametrize("settings", SPACES, ids=lambda s: s["space"])
 def test_killed_anywhere_and_resumed_it_is_the_uninterrupted_search(settings, uninterrupted, tmp_path):
     """Twenty kills: at random batches, and while the files of an epoch are renamed; workers 0 and 2."""
-    rng = random.Random(0)
+    rng = random.Random(settings["space"])
     kills = [dict(kill_at=rng.randint(1, BATCHES)) for _ in range(4)]
     kills += [dict(kill_in_save=rng.randint(1, 6)) for _ in range(3)]
     for i, kill in enumerate(kills):
@@ -132,18 +137,20 @@ def test_the_search_learns_and_records_it(uninterrupted):
 # --- strategies -------------------------------------------------------------------------------------------------------
 
 
-def experiment(space, strategy, tmp_path, monkeypatch, epochs=1):
+EXPERIMENTS = {"hb": partial(HBSpace, initialization=HeavyBallInit()), "agd": AGDSpace, "darts": DARTSSpace}
+
+
+def experiment(space, strategy, tmp_path, monkeypatch):
     """NNI's own experiment on the digits."""
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.manual_seed(0)
     data = read_images("digits", 64)
     loaders = make_loaders(data, 16, 0, padding=0)
-    trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+    evaluator = Classification(
+        train_dataloaders=loaders[0], val_dataloaders=loaders[1], num_classes=10, max_epochs=1, accelerator="cpu",
+        devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    module = SearchModule(0.1, 0.9, 3e-4, epochs)
-    run = NasExperiment(space, Lightning(module, trainer, *loaders), strategy)
+    run = NasExperiment(space, evaluator, strategy)
     run.config.experiment_working_directory = tmp_path / "nni"
     run.run()
     samples = run.export_top_models(formatter="dict")
@@ -152,11 +159,18 @@ def experiment(space, strategy, tmp_path, monkeypatch, epochs=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [DARTS, GumbelDARTS, lambda: DARTS(order=2)], ids=["first", "gumbel", "second"])
-def test_nnis_own_experiment_takes_space_and_strategy(strategy, tmp_path, monkeypatch):
-    space = HBSpace(channels=2, cells=3, nodes=2, in_chans=1, initialization=HeavyBallInit())
+@pytest.mark.parametrize("kind", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "strategy",
+    [DARTS, lambda: DARTS(order=2), GumbelDARTS, StockDARTS, StockGumbelDARTS, RandomOneShot],
+    ids=["first", "second", "gumbel", "stock first", "stock gumbel", "random"],
+)
+def test_nnis_own_experiment_takes_space_and_strategy(strategy, kind, tmp_path, monkeypatch):
+    """With NNI's own evaluator; its strategies too."""
+    space = EXPERIMENTS[kind](channels=2, cells=3, nodes=2, in_chans=1)
     (sample,) = experiment(space, strategy(), tmp_path, monkeypatch)
-    assert space.genotype(sample).rule == "hb"
+    assert space.genotype(sample).rule == space.rule
+    assert space.freeze(sample)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 class Quadratic(SearchModule):
@@ -164,6 +178,7 @@ class Quadratic(SearchModule):
 
     def training_step(self, batch, batch_idx):
         w, alpha = self.model.w, self.model.alpha
+        self.model.seen += 1  # as running statistics do
         return 0.5 * ((w - alpha) ** 2).sum() if batch == "train" else 0.5 * (w**2).sum() + alpha.sum()
 
 
@@ -190,6 +205,40 @@ def test_first_order_gradient_is_alphas_alone():
     assert net.w.grad is None, "the step that α takes costs no gradient of the weights"
 
 
+def test_a_penalty_is_part_of_alphas_loss():
+    module, net = quadratic()
+    module.manual_backward = lambda loss, inputs: loss.backward(inputs=inputs)
+    module.export_probs, logged = dict, {}
+    module.log_dict = logged.update
+    module.penalty = lambda loss, probs: (loss + 3 * net.alpha.sum(), {"size": 3.0})
+    module._first_order_gradient("train", 0)
+    assert torch.equal(net.alpha.grad, net.alpha.detach() - net.w.detach() + 3)
+    assert logged == {"penalty/size": 3.0}
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_step_moves_alpha_behind_the_warm_up_and_clips_the_weights(epoch):
+    module, net = quadratic()
+    module._fabric, module._trainer = None, SimpleNamespace(current_epoch=epoch)
+    module.warmup_epochs, module.gradient_clip_val, module.order, module.penalty = 1, 5.0, 1, None
+    module.log_prob_every_n_step = 2
+    module.resample = module.advance_lr_schedulers = lambda *args: None
+    module.manual_backward = lambda loss, inputs: loss.backward(inputs=inputs)
+    adam, clipped = torch.optim.Adam([net.alpha], 0.1), []
+    module.architecture_optimizers = lambda: adam
+
+    def advance(loss, batch_idx, clip):
+        clipped.append(clip)
+        assert not net.alpha.requires_grad
+        assert net.w.requires_grad
+
+    module.advance_optimization = advance
+    start = net.alpha.detach().clone()
+    module.training_step({"train": "train", "val": "val"}, 1)
+    assert clipped == [5.0]
+    torch.testing.assert_close(net.alpha.detach(), start - 0.1 * epoch)  # Adam's first step
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_second_order_gradient(momentum):
     """d/dα L_val(w − ξ (m v + ∇L_train(w, α) + λ w), α) = 1 + ξ w'."""
@@ -202,6 +251,7 @@ def test_second_order_gradient(momentum):
     module._second_order_gradient("train", "val", 0)
     w, alpha = net.w.detach(), net.alpha.detach()
     assert w.tolist() == [1.0, -2.0], "the weights are put back"
+    assert net.seen == 0, "and so are statistics"
     ahead = w - 0.1 * (momentum * buffer * bool(momentum) + (w - alpha) + 0.01 * w)
     torch.testing.assert_close(net.alpha.grad, 1 + 0.1 * ahead, rtol=1e-8, atol=1e-8)
 
@@ -266,6 +316,47 @@ def test_alphas_optimiser_has_the_papers_hyperparameters():
     assert len(group["params"]) == 2 * 6
 
 
+def test_settings_reach_the_strategy_and_the_space():
+    settings = SearchSettings(
+        alpha_lr=0.1, alpha_weight_decay=0.2, gradient_clip=0.3, warmup_epochs=4, init="zero", nodes=2, channels=4
+    )
+    strategy = settings.make_strategy()
+    found = strategy.arc_learning_rate, strategy.alpha_weight_decay, strategy.gradient_clip_val, strategy.warmup_epochs
+    assert found == (0.1, 0.2, 0.3, 4)
+    assert SearchSettings(strategy="darts-second-order").make_strategy().order == 2
+    assert isinstance(SearchSettings(strategy="gumbel").make_strategy(), GumbelDARTS)
+    space = settings.make_space(7, 1)
+    assert space.initialization == ZeroInit()
+    assert space(torch.zeros(1, 1, 8, 8)).shape == (1, 7)
+
+
+def test_the_weights_optimiser_is_sgd_under_a_cosine():
+    module = SearchModule(0.025, 0.9, 3e-4, 50)
+    module.set_model(torch.nn.Linear(2, 2))
+    (sgd,), (cosine,) = module.configure_optimizers()
+    (group,) = sgd.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-4)
+    rates = []
+    for _ in range(51):
+        rates.append(group["lr"])
+        sgd.step()
+        cosine.step()
+    assert rates[::25] == pytest.approx([0.025, 0.0125, 0])
+
+
+def test_a_search_loads_images_by_its_settings(tmp_path, monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(*args):
+        raise Loaded(args[1:])
+
+    monkeypatch.setattr("nni_spaces.search.make_loaders", load)
+    with pytest.raises(Loaded) as caught:
+        search(SearchSettings(**{**TINY, "padding": 3, "seed": 5}), tmp_path, workers=2)
+    assert caught.value.args == ((16, 5, 2, 3, 1),)
+
+
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -283,9 +374,10 @@ def test_every_source_gives_the_same_images(tmp_path):
     assert torch.equal(read_images(tmp_path / "a.npz").images, digits.images)
     for name in ("folderFalse", "folderTrue"):
         found = read_images(tmp_path / name)
-        order = torch.argsort(digits.labels, stable=True)
-        assert torch.equal(found.images, digits.images[order])
-        assert torch.equal(found.labels, digits.labels[order])
+        order, ours = (torch.argsort(labels, stable=True) for labels in (digits.labels, found.labels))
+        assert torch.equal(found.images[ours], digits.images[order])
+        assert torch.equal(found.labels[ours], digits.labels[order])
+        assert len(set(read_images(tmp_path / name, 10).labels.tolist())) == 10, "classes take turns"
 
 
 def test_an_order_is_a_function_of_seed_and_epoch():
@@ -332,8 +424,9 @@ def test_halves_are_disjoint_and_cover_the_images():
         (dict(space="resnet"), "space='resnet': must be one of hb, agd, darts"),
         (dict(init="one"), "init='one': must be one of heavy-ball, zero, random"),
         (dict(strategy="enas"), "strategy='enas': must be one of darts, darts-second-order, gumbel"),
-        (dict(epochs=0), "epochs=0: must be ≥ 1"),
+        (dict(epochs=0), "epochs=0: must be an integer ≥ 1"),
         (dict(lr=float("nan")), "lr=nan: must be a positive number"),
+        (dict(seed=0.5), "seed=0.5: must be an integer ≥ 0"),
         (dict(skip_dropout=1.5), "skip_dropout=1.5: must be a number ≥ 0 and < 1"),
     ],
 )
@@ -373,10 +466,44 @@ def test_data_without_two_classes_or_of_several_sizes(tmp_path):
         read_images(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x_train=np.zeros((8, 4, 4), np.uint8)), r"x_train is uint8 of shape \(8, 4, 4\), must be uint8 of"),
+        (dict(x_train=np.zeros((8, 4, 4, 1))), r"x_train is float64 of shape \(8, 4, 4, 1\), must be uint8 of"),
+        (
+            dict(y_train=np.zeros(7, np.int64)),
+            r"y_train is int64 of shape \(7,\), must be integers ≥ 0 of shape \(8,\)",
+        ),
+        (dict(y_train=np.arange(8) - 1), "y_train is int64 of shape .* must be integers ≥ 0"),
+        (dict(y_train=np.arange(8) / 2), "y_train is float64 of shape .* must be integers ≥ 0"),
+    ],
+)
+def test_arrays_that_are_no_images_or_labels(change, message, tmp_path):
+    arrays = dict(x_train=np.zeros((8, 4, 4, 1), np.uint8), y_train=np.arange(8, dtype=np.uint8))
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert read_images(tmp_path / "a.npz").labels.tolist() == list(range(8))
+    content = (tmp_path / "a.npz").read_bytes()
+    np.savez(tmp_path / "a.npz", **{**arrays, **change})
+    with pytest.raises(ValueError, match=message):
+        read_images(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"must be an \.npz file, is damaged"):
+        read_images(tmp_path / "a.npz")
+    for limit in (0, -3):
+        with pytest.raises(ValueError, match=f"limit={limit}: must be an integer ≥ 1"):
+            read_images("digits", limit)
+
+
 def test_a_folder_of_another_search_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({**TINY, "space": "agd"}))
     with pytest.raises(ValueError, match=r"holds a run with space='agd' \(here 'hb'\): choose another folder"):
         search(SearchSettings(**TINY), tmp_path)
+    (tmp_path / "settings.json").unlink()
+    for content in (b"", b"garbage", b"PK\x03\x04 cut off"):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint.pt: damaged; remove it to begin anew"):
+            search(SearchSettings(**TINY), tmp_path)
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings.json: not the settings of such a run"):
         search(SearchSettings(**TINY), tmp_path)
@@ -428,6 +555,24 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 * 3 + 3 else 1)
 
     monkeypatch.setattr("nni_spaces.search.F.cross_entropy", poisoned)
-    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 1, step 1: must be finite"):
+    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    """After the last step of an epoch no loss tells."""
+    plain, steps = SearchModule.training_step, []
+
+    def training_step(self, batch, batch_idx):
+        steps.append(batch_idx)
+        loss = plain(self, batch, batch_idx)
+        last = len(steps) == 2 * 2 * 3  # of the second epoch
+        return loss + 0 * self.model.fc.weight.sum() * float("inf") if last else loss
+
+    monkeypatch.setattr(SearchModule, "training_step", training_step)
+    with pytest.raises(FloatingPointError, match="weights after epoch 2: must be finite; lower lr or clip more"):
+        search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
+    assert checkpoint(tmp_path)["epoch"] == 0
+    assert [entry["epoch"] for entry in read_history(tmp_path)] == [0]

@@ -22,7 +22,8 @@ def snippets(language):
 @pytest.mark.slow
 @pytest.mark.parametrize("code", snippets("python"), ids=lambda code: code.strip().splitlines()[-1][:40])
 def test_python_snippets_run(code, tmp_path):
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    env = {**os.environ, "HOME": str(tmp_path)}  # where NNI's own experiment keeps its list
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -90,7 +91,10 @@ def test_the_two_set_up_commands_are_targets():
 def test_named_models_exist():
     import timm
 
-    for row in re.findall(r"^\| (`(?:hb|agd|opt|cell)net.*?) \|", README, flags=re.MULTILINE):
+    models = README.split("\n## Models\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`(?:hb|agd|opt|cell)net.*?) \|", models, flags=re.MULTILINE)
+    assert len(rows) == 9
+    for row in rows:
         first, *rest = re.findall(r"`(\w+)`", row)
         family = re.match(r"(hbnet|agdnet|optnet|cellnet)", first).group()
         for name in [first, *(n if n.startswith(family) else family + n for n in rest)]:

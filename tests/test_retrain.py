@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_nni_search import differences
 
 from nni_spaces.data import EpochSampler, read_images
-from nni_spaces.retrain import RetrainModule, RetrainSettings, retrain
+from nni_spaces.retrain import RetrainModule, RetrainSettings, _loaders, retrain
 from nni_spaces.run_folder import read_history
 
 HB = {
@@ -108,6 +108,28 @@ def test_the_auxiliary_loss_is_added_with_its_weight():
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert module.model.aux_head.fc.weight.grad.abs().sum() > 0
+
+
+def test_images_are_loaded_by_the_settings_and_test_images_as_training_images_are():
+    settings = RetrainSettings(**{**TINY, "cutout": 4, "padding": 3})
+    data, test = (read_images("digits", 96, split) for split in ("train", "test"))
+    training, testing = (loader.dataset for loader in _loaders(data, test, settings, 0, 1, 0))
+    assert (training.cutout, training.padding, testing.cutout, testing.padding) == (4, 3, 0, 0)
+    assert torch.equal(testing.mean, training.mean)
+    assert torch.equal(testing.std, training.std)
+
+
+def test_gradients_are_clipped_by_the_settings(tmp_path, monkeypatch):
+    class Made(Exception):
+        pass
+
+    def trainer(**options):
+        raise Made(options["gradient_clip_val"])
+
+    monkeypatch.setattr("nni_spaces.retrain.pl.Trainer", trainer)
+    with pytest.raises(Made) as caught:
+        retrain(RetrainSettings(**{**TINY, "gradient_clip": 0.3}), tmp_path)
+    assert caught.value.args == (0.3,)
 
 
 # --- the same result --------------------------------------------------------------------------------------------------
@@ -255,6 +277,18 @@ def test_what_a_training_refuses(change, message, tmp_path):
         retrain(RetrainSettings(**{**TINY, **change}), tmp_path)
 
 
+def test_training_and_test_images_must_be_alike(tmp_path):
+    arrays = dict(x_train=np.zeros((8, 8, 8, 1), np.uint8), y_train=np.arange(8) % 4)
+    for change in (dict(y_test=np.arange(8)), dict(x_test=np.zeros((8, 9, 8, 1), np.uint8))):
+        np.savez(tmp_path / "a.npz", **arrays, **{**dict(x_test=arrays["x_train"], y_test=arrays["y_train"]), **change})
+        with pytest.raises(ValueError, match=r"training and test images have 4 classes of .* must have the same"):
+            retrain(RetrainSettings(**{**TINY, "data": str(tmp_path / "a.npz")}), tmp_path / "run")
+    for name in ("train/cat", "train/dog", "train/eel", "val/cat", "val/eel"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"val'.*has other class folders than train, must have the same"):
+        read_images(tmp_path, split="test")
+
+
 @pytest.mark.slow
 def test_a_folder_of_another_training_or_of_other_images_is_refused(uninterrupted):
     other = json.loads(json.dumps(HB).replace("max_pool", "avg_pool"))
@@ -279,6 +313,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         return plain(logits, labels) * (float("nan") if sum(calls) == 6 + 2 and logits.requires_grad else 1)
 
     monkeypatch.setattr("nni_spaces.retrain.F.cross_entropy", poisoned)
-    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 1, step 1: must be finite"):
+    with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         retrain(RetrainSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0

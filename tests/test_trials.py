@@ -173,7 +173,7 @@ def test_weights_are_a_function_of_seed_and_trial(tmp_path):
 def test_a_network_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
     def report(model):
         if any(isinstance(m, torch.nn.MaxPool2d) for m in model.modules()):
-            raise FloatingPointError("loss=nan in epoch 0, step 1: must be finite")
+            raise FloatingPointError("loss=nan in epoch 1, step 1: must be finite")
         count_parameters(model)
 
     def search(count):
@@ -182,14 +182,14 @@ def test_a_network_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
     ranked, (_, trials) = search(5), read_trials(tmp_path)
     diverged = [trial for trial in trials if trial.metric is None]
     assert 0 < len(diverged) < 5
-    assert {trial.error for trial in diverged} == {"loss=nan in epoch 0, step 1: must be finite"}
+    assert {trial.error for trial in diverged} == {"loss=nan in epoch 1, step 1: must be finite"}
     assert {trial.index for trial in ranked} == {trial.index for trial in trials} - {t.index for t in diverged}
     assert len(search(7)) >= len(ranked), "the strategy is told of them again"
 
 
 def test_a_loss_that_is_not_finite_is_found(tmp_path):
     with pytest.raises(
-        RuntimeError, match=r"none of 1 trials has a result; loss=nan in epoch 0, step \d+: must be fin"
+        RuntimeError, match=r"none of 1 trials has a result; loss=nan in epoch 1, step \d+: must be fin"
     ):
         run_trials(HBSpace(**TINY), Random(seed=0), digits(lr=1e30, gradient_clip=1e30), tmp_path, 1)
     assert read_trials(tmp_path)[1][0].metric is None
