@@ -130,6 +130,7 @@ def test_imports_run_one_way(file):
         ("optinspired_plugins/coefficients.py", "from timm_models.hbnet import HBNet"),
         ("optinspired_plugins/coefficients.py", "from .. import examples"),
         ("optinspired_plugins/report.py", "import optinspired_plugins.mm as mm"),
+        ("optinspired_plugins/mm.py", "import mmcv"),
         ("timm_models/hbnet.py", "import nni_spaces"),
         ("timm_models/hbnet.py", "import mmengine"),
         ("timm_models/hbnet.py", "from examples.digits import load"),

@@ -30,7 +30,8 @@ def test_python_snippets_run(code, tmp_path):
 @pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository")
 def test_shell_snippets_run(digits_folder, tmp_path):
     (tmp_path / "digits").symlink_to(digits_folder)
-    commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("python ")]
+    lines = [line for block in snippets("bash") for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("python ") and "examples/" not in line]
     assert len(commands) == 4
     machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
@@ -55,6 +56,25 @@ def test_the_search_snippets_run(tmp_path):
         assert done.stdout.count("epoch ") == (0 if "report" in command else 2)
     for name in ("genotype.json", "retrain/model.safetensors", "report.html"):
         assert (tmp_path / "runs" / "hb" / name).exists()
+
+
+@pytest.mark.slow
+def test_the_mmengine_snippets_run(digits_folder, tmp_path):
+    reason = "the extra 'mm' is not installed, or OpenCV misses libGL.so.1"
+    pytest.importorskip("mmengine.runner", reason=reason, exc_type=ImportError)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(digits_folder)
+    commands = [line for block in snippets("bash") for line in block.splitlines() if "examples/mm/train.py" in line]
+    assert len(commands) == 2
+    for command in commands:
+        words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
+        python = words.index("python")
+        env = {**os.environ, **dict(word.split("=") for word in words[:python])}
+        run = [sys.executable, *words[python + 1 :]]
+        done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "resumed epoch: 10" in done.stdout + done.stderr
+    assert (tmp_path / "runs" / "mm" / "epoch_12.pth").exists()
 
 
 def test_relative_links_point_at_files():

@@ -1,0 +1,23 @@
+"""PSPNet on HBNet-50 with output stride 8, from mmsegmentation's base of the same segmentor.
+
+Not trained here: mmsegmentation needs mmcv with compiled operators. The tests merge this config and build its backbone.
+"""
+
+_base_ = "mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py"
+
+custom_imports = dict(imports=["optinspired_plugins.mm"], allow_failed_imports=False)
+
+model = dict(
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type="HBNet",
+        depth=50,
+        output_stride=8,
+        with_cp=True,
+        init_cfg=dict(type="Pretrained", checkpoint="{{$WEIGHTS:hbnet50.pth}}"),
+    ),
+    decode_head=dict(in_channels=2048),
+    auxiliary_head=dict(in_channels=1024),
+)
+sync_bn = "torch"

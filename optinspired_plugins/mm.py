@@ -1,0 +1,385 @@
+"""HBNet, AGDNet, OptNet and CellNet as backbones of mmengine, and so of mmpretrain, mmdetection and mmsegmentation.
+
+Importing this module registers them in mmengine's root ``MODELS``. A config does that by ``custom_imports``, or by the
+full name of the type:
+
+    custom_imports = dict(imports=["optinspired_plugins.mm"], allow_failed_imports=False)
+    backbone = dict(type="HBNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="hbnet50.pth"))
+    backbone = dict(type="optinspired_plugins.mm.HBNet", depth=50)
+
+They are timm's ``features_only`` networks of :mod:`timm_models`: the same feature maps, to the bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import timm
+import torch
+from mmengine.model import BaseModule, PretrainedInit, update_init_info
+from mmengine.model.utils import _BatchNormXd
+from mmengine.registry import MODELS
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.serialization import safe_globals
+
+import timm_models  # noqa: F401  registers the names also where the entry point is switched off
+from optinspired_plugins.memory import recompute
+from timm_models._checks import check_one_of
+
+__all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "OptNet"]
+
+InitCfg = Union[None, Dict[str, Any], List[Dict[str, Any]]]
+
+HEADS = ("fc", "classifier", "aux_head")
+NAME_A_FILE = "weights are named by init_cfg=dict(type='Pretrained', checkpoint='a local file')"
+# What conversions make of timm's norm with activation, which becomes a child that nobody calls -> what does call it.
+WITH_ACTIVATION = {nn.SyncBatchNorm: SyncBatchNormAct, _BatchNormXd: BatchNormAct2d}
+
+
+class _Ignored:
+    """What stands for an object that a file has beside its weights: it does nothing."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+# mmengine's checkpoints hold a history of losses. torch reads it as these, not as what they are named after.
+PLACEHOLDERS: List[Any] = [
+    type(name, (_Ignored,), {"__module__": module})
+    for module, names in {
+        "mmengine.logging.history_buffer": ["HistoryBuffer"],
+        "builtins": ["getattr"],
+        "numpy": ["dtype", "ndarray"],
+        "numpy.core.multiarray": ["_reconstruct", "scalar"],
+        "numpy._core.multiarray": ["_reconstruct", "scalar"],
+    }.items()
+    for name in names
+]
+
+
+class Backbone(BaseModule):
+    """A timm network without its head, as mmengine's libraries want a backbone: it returns a tuple of feature maps.
+
+    ``out_channels`` and ``out_strides`` say of what. Stages that no output needs are not there.
+
+    Args:
+        name: the network's name in timm.
+        in_channels: channels of the images.
+        out_indices: which outputs to return, rising; all if None. Output i has stride 4 · 2^i, at most
+            ``output_stride``; the networks for CIFAR have outputs 0, 1 and 2, of stride 1, 2 and 4.
+        frozen_stages: −1 freezes nothing, 0 the stem, i the stem and all that output i − 1 needs: parameters get no
+            gradient, and the modules stay in evaluation.
+        norm_eval: batch normalisations use their running statistics in training, too.
+        with_cp: save memory in the backward pass, as ``set_grad_checkpointing`` does in these networks.
+        init_cfg: mmengine's. ``Pretrained`` takes ``checkpoint``, a local file, and ``prefix``, the backbone's place
+            in it. The file may be timm's (``.pth``, ``.pth.tar``, ``.safetensors``; a moving average is preferred) or
+            mmengine's. Tensors and plain values are read, other objects never made. A classifier is left out; all
+            other keys have to fit.
+        **options: the timm network's own.
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    _is_init: bool
+
+    def __init__(
+        self,
+        name: str,
+        in_channels: int = 3,
+        out_indices: Optional[Sequence[int]] = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: InitCfg = None,
+        **options: Any,
+    ) -> None:
+        if options.get("pretrained"):
+            raise ValueError(
+                f"pretrained={options['pretrained']!r}: must be None, also in the base's model; {NAME_A_FILE}"
+            )
+        _pretrained_cfg(init_cfg)
+        super().__init__(init_cfg)
+        self.name, self.options = name, dict(options, in_chans=in_channels)
+        features = self._skeleton().feature_info
+        self._first = int(features[0]["reduction"] < 4)  # a stem of stride 1 or 2 is no output
+        self.out_indices = _check_indices(out_indices, len(features) - self._first)
+        self.frozen_stages = _check_frozen(frozen_stages, len(features) - self._first)
+        self.norm_eval = norm_eval
+        indices = tuple(i + self._first for i in self.out_indices)
+        self.body = timm.create_model(name, features_only=True, out_indices=indices, **self.options)
+        self.out_channels: Tuple[int, ...] = tuple(self.body.feature_info.channels())
+        self.out_strides: Tuple[int, ...] = tuple(self.body.feature_info.reduction())
+        self._lean_stem = self._find_stem() if with_cp or options.get("memory") == "reversible" else (0, 0)
+        for module in self.body.modules() if with_cp else ():
+            # Not timm's wrapper itself: it would checkpoint stages as a whole and count their batches twice.
+            if module is not self.body and hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = True
+        for part in self._frozen():
+            part.requires_grad_(False)
+        self.train()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Return a feature map for each index, shape (batch, channels, height / stride, width / stride)."""
+        if any(self._lean_stem) and torch.is_grad_enabled():
+            return tuple(self._lean_features(x))
+        return tuple(self.body(x))
+
+    def _lean_features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the same; what the stem does behind its last convolution is computed again in the backward pass."""
+        modules, (start, end) = list(self.body.items()), self._lean_stem
+        tail = nn.Sequential(*(module for _, module in modules[start:end]))
+        for _, module in modules[:start]:
+            x = module(x)
+        x = recompute(tail, tail, x)
+        for name, module in modules[end:]:
+            x = module(x)
+            if name in self.body.return_layers:
+                yield x
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch to training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def add_module(self, name: str, module: Optional[nn.Module]) -> None:
+        """Register a child and mend what a conversion to ``SyncBatchNorm`` or back, which calls this, has done to it.
+
+        torch's and mmengine's make timm's ``BatchNormAct2d`` a normalisation that does not call its activation, and
+        mmengine's forgets which modules are in evaluation.
+        """
+        super().add_module(name, module)
+        for norm in self.modules():
+            if "act" in norm._modules and type(norm) in WITH_ACTIVATION:
+                norm.__class__ = WITH_ACTIVATION[type(norm)]
+            elif "act" in norm._modules and type(norm).__module__.startswith("mmcv."):
+                norm.register_forward_pre_hook(_refuse)
+        self.train(self.training)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint that ``init_cfg`` names; without one, initialise as mmengine does.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a checkpoint, or one of another network.
+        """
+        pretrained = _pretrained_cfg(self.init_cfg)
+        if pretrained is None or self._is_init:
+            super().init_weights()
+            return
+        path = str(pretrained["checkpoint"])
+        self._load(_select(_read(path), pretrained.get("prefix"), path), path)
+        self._is_init = True
+        if hasattr(self, "_params_init_info"):  # of the model that holds this one
+            update_init_info(self, init_info=f"loaded from {path}")
+
+    def _load(self, state_dict: Mapping[str, Tensor], path: str) -> None:
+        """Take the weights out of the whole network's, under timm's names or this backbone's."""
+        found = {_timm_key(key): value for key, value in state_dict.items()}
+        own = {_timm_key(key): value for key, value in self.body.state_dict().items()}
+        whole = self._skeleton().state_dict()
+        shapes = {key: (tuple(found[key].shape), tuple(own[key].shape)) for key in own.keys() & found.keys()}
+        faults = {
+            "missing": [key for key in own if key not in found],
+            "unknown": [key for key in found if key not in whole and key.split(".")[0] not in HEADS],
+            "of another shape": [
+                f"{key} {got}, not {wanted}" for key, (got, wanted) in shapes.items() if got != wanted
+            ],
+        }
+        if any(faults.values()):
+            text = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
+            hint = ". prefix='backbone.' takes the backbone of a whole model" if faults["unknown"] else ""
+            raise ValueError(f"checkpoint={path!r}: must hold the weights of {self.name}; {text}{hint}")
+        self.body.load_state_dict({key: found[_timm_key(key)] for key in self.body.state_dict()})
+
+    def _skeleton(self) -> Any:
+        """Return the whole network without values."""
+        return timm.create_model(self.name, device="meta", **self.options)
+
+    def _find_stem(self) -> Tuple[int, int]:
+        """Return where the stem's part behind its last convolution begins and ends among the modules."""
+        parts = list(self.body.children())
+        end = next(i for i, part in enumerate(parts) if any(hasattr(m, "grad_checkpointing") for m in part.modules()))
+        convolutions = [i for i in range(end) if any(isinstance(m, nn.Conv2d) for m in parts[i].modules())]
+        return (convolutions[-1] + 1, end) if convolutions else (0, 0)
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        """Yield the modules that are frozen, from the stem on."""
+        if self.frozen_stages < 0:
+            return
+        end = self.body.feature_info.module_name(max(self._first + self.frozen_stages - 1, 0)).replace(".", "_")
+        for name, part in _parts(self.body):
+            yield part
+            if name == end:
+                return
+
+
+@MODELS.register_module()
+class HBNet(Backbone):
+    """HBNet (16).
+
+    Args:
+        depth: 18, 34, 50, 101 or 152; 20, 32, 44, 56 or 110 for images of CIFAR's size.
+        **kwargs: as for :class:`Backbone`, and timm's for ``hbnet50``: ``beta1``, ``beta2``, ``learn_beta``,
+            ``post_act``, ``memory="reversible"``, ``stride_in_1x1``, ``output_stride``, ….
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(self, depth: int = 50, **kwargs: Any) -> None:
+        check_one_of("depth", depth, (18, 34, 50, 101, 152, 20, 32, 44, 56, 110))
+        super().__init__(f"hbnet{depth}", **kwargs)
+
+
+@MODELS.register_module()
+class AGDNet(Backbone):
+    """AGDNet (18), (21).
+
+    Args:
+        depth: 121, 161, 169 or 201; 40 or 52, with k = 12, for images of CIFAR's size.
+        **kwargs: as for :class:`Backbone`, and timm's for ``agdnet121``: ``beta``, ``learn_alpha``, ….
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(self, depth: int = 121, **kwargs: Any) -> None:
+        check_one_of("depth", depth, (121, 161, 169, 201, 40, 52))
+        super().__init__(f"agdnet{depth}" if depth > 100 else f"agdnet{depth}_k12", **kwargs)
+
+
+@MODELS.register_module()
+class OptNet(Backbone):
+    """The network of an algorithm.
+
+    Args:
+        depth: 18, 34, 50 or 101; 20, 56 or 110 for images of CIFAR's size.
+        **kwargs: as for :class:`Backbone`, and timm's for ``optnet50``: ``algorithm``, ``output_stride``, ….
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(self, depth: int = 50, **kwargs: Any) -> None:
+        check_one_of("depth", depth, (18, 34, 50, 101, 20, 56, 110))
+        super().__init__(f"optnet{depth}", **kwargs)
+
+
+@MODELS.register_module()
+class CellNet(Backbone):
+    """The network of a genotype. Its stem is its output 0.
+
+    Args:
+        genotype: a genotype, the name of a published one, or a JSON file.
+        stem: ``"imagenet"``, or ``"cifar"`` for images of that size.
+        **kwargs: as for :class:`Backbone`, and timm's for ``cellnet_imagenet``: ``cells``, ``channels``, ….
+
+    Raises:
+        TypeError: an option is unknown.
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(self, genotype: Any = "darts_v2", stem: str = "imagenet", **kwargs: Any) -> None:
+        check_one_of("stem", stem, ("imagenet", "cifar"))
+        super().__init__(f"cellnet_{stem}", genotype=genotype, **kwargs)
+
+
+def _check_indices(indices: Any, count: int) -> Tuple[int, ...]:
+    if indices is None:
+        return tuple(range(count))
+    is_sequence = isinstance(indices, Sequence) and not isinstance(indices, str)
+    found = tuple(indices) if is_sequence else ()
+    if not found or any(isinstance(i, bool) or i not in range(count) for i in found) or sorted(set(found)) != [*found]:
+        raise ValueError(f"out_indices={indices!r}: must be rising integers from 0 to {count - 1}, at least one")
+    return found
+
+
+def _check_frozen(stages: Any, count: int) -> int:
+    if isinstance(stages, bool) or stages not in range(-1, count + 1):
+        raise ValueError(f"frozen_stages={stages!r}: must be an integer from -1 to {count}")
+    return stages
+
+
+def _pretrained_cfg(init_cfg: Any) -> Optional[Dict[str, Any]]:
+    """Return the part of ``init_cfg`` that names a checkpoint, checked; it makes the other parts void."""
+    parts = init_cfg if isinstance(init_cfg, (list, tuple)) else [] if init_cfg is None else [init_cfg]
+    if not all(isinstance(part, dict) and "type" in part for part in parts):
+        raise ValueError(f"init_cfg={init_cfg!r}: must be a dict with a type, or a list of them; {NAME_A_FILE}")
+    named = [dict(part) for part in parts if part["type"] in ("Pretrained", PretrainedInit)]
+    if not named:
+        return None
+    unknown = sorted(named[-1].keys() - {"type", "checkpoint", "prefix", "map_location"})
+    if unknown:
+        raise ValueError(f"init_cfg has {', '.join(unknown)}: with type='Pretrained' it takes checkpoint and prefix")
+    checkpoint = named[-1].get("checkpoint")
+    if not isinstance(checkpoint, (str, Path)) or not str(checkpoint) or "://" in str(checkpoint):
+        raise ValueError(f"checkpoint={checkpoint!r}: must be a local file; nothing is downloaded")
+    return named[-1]
+
+
+def _read(path: str) -> Dict[str, Tensor]:
+    """Return the state dict in a file of tensors and plain values."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint={path!r}: must be an existing file")
+    wanted = f"checkpoint={path!r}: must be a state dict, or a file of timm's or mmengine's that holds one"
+    try:
+        with safe_globals(PLACEHOLDERS):
+            state_dict = load_state_dict(str(file), weights_only=True)
+    except Exception as error:  # whatever the formats' readers raise
+        raise ValueError(f"{wanted} ({error})") from error
+    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise ValueError(wanted)
+    return state_dict
+
+
+def _select(state_dict: Dict[str, Tensor], prefix: Optional[str], path: str) -> Dict[str, Tensor]:
+    """Return what is below a prefix."""
+    if not prefix:
+        return state_dict
+    start = prefix.rstrip(".") + "."
+    found = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
+    if not found:
+        there = sorted({key.split(".")[0] for key in state_dict})
+        raise ValueError(f"prefix={prefix!r}: must begin keys of {path!r}, which begin with {_some(there)}")
+    return found
+
+
+def _timm_key(key: str) -> str:
+    """Return a key of this backbone's, or of timm's ``features_only`` network, as the whole network has it."""
+    return re.sub(r"^features_", "features.", key.removeprefix("body.").removeprefix("model."))
+
+
+def _parts(body: Any) -> Iterator[Tuple[str, nn.Module]]:
+    """Yield the modules of timm's ``features_only`` network in the order of their use."""
+    for name, child in getattr(body, "model", body).named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}_{key}", part) for key, part in child.named_children())
+        else:
+            yield name, child
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _refuse(norm: nn.Module, args: Any) -> None:
+    raise ValueError(f"sync_bn: must be 'torch'; {type(norm).__name__} of mmcv does not call the activation it has")
