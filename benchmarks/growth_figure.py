@@ -46,7 +46,7 @@ def draw(axes: Any, rows: list[Row], x: Callable[[Row], float], labels: dict[str
     """Draw one panel."""
     found = points(rows, x)
     for form, (label, colour) in labels.items():
-        if form in found:
+        if len(found.get(form, [])) > 1:
             axes.plot(*zip(*found[form]), "o-", color=colour, label=label, markersize=4)
     axes.set_xlabel(title)
     axes.set_ylim(bottom=0)
