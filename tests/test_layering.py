@@ -23,7 +23,7 @@ RULES = [
     ),
     ("optinspired_plugins/*", {"torch", "optinspired_plugins"}),
     ("timm_models/*", {"torch", "torchvision", "timm", "optinspired_plugins", "timm_models"}),
-    ("nni_spaces/data.py", {"torch", "torchvision", "numpy", "PIL", "sklearn"}),
+    ("nni_spaces/data.py", {"torch", "torchvision", "numpy", "PIL", "sklearn", "optinspired_plugins"}),
     (
         "nni_spaces/retrain.py",
         {"torch", "timm", "pytorch_lightning", "torchmetrics", "safetensors"}

@@ -16,6 +16,8 @@ import pytest
 import timm
 import torch
 
+from optinspired_plugins import GENOTYPES
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "timm"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,7 +25,8 @@ MODELS = {
     "hbnet20": ["learn_beta=True"],
     "agdnet40_k12": ["block_config=(2,2,2)"],
 }
-OPTIONS = {**MODELS, "optnet20": ["algorithm="]}
+CELLNET = ["genotype=genotype.json", "cells=3", "channels=4"]
+OPTIONS = {**MODELS, "optnet20": ["algorithm="], "cellnet_cifar": CELLNET}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository"),
@@ -95,6 +98,15 @@ def test_grad_checkpointing_and_registration_by_hand(name, digits_folder, tmp_pa
     options = [*training_options(name, digits_folder, epochs=1), "--grad-checkpointing"]
     run("train.py", *options, "--device-modules", "timm_models", folder=tmp_path, OPTINSPIRED_AUTOLOAD="0")
     assert list(accuracies(tmp_path)) == [0]
+
+
+def test_the_genotype_that_a_search_leaves_trains_and_is_validated(digits_folder, tmp_path):
+    GENOTYPES["p_darts"].save(tmp_path / "genotype.json")
+    run("train.py", *training_options("cellnet_cifar", digits_folder, epochs=2), folder=tmp_path)
+    checkpoint = tmp_path / "out" / "run" / "last.pth.tar"
+    options = [*data_options("cellnet_cifar", digits_folder), "--checkpoint", checkpoint]
+    result = json.loads(run("validate.py", *options, folder=tmp_path).split("--result")[1])
+    assert result["top1"] == pytest.approx(accuracies(tmp_path)[1], abs=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["OptimizedGradient", "LearnedHeavyBall"])
