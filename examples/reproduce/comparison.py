@@ -31,10 +31,10 @@ class Verdict(NamedTuple):
             return NOISE
         return "agrees" if (self.difference < 0) == (printed < 0) else "does not agree"
 
-    def __str__(self) -> str:
-        if self.half_width is None:
-            return f"{self.difference:+.2f}"
-        return f"{self.difference:+.2f} ± {self.half_width:.2f}"
+    def to_text(self, digits: int) -> str:
+        """Return difference ± half-width."""
+        around = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
+        return f"{self.difference:+.{digits}f}{around}"
 
 
 def compare(ours: Sequence[float], peers: Sequence[float]) -> Verdict:

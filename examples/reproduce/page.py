@@ -48,6 +48,11 @@ class Claim(NamedTuple):
     verdict: Verdict
     printed: float | None = None
 
+    @property
+    def difference(self) -> str:
+        """The difference, in points with two digits, of losses with three."""
+        return self.verdict.to_text(3 if "loss" in self.quantity else 2)
+
 
 class Section(NamedTuple):
     """Lines of the page, the claims in them, and figures by name."""
@@ -83,7 +88,7 @@ def _claims_table(claims: Sequence[Claim], unit: str) -> list[str]:
     for claim in claims:
         paper = ["" if claim.printed is None else f"{claim.printed:+.2f}"] * printed
         sign = [claim.verdict.against(claim.printed)] * printed
-        cells = [f"{claim.ours} − {claim.peer}", *paper, str(claim.verdict), claim.verdict.word, *sign]
+        cells = [f"{claim.ours} − {claim.peer}", *paper, claim.difference, claim.verdict.word, *sign]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -344,7 +349,9 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
     """Return what agrees with the paper, what does not, what else was found, and what is too noisy to say."""
 
     def lines(title: str, some: Iterable[Claim]) -> list[str]:
-        made = [f"- {c.ours} against {c.peer}, {c.quantity} ({c.where}): {c.verdict.word}, {c.verdict}" for c in some]
+        made = [
+            f"- {c.ours} against {c.peer}, {c.quantity} ({c.where}): {c.verdict.word}, {c.difference}" for c in some
+        ]
         return [f"**{title}**", "", *made, ""] if made else []
 
     compared = [claim for claim in claims if claim.verdict.word != ONE_SEED]

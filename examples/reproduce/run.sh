@@ -22,12 +22,12 @@ part() {
     dense) train --networks densenet22 agdnet22 ;;
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
-    deep-controls) train --networks resnet56-no-last-relu hbnet56-learn-beta ;;
+    deep-controls) train --networks resnet56-no-last-relu ;;
     dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
     random) search --methods random-darts random-hb random-agd ;;
     dense-controls) train --networks agdnet22-alpha-1 ;;
     deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
-    more) train --networks resnet56-preact hbnet56-post-act agdnet22-beta-0 ;;
+    more) train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 ;;
     dense40) train --networks densenet40 agdnet40 --seeds 0 1 ;;
     *) echo "no part $1: see $0" >&2; exit 2 ;;
   esac
