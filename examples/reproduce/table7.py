@@ -22,7 +22,7 @@ from rows import add_rows, find, provenance
 
 from nni_spaces.data import read_images
 from nni_spaces.retrain import RetrainSettings, retrain
-from nni_spaces.run_folder import read_history
+from nni_spaces.run_folder import locked, read_history
 from nni_spaces.search import SearchSettings, search
 from nni_spaces.trial_evaluator import TrialEvaluator
 from nni_spaces.trials import read_trials, run_trials
@@ -115,7 +115,12 @@ class Experiment:
         return best.genotype, sum(trial.seconds for trial in read_trials(self.folder)[1])
 
     def run(self) -> str:
-        """Search, retrain, keep the genotype and add the row."""
+        """Run, unless another process does."""
+        with locked(self.folder / "run"):
+            return self.search_and_retrain()
+
+    def search_and_retrain(self) -> str:
+        """Search, retrain, keep the genotype, add the row, and say what came out."""
         genotype, search_seconds = self.search()
         b = self.budget
         settings = RetrainSettings(
