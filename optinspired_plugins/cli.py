@@ -28,7 +28,7 @@ except ImportError as error:  # the base installation has torch and timm only
 from . import simulation
 from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
-from .genotype import GENOTYPES, load_genotype
+from .genotype import GENOTYPES, found_names, load_genotype
 from .propagation import TwoPath
 from .report import SKIPS, write_report
 
@@ -263,7 +263,8 @@ def retrain(
 
         found = load_genotype(genotype)
         if out is None:
-            out = Path("runs") / genotype if genotype in GENOTYPES else Path(genotype).parent / "retrain"
+            is_name = genotype in {*GENOTYPES, *found_names()}
+            out = Path("runs") / genotype if is_name else Path(genotype).parent / "retrain"
         settings = RetrainSettings(
             genotype=json.loads(found.to_json()),
             data=data,

@@ -21,12 +21,14 @@ from typing import Any, NamedTuple
 
 from ._files import write_atomically
 
-__all__ = ["CHOICES", "GENOTYPES", "CellGenotype", "Edge", "Genotype", "heavy_ball_sources", "load_genotype"]
+__all__ = ["CHOICES", "FOUND", "GENOTYPES", "CellGenotype", "Edge", "Genotype", "heavy_ball_sources", "load_genotype"]
 
 VERSION = 1
 LIMIT_BYTES = 1_000_000
 LIMIT_NODES = 64
 EDGES = {"hb": 3, "agd": 2}
+# Genotypes that this package's own searches found, a file each.
+FOUND = Path(__file__).with_name("genotypes")
 
 # Table 6 without zero, which no derived network has (§9.3); a test holds it against operations.py.
 CHOICES = (
@@ -226,7 +228,7 @@ class Genotype:
 
 
 def load_genotype(genotype: Genotype | str | Path) -> Genotype:
-    """Return a genotype: itself, a published one by name, or one from a JSON file.
+    """Return a genotype: itself, a published one or one of :data:`FOUND` by name, or one from a JSON file.
 
     Raises:
         OSError: the file cannot be read.
@@ -239,9 +241,17 @@ def load_genotype(genotype: Genotype | str | Path) -> Genotype:
         raise TypeError(f"genotype={_short(genotype)}: must be a Genotype, a name or a path")
     if genotype in GENOTYPES:
         return GENOTYPES[str(genotype)]
+    if genotype in found_names():
+        return Genotype.load(FOUND / f"{genotype}.json")
     if not Path(genotype).is_file():
-        raise ValueError(f"genotype={str(genotype)!r}: must be a JSON file or one of {', '.join(GENOTYPES)}")
+        names = ", ".join([*GENOTYPES, *found_names()])
+        raise ValueError(f"genotype={str(genotype)!r}: must be a JSON file or one of {names}")
     return Genotype.load(genotype)
+
+
+def found_names() -> list[str]:
+    """Return the names of the genotypes in :data:`FOUND`."""
+    return sorted(path.stem for path in FOUND.glob("*.json"))
 
 
 def heavy_ball_sources(t: int) -> tuple[int, int, int]:

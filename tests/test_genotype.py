@@ -10,6 +10,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from optinspired_plugins import genotype as genotypes
 from optinspired_plugins.genotype import CHOICES, GENOTYPES, LIMIT_BYTES, Edge, Genotype, load_genotype
 from optinspired_plugins.operations import TABLE_6, ZERO
 
@@ -210,3 +211,13 @@ def test_other_forms_name_what_is_wrong():
         Genotype.from_nni({**sample, "normal/input_2_1": [0, 1]})
     with pytest.raises(ValueError, match=r"has source \[\]: must be an integer"):
         Genotype.from_nni({**sample, "reduce/input_3_1": []})
+
+
+def test_a_genotype_of_our_own_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(genotypes, "FOUND", tmp_path)
+    HB.save(tmp_path / "ours.json")
+    assert load_genotype("ours") == HB
+    with pytest.raises(ValueError, match=r"genotype='theirs': must be a JSON file or one of darts_v1, .*, ours$"):
+        load_genotype("theirs")
+    with pytest.raises(ValueError, match="must be a JSON file or one of"):
+        load_genotype("../ours")

@@ -1,0 +1,132 @@
+"""The networks that are compared: those of Table 4, smaller ones, and controls that say what makes a difference."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnetv2 import ResNetV2
+from torch import nn
+
+from timm_models.stages import PadShortcut
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from architecture_table import ROWS, count
+
+__all__ = ["NETWORKS", "ROWS", "Network", "count", "count_network", "learned_coefficients"]
+
+# --- pre-activation ResNet: timm's, with the stem and the shortcuts of CIFAR ResNets ----------------------------------
+
+
+def _create_preact(variant: str, n: int, pretrained: bool = False, **kwargs: Any) -> ResNetV2:
+    """Return timm's ResNetV2 of basic blocks with a 3×3 stem and option-A shortcuts: T is BN, ReLU, conv, twice."""
+    channels = (16, 32, 64)
+    shape = dict(layers=[n] * 3, channels=channels, stem_chs=16, basic=True, bottle_ratio=1.0)
+    parts = dict(conv_layer=_conv3x3, norm_layer=BatchNormAct2d)
+    model = build_model_with_cfg(ResNetV2, variant, pretrained, **dict(shape, **parts, **kwargs))
+    model.stem = model.stem[:1]
+    model.stem.conv = _conv3x3(kwargs.get("in_chans", 3), 16, 3, device=kwargs.get("device"))
+    nn.init.kaiming_normal_(model.stem.conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.xavier_uniform_(model.head.fc.weight)
+    for stage, before, after in zip(model.stages[1:], channels, channels[1:]):
+        stage.blocks[0].downsample = PadShortcut(after - before, stride=2)
+    return model
+
+
+def _conv3x3(in_chs: int, out_chs: int, kernel_size: int, **kwargs: Any) -> nn.Conv2d:
+    return nn.Conv2d(in_chs, out_chs, kernel_size, padding=kernel_size // 2, bias=False, **kwargs)
+
+
+_CFG = dict(num_classes=10, input_size=(3, 32, 32), first_conv="stem.conv", classifier="head.fc")
+default_cfgs = generate_default_cfgs({f"preact{depth}.untrained": _CFG for depth in (20, 56)})
+
+
+@register_model
+def preact20(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
+    """Pre-activation ResNet-20 for CIFAR."""
+    return _create_preact("preact20", 3, pretrained, **kwargs)
+
+
+@register_model
+def preact56(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
+    """Pre-activation ResNet-56 for CIFAR."""
+    return _create_preact("preact56", 9, pretrained, **kwargs)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """A timm name with its arguments, and what the page calls it."""
+
+    model: str
+    label: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, classes: int) -> nn.Module:
+        """Return the network, with weights drawn from torch's random state."""
+        return timm.create_model(self.model, num_classes=classes, **self.kwargs)
+
+
+L22 = dict(block_config=(6, 6, 6))
+
+
+def _resnets(depth: int) -> dict[str, Network]:
+    """ResNet, HBNet, and what lies between them."""
+    hb = f"hbnet{depth}"
+    return {
+        f"resnet{depth}": Network(f"{hb}_resnet", f"ResNet-{depth}"),
+        hb: Network(hb, f"HBNet-{depth}"),
+        f"resnet{depth}-no-last-relu": Network(hb, f"ResNet-{depth} without its last ReLU", dict(beta2=0.0)),
+        f"resnet{depth}-preact": Network(f"preact{depth}", f"pre-activation ResNet-{depth}"),
+        f"{hb}-post-act": Network(hb, f"HBNet-{depth} with ResNet's last ReLU", dict(post_act=True)),
+        f"{hb}-learn-beta": Network(hb, f"HBNet-{depth}, β learned", dict(learn_beta=True)),
+    }
+
+
+def _densenets(layers: int, model: str = "agdnet40_k12", **kwargs: Any) -> dict[str, Network]:
+    """DenseNet, AGDNet, and each of its two changes alone; k = 12."""
+    return {
+        f"densenet{layers}": Network(f"{model}_densenet", f"DenseNet, L = {layers}", kwargs),
+        f"agdnet{layers}": Network(model, f"AGDNet, L = {layers}", kwargs),
+        f"agdnet{layers}-alpha-1": Network(model, f"AGDNet, L = {layers}, α = 1", dict(kwargs, learn_alpha=False)),
+        f"agdnet{layers}-beta-0": Network(model, f"AGDNet, L = {layers}, β = 0", dict(kwargs, beta=0.0)),
+    }
+
+
+NETWORKS = {
+    **_resnets(20),
+    **_resnets(56),
+    **{name: network for name, network in _resnets(110).items() if "preact" not in name},
+    **_densenets(22, **L22),
+    **_densenets(40),
+    **_densenets(52, "agdnet52_k12"),
+}
+
+
+def count_network(network: Network, classes: int) -> tuple[int, int]:
+    """Return parameters, and multiply-accumulates of an image."""
+    return count(network.model, num_classes=classes, **network.kwargs)
+
+
+def learned_coefficients(state: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """Return what a trained network has made of β1, β2 and α: a row each, with the network's own names of layers.
+
+    ``index`` is the step of a stage for β, and the source j of α_{k+1,j}.
+    """
+    rows = []
+    for name, values in state.items():
+        layer, _, coefficient = name.rpartition(".")
+        if coefficient in ("beta1", "beta2", "alpha"):
+            rows += [
+                dict(layer=layer, coefficient=coefficient, index=i, value=f"{value:.6f}")
+                for i, value in enumerate(values.tolist(), start=int(coefficient != "alpha"))
+            ]
+    return rows

@@ -1,0 +1,140 @@
+"""Table 4 on CIFAR-10: test error and training loss of the networks, a row of ``docs/results/table4.csv`` each run.
+
+    python examples/reproduce/table4.py --networks resnet20 hbnet20 --epochs 20 --train-images 20000
+    python examples/reproduce/table4.py --networks resnet56 hbnet56 --full          # the paper's recipe
+
+What is interrupted goes on from its last finished epoch, and what has its row is not run again. Several processes may
+run at once. Learned coefficients go to ``coefficients.csv`` beside the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commands import at_least, check_data, command_line, common_arguments, run_missing
+from networks import NETWORKS, count_network, learned_coefficients
+from rows import add_rows, find, provenance
+from training import Recipe, train
+
+from nni_spaces.data import read_images
+from optinspired_plugins.cli import quiet_hosts
+
+MEASURED = ("train_loss", "fit_loss", "fit_error", "test_loss", "test_error", "seconds")
+KEY = ("network", "augmented", "seed", "epochs", "train_images")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where runs and results are, and on what they run."""
+
+    out: Path
+    results: Path
+    accelerator: str = "auto"
+
+    @property
+    def coefficients(self) -> Path:
+        """The file of learned coefficients."""
+        return self.results.with_name("coefficients.csv")
+
+    def run(self, recipe: Recipe) -> str:
+        """Train, add the row, and say what came out."""
+        folder = self.out / name(recipe)
+
+        def show(entry: dict[str, Any]) -> None:
+            print(f"  {name(recipe)} epoch {entry['epoch'] + 1}: loss {entry['train_loss']:.4f}", flush=True)
+
+        try:
+            measured, state = train(recipe, folder, self.accelerator, show)
+        except FloatingPointError:  # a result, like any other
+            measured, state = {}, {}
+        key = identity(recipe)
+        coefficients = [{**key, **row} for row in learned_coefficients(state)]
+        if coefficients:
+            add_rows(self.coefficients, coefficients, KEY)
+        add_rows(self.results, [self.row(recipe, measured)], KEY)
+        return f"test error {measured['test_error']:.2f} %" if measured else "diverged"
+
+    def row(self, recipe: Recipe, measured: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of a finished run; one that diverged has no figures."""
+        network, test = NETWORKS[recipe.network], read_images(recipe.data, recipe.test_images, "test")
+        parameters, macs = count_network(network, test.classes)
+        options = dict(networks=recipe.network, seeds=recipe.seed, augmentation="with" if recipe.augment else "without")
+        if (recipe.epochs, recipe.train_images) == (Recipe.epochs, None):
+            options["full"] = True
+        else:
+            options.update(epochs=recipe.epochs, train_images=recipe.train_images, test_images=recipe.test_images)
+        return {
+            **identity(recipe),
+            "test_images": len(test.labels),
+            "model": network.model,
+            "options": json.dumps(network.kwargs),
+            **{field: getattr(recipe, field) for field in ("batch_size", "lr", "weight_decay")},
+            "classes": test.classes,
+            "parameters": parameters,
+            "macs": macs,
+            **{field: measured.get(field, "") for field in MEASURED},
+            "diverged": int(not measured),
+            **provenance(command_line("table4", recipe.data, **options)),
+        }
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """Return what tells a run from another."""
+    return dict(
+        network=recipe.network,
+        augmented=int(recipe.augment),
+        seed=recipe.seed,
+        epochs=recipe.epochs,
+        train_images=recipe.train_images or "all",
+    )
+
+
+def name(recipe: Recipe) -> str:
+    """Return the name of a run's folder."""
+    images = recipe.train_images or "all"
+    augmented = "augmented" if recipe.augment else "plain"
+    return f"{recipe.network}-{augmented}-{images}x{recipe.epochs}-seed{recipe.seed}"
+
+
+def parse_args(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Recipe]]:
+    """Return arguments and what to train: seed after seed, all networks of each."""
+    parser = common_arguments(__doc__.splitlines()[0], "table4", seeds=range(3))
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, required=True, metavar="NETWORK", help="what to train"
+    )
+    parser.add_argument("--augmentation", nargs="+", choices=("with", "without"), default=["with"])
+    parser.add_argument("--epochs", type=at_least(1), help="length of the schedule, 300 in the paper")
+    parser.add_argument("--train-images", type=at_least(64), help="train on the first so many; all by default")
+    parser.add_argument("--test-images", type=at_least(64), help="test on the first so many; all by default")
+    parser.add_argument("--full", action="store_true", help="the paper's recipe (§8.1): 300 epochs of all images")
+    args = parser.parse_args(arguments)
+    if args.full and (args.epochs or args.train_images or args.test_images):
+        parser.error("argument --full: is the paper's recipe, must be without --epochs, --train-images, --test-images")
+    if not args.full and args.epochs is None:
+        parser.error("argument --epochs: must be given, or --full for the paper's 300")
+    check_data(parser, args.data)
+    shortened = {} if args.full else {n: getattr(args, n) for n in ("epochs", "train_images", "test_images")}
+    recipes = [
+        Recipe(network, data=args.data, augment=augmentation == "with", seed=seed, **shortened)
+        for seed in args.seeds
+        for augmentation in args.augmentation
+        for network in args.networks
+    ]
+    return args, recipes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what has no row yet."""
+    args, recipes = parse_args(arguments)
+    table = Table(args.out, args.results, args.accelerator)
+    with quiet_hosts():
+        run_missing(recipes, name, lambda recipe: find(table.results, identity(recipe)) is not None, table.run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Table 7, reduced: cells searched in the paper's spaces under one budget, retrained, and tested.
+
+    python examples/reproduce/table7.py --methods darts hb hb-dagger agd --seeds 0 1
+
+A row of ``table7.csv`` each method and seed. A random search trains ``--trials`` networks of the supernet's width and
+depth, and keeps the best by images held out of training. What is interrupted goes on. A genotype that was found is a
+file of the package: ``timm.create_model("cellnet_cifar", genotype="cifar10_agd_seed0")`` is its network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from commands import at_least, check_data, command_line, common_arguments, run_missing
+from nni.nas.strategy import Random
+from rows import add_rows, find, provenance
+
+from nni_spaces.data import read_images
+from nni_spaces.retrain import RetrainSettings, retrain
+from nni_spaces.run_folder import locked, read_history
+from nni_spaces.search import SearchSettings, search
+from nni_spaces.trial_evaluator import TrialEvaluator
+from nni_spaces.trials import read_trials, run_trials
+from optinspired_plugins.cli import quiet_hosts
+from optinspired_plugins.genotype import FOUND, Genotype
+
+# Space and start of α; a random search has no α. §9.1 starts the plain HB space at random, §9.3 the others from zero.
+METHODS: dict[str, tuple[str, str]] = {
+    "darts": ("darts", "zero"),
+    "hb": ("hb", "random"),
+    "hb-dagger": ("hb", "heavy-ball"),
+    "agd": ("agd", "zero"),
+    "random-darts": ("darts", ""),
+    "random-hb": ("hb", ""),
+    "random-agd": ("agd", ""),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every method gets. A search of α has few steps, so they are longer than the paper's 3e-4."""
+
+    images: int = 4096
+    search_epochs: int = 4
+    alpha_lr: float = 0.02
+    cells: int = 5
+    channels: int = 8
+    trials: int = 8
+    trial_epochs: int = 2
+    retrain_epochs: int = 8
+    retrain_cells: int = 6
+    width: int = 16
+
+
+KEY = ("method", "seed", *(field.name for field in fields(Budget)))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A method, a seed and the budget; where runs and genotypes go."""
+
+    method: str
+    seed: int
+    budget: Budget
+    data: str
+    out: Path
+    results: Path
+    genotypes: Path
+    accelerator: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the search; that of the retraining is inside."""
+        return self.out / f"{self.method}-seed{self.seed}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells a run from another."""
+        return dict(method=self.method, seed=self.seed, **asdict(self.budget))
+
+    def search(self) -> tuple[Genotype, float]:
+        """Return what the method finds, and the seconds that took."""
+        space, init = METHODS[self.method]
+        b = self.budget
+        settings = SearchSettings(
+            space=space,
+            init=init or "zero",
+            data=self.data,
+            limit=b.images,
+            epochs=b.search_epochs,
+            channels=b.channels,
+            cells=b.cells,
+            alpha_lr=b.alpha_lr,
+            seed=self.seed,
+        )
+        if init:
+            found = search(settings, self.folder, accelerator=self.accelerator, on_epoch=partial(_show, self.method))
+            return found, sum(entry["seconds"] for entry in read_history(self.folder))
+        classes = read_images(self.data, b.images).classes
+        evaluator = TrialEvaluator.from_images(
+            self.data,
+            limit=b.images,
+            padding=settings.padding,
+            seed=self.seed,
+            epochs=b.trial_epochs,
+            accelerator=self.accelerator,
+        )
+        model_space = settings.make_space(classes, in_chans=3)
+        best, *_ = run_trials(model_space, Random(seed=self.seed), evaluator, self.folder, b.trials, self.seed)
+        return best.genotype, sum(trial.seconds for trial in read_trials(self.folder)[1])
+
+    def run(self) -> str:
+        """Run, unless another process does."""
+        with locked(self.folder / "run"):
+            return self.search_and_retrain()
+
+    def search_and_retrain(self) -> str:
+        """Search, retrain, keep the genotype, add the row, and say what came out."""
+        genotype, search_seconds = self.search()
+        b = self.budget
+        settings = RetrainSettings(
+            genotype=json.loads(genotype.to_json()),
+            data=self.data,
+            limit=b.images,
+            epochs=b.retrain_epochs,
+            batch_size=64,
+            cells=b.retrain_cells,
+            width=b.width,
+            drop_path=0.0,  # of a training too short to overfit
+            cutout=0,
+            seed=self.seed,
+        )
+        again = self.folder / "retrain"
+        test_top1 = retrain(settings, again, accelerator=self.accelerator, on_epoch=partial(_show, self.method))
+        history, facts = read_history(again), json.loads((again / "run.json").read_text(encoding="utf-8"))
+        self.genotypes.mkdir(parents=True, exist_ok=True)
+        name = f"cifar10_{self.method.replace('-', '_')}_seed{self.seed}"
+        genotype.save(self.genotypes / f"{name}.json")
+        options = dict(methods=self.method, seeds=self.seed, **asdict(b))
+        row = {
+            **self.identity,
+            "test_images": len(read_images(self.data, b.images, "test").labels),
+            "genotype": name,
+            "parameters": facts["parameters"],
+            "macs": facts["macs"],
+            "train_loss": history[-1]["train_loss"],
+            "test_error": round(100 - test_top1, 4),
+            "search_seconds": round(search_seconds, 1),
+            "seconds": round(search_seconds + sum(entry["seconds"] for entry in history), 1),
+            **provenance(command_line("table7", self.data, **options)),
+        }
+        add_rows(self.results, [row], KEY)
+        return f"test error {row['test_error']:.2f} %"
+
+
+def _show(method: str, entry: dict[str, Any]) -> None:
+    print(f"  {method} epoch {entry['epoch'] + 1}: loss {entry['train_loss']:.4f}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what has no row yet."""
+    parser = common_arguments(__doc__.splitlines()[0], "table7", seeds=range(2))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="spaces and starts of α")
+    parser.add_argument("--genotypes", type=Path, default=FOUND, help="folder of the genotypes that are found")
+    for name, default in asdict(Budget()).items():
+        kind = float if isinstance(default, float) else at_least(128 if name == "images" else 1)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help="budget of a method")
+    args = parser.parse_args(arguments)
+    check_data(parser, args.data)
+    budget = Budget(**{field.name: getattr(args, field.name) for field in fields(Budget)})
+    where = (args.data, args.out, args.results, args.genotypes, args.accelerator)
+    experiments = [Experiment(method, seed, budget, *where) for seed in args.seeds for method in args.methods]
+    with quiet_hosts():
+        run_missing(
+            experiments,
+            lambda experiment: f"{experiment.method}, seed {experiment.seed}",
+            lambda experiment: find(args.results, experiment.identity) is not None,
+            Experiment.run,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The results page: claims only beyond the spread, every seed shown, nothing printed that was not run."""
+
+import csv
+import re
+
+import coefficients
+import page
+import pytest
+from comparison import NOISE, ONE_SEED, compare
+from rows import RESULTS
+from scipy.stats import t
+
+FIELDS = (
+    "network augmented seed epochs train_images test_images parameters fit_loss fit_error test_error seconds diverged"
+)
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(network, seed, error, diverged=0, augmented=1):
+    values = [network, augmented, seed, 10, 16000, 10000, 853018, error / 100, error, error, 60.0, diverged]
+    row = dict(zip(FIELDS.split(), values))
+    if diverged:
+        row.update(dict.fromkeys(("fit_loss", "fit_error", "test_error"), ""))
+    return row
+
+
+def written(folder):
+    page.write(folder, folder / "page.md")
+    return (folder / "page.md").read_text(encoding="utf-8")
+
+
+def line(text, start):
+    """Return the cells of the first row that starts so: test errors stand above training losses."""
+    found = next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_the_interval_is_welchs():
+    """(s_a² / n_a + s_b² / n_b)^½ times Student's t, here of equal variances and sizes: 4 degrees of freedom."""
+    verdict = compare([1.0, 2.0, 3.0], [11.0, 12.0, 13.0])
+    assert verdict.difference == -10
+    assert verdict.half_width == pytest.approx(t.ppf(0.975, 4) * (2 / 3) ** 0.5)
+    assert verdict.word == "lower"
+    assert compare([11.0, 12.0, 13.0], [1.0, 2.0, 3.0]).word == "higher"
+
+
+@pytest.mark.parametrize(
+    ("ours", "peers", "word"),
+    [
+        ([20.0, 21.0, 22.0], [21.0, 22.0, 23.0], NOISE),
+        ([20.0], [30.0, 30.1], ONE_SEED),
+        ([20.0, 20.0], [20.0, 20.0], NOISE),
+        ([20.0, 20.0], [21.0, 21.0], "lower"),
+    ],
+)
+def test_a_difference_within_the_spread_is_no_claim(ours, peers, word):
+    assert compare(ours, peers).word == word
+
+
+def test_a_win_within_the_spread_is_noise_and_one_beyond_it_is_a_claim(tmp_path):
+    rows = [run("resnet56", s, e) for s, e in enumerate((25.0, 27.0, 29.0))]
+    rows += [run("hbnet56", s, e) for s, e in enumerate((24.0, 26.0, 28.0))]
+    rows += [run("resnet20", s, e) for s, e in enumerate((30.0, 30.1, 30.2))]
+    rows += [run("hbnet20", s, e) for s, e in enumerate((28.0, 28.1, 28.2))]
+    write_csv(tmp_path / "table4.csv", rows)
+    text = written(tmp_path)
+    assert line(text, "HBNet-56 − ResNet-56")[1:] == ["+0.14", "-1.00 ± 4.53", NOISE, NOISE]
+    assert line(text, "HBNet-20 − ResNet-20")[1:] == ["", "-2.00 ± 0.23", "lower", ""]
+    agrees, found, noise = (
+        text.index(f"**{title}") if f"**{title}" in text else None
+        for title in ("Agrees", "Found, where the paper prints nothing", "Too noisy")
+    )
+    assert agrees is None
+    assert found < text.index("- HBNet-20 against ResNet-20, test error") < noise
+    assert noise < text.index("- HBNet-56 against ResNet-56, test error")
+    assert line(text, "HBNet-56")[1:4] == ["853,018", "5.46", "26.00 ± 2.00"]
+    assert (tmp_path / "table4.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(("error", "sign"), [(20.0, "does not agree"), (30.0, "agrees")])
+def test_agreement_is_about_the_papers_sign(tmp_path, error, sign):
+    """With augmentation and n = 9 the paper's HBNet has the larger error, by 0.14."""
+    rows = [run("resnet56", s, 25 + s / 10) for s in range(3)] + [run("hbnet56", s, error + s / 10) for s in range(3)]
+    write_csv(tmp_path / "table4.csv", rows)
+    text = written(tmp_path)
+    assert line(text, "HBNet-56 − ResNet-56")[4] == sign
+    assert ("**Agrees" in text) == (sign == "agrees")
+    assert ("**Does not agree" in text) == (sign != "agrees")
+
+
+def test_a_missing_seed_and_a_diverged_run_are_shown(tmp_path):
+    rows = [run("resnet20", s, 30.0 + s) for s in (0, 2)] + [run("hbnet20", s, 28.0 + s) for s in (0, 1)]
+    rows.append(run("hbnet20", 2, 0.0, diverged=1))
+    write_csv(tmp_path / "table4.csv", rows)
+    text = written(tmp_path)
+    assert line(text, "ResNet-20")[-1] == "0, 2 (not run: 1)"
+    assert line(text, "HBNet-20")[-1] == "0, 1, 2 (diverged: 2)"
+    assert line(text, "HBNet-20")[3] == "28.50 ± 0.71"
+    assert "without runs that diverged" in text
+
+
+def test_one_seed_claims_nothing(tmp_path):
+    write_csv(tmp_path / "table4.csv", [run("resnet20", 0, 30.0), run("hbnet20", 0, 10.0)])
+    text = written(tmp_path)
+    assert line(text, "HBNet-20 − ResNet-20")[1:] == ["-20.00", ONE_SEED]
+    assert "2 comparisons, 2 of them of a single seed" in text
+    assert not re.search(r"\*\*(Agrees|Does|Found|Too)", text)
+
+
+def test_other_recipes_are_other_blocks(tmp_path):
+    rows = [run("resnet20", 0, 30.0), run("hbnet20", 0, 20.0, augmented=0)]
+    write_csv(tmp_path / "table4.csv", rows)
+    text = written(tmp_path)
+    assert "HBNet-20 − ResNet-20" not in text
+    assert text.count("### 16000 images, 10 epochs, with") == 2
+
+
+def test_what_was_not_run_is_not_printed(tmp_path):
+    write_csv(tmp_path / "table4.csv", [run("resnet20", 0, 30.0)])
+    text = written(tmp_path)
+    assert "HBNet-20" not in text
+    assert not re.search(r"^## (Stability|Learned|Table 5|Table 7|What can be said)", text, re.MULTILINE)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["table4.png"]
+
+
+def test_stability(tmp_path):
+    fields = ("network", "seed", "steps", "lr", "steps_to_better_than_guessing", "last_loss", "largest_grad_norm")
+    rows, curves = [], []
+    for network, losses in (("resnet110", ("2.4", "2.3", "")), ("hbnet110", ("1.70", "1.71", "1.72"))):
+        for seed, loss in enumerate(losses):
+            values = (network, seed, 200, 0.1, "" if network == "resnet110" else 30, loss, "12.5")
+            marks = dict(diverged=int(not loss), stalled=int(loss == "2.4"))
+            rows.append({**dict(zip(fields, values)), **marks})
+            curves += [dict(network=network, seed=seed, step=i, loss=2.3, grad_norm=1 + i) for i in range(12)]
+    write_csv(tmp_path / "stability.csv", rows)
+    write_csv(tmp_path / "stability_curves.csv", curves)
+    text = written(tmp_path)
+    assert line(text, "ResNet-110")[1:] == ["3", "1", "1", "never, never, never", "2.35 ± 0.07", "12.5", "0, 1, 2"]
+    assert line(text, "HBNet-110")[1:4] == ["3", "0", "0"]
+    assert (tmp_path / "stability.png").stat().st_size > 5_000
+
+
+def test_searches(tmp_path):
+    budget = dict.fromkeys(page.BUDGET, 4)
+    rows = []
+    for method, errors, seconds in (("darts", (40.0, 41.0), 100), ("agd", (39.0, 42.0), 150), ("hb", (20.0, 20.1), 50)):
+        for seed, error in enumerate(errors):
+            names = dict(method=method, seed=seed, genotype=f"cifar10_{method}_seed{seed}", parameters=1000 + seed)
+            rows.append({**names, **budget, "test_error": error, "search_seconds": seconds})
+    write_csv(tmp_path / "table7.csv", rows)
+    text = written(tmp_path)
+    sizes, paper = "1,000, 1,001", "`cifar10_hb_seed0`, `cifar10_hb_seed1`"
+    assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50", "0, 1", paper]
+    assert line(text, "AGD space − DARTS space")[1:4:2] == ["-0.44", NOISE]
+    assert "random search" not in text
+    assert (tmp_path / "table7.png").stat().st_size > 5_000
+
+
+def coefficient(seed, layer, name, index, value):
+    recipe = dict(network="hbnet20-learn-beta", augmented=1, seed=seed, epochs=10, train_images=16000)
+    return {**recipe, "layer": layer, "coefficient": name, "index": index, "value": value}
+
+
+def test_coefficients_by_depth(tmp_path, capsys):
+    rows = [
+        coefficient(s, f"layer{i}", "beta2", k, -1 + s / 2 + i / 10) for s in (0, 1) for i in (1, 2) for k in (1, 2)
+    ]
+    write_csv(tmp_path / "coefficients.csv", rows)
+    places = coefficients.by_place([{k: str(v) for k, v in row.items()} for row in rows])["beta2"]
+    assert places == [pytest.approx(values) for values in [[-0.9, -0.4]] * 2 + [[-0.8, -0.3]] * 2]
+    coefficients.main(["--results", str(tmp_path)])
+    assert line(capsys.readouterr().out, "HBNet-20, β learned")[1:] == ["β2", "-1", "-0.600", "-0.90 … -0.30", "2"]
+    assert (tmp_path / "coefficients.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("main", [page.main, coefficients.main])
+def test_a_folder_without_results_is_refused(main, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--results", str(tmp_path)])
+    assert f"argument --results: {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_page_is_that_of_the_files(tmp_path):
+    for path in RESULTS.glob("*.csv"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert (RESULTS.parent / "results.md").read_text(encoding="utf-8") == written(tmp_path)
+
+
+def test_the_pages_links_point_at_files():
+    text = (RESULTS.parent / "results.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
+        assert (RESULTS.parent / target).exists(), target
