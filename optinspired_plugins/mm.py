@@ -211,11 +211,12 @@ class Backbone(BaseModule):
         return timm.create_model(self.name, device="meta", **self.options)
 
     def _find_stem(self) -> Tuple[int, int]:
-        """Return where the stem's part behind its last convolution begins and ends among the modules."""
+        """Return where what the stem has behind its last convolution begins and ends, (0, 0) for nothing."""
         parts = list(self.body.children())
         end = next(i for i, part in enumerate(parts) if any(hasattr(m, "grad_checkpointing") for m in part.modules()))
         convolutions = [i for i in range(end) if any(isinstance(m, nn.Conv2d) for m in parts[i].modules())]
-        return (convolutions[-1] + 1, end) if convolutions else (0, 0)
+        start = convolutions[-1] + 1 if convolutions else end
+        return (start, end) if start < end else (0, 0)
 
     def _frozen(self) -> Iterator[nn.Module]:
         """Yield the modules that are frozen, from the stem on."""
