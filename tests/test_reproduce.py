@@ -1,57 +1,29 @@
 """The reproduction's trainings: the paper's recipe, resumed as if uninterrupted, and whole rows of results."""
 
-import json
 import math
-import multiprocessing
-import os
-import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 pytest.importorskip("nni", reason="the extra 'nni' is not installed")
 
 import rows
 import stability
 import table4
-import table5
-import table7
-from architecture_table import ROWS, count
-from commands import run_missing
+from architecture_table import count
 from networks import NETWORKS, count_network, learned_coefficients
 from training import Recipe, make_loaders, make_optimizer, train
 
 from nni_spaces.data import read_images
-from nni_spaces.run_folder import locked, read_history
-from optinspired_plugins import genotype as genotypes
-
-ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "examples" / "reproduce"
-SCRIPTS = ROOT.parent / "shared" / "timm"
-README = (FOLDER / "README.md").read_text(encoding="utf-8")
+from nni_spaces.run_folder import read_history
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Noise around a colour a class: 160 images to train on and 64 to test on."""
-    rng = np.random.default_rng(0)
-    colours = rng.integers(40, 216, (10, 1, 1, 3))
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    arrays = {}
-    for split, size in (("train", 160), ("test", 64)):
-        labels = np.arange(size) % 10
-        images = colours[labels] + rng.integers(-40, 40, (size, 32, 32, 3))
-        arrays |= {f"x_{split}": images.astype(np.uint8), f"y_{split}": labels.astype(np.int64)}
-    np.savez(path, **arrays)
-    return str(path)
+@pytest.fixture
+def data(coloured_images):
+    return coloured_images
 
 
 def tiny(data, network="hbnet20", **kwargs):
@@ -316,220 +288,3 @@ def test_stalled_is_no_better_than_guessing():
     assert stability.summarise(steps, 20, 10)["stalled"] == 1
     assert stability.summarise([*steps[:18], *steps[-1:] * 2], 20, 10)["stalled"] == 0
     assert stability.summarise(steps, 20, 10)["steps_to_better_than_guessing"] == 19
-
-
-# --- Table 5 ----------------------------------------------------------------------------------------------------------
-
-
-def test_table5_counts_every_row(tmp_path):
-    table5.main(["--results", str(tmp_path / "table5.csv")])
-    found = {row["name"]: row for row in rows.read_rows(tmp_path / "table5.csv")}
-    expected = {row.paper_name: row for row in ROWS if row.macs}
-    assert found.keys() == expected.keys()
-    for name in ("HB-Net-34", "AGD-Net-121"):
-        counted = int(found[name]["parameters"]), int(found[name]["macs"])
-        assert counted == count(expected[name].model, **expected[name].kwargs)
-    committed = rows.read_rows(rows.RESULTS / "table5.csv")
-    assert {(r["name"], r["parameters"], r["macs"]) for r in committed} == {
-        (r["name"], r["parameters"], r["macs"]) for r in found.values()
-    }
-
-
-IMAGENET = re.findall(r"^((?:torchrun --nproc-per-node 4|python) train\.py imagenet .*)$", README, re.MULTILINE)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository")
-@pytest.mark.parametrize("command", IMAGENET, ids=["torchrun", "python"])
-def test_the_imagenet_commands_run_on_100_images(command, tmp_path):
-    """One process where there are no GPUs: timm's script shares the work of none but those."""
-    rng = np.random.default_rng(0)
-    for split, size in (("train", 80), ("val", 20)):
-        for i in range(size):
-            path = tmp_path / "imagenet" / split / f"class{i % 10}" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
-    processes, device = max(torch.cuda.device_count(), 1), "cuda" if torch.cuda.is_available() else "cpu"
-    launcher = f"-m torch.distributed.run --nproc-per-node {processes}" if "torchrun" in command else ""
-    command = f"{sys.executable} {launcher} {SCRIPTS}/{command[command.index('train.py') :]}"
-    small = f"--epochs 1 -b 10 -j 0 --img-size 64 --device {device} --output out --experiment run"
-    done = subprocess.run(
-        shlex.split(f"{command} {small}"),
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    assert (tmp_path / "out" / "run" / "summary.csv").read_text().count("\n") == 2
-    arguments = (tmp_path / "out" / "run" / "args.yaml").read_text()
-    for line in ("lr: 0.1", "weight_decay: 0.0001", "decay_epochs: 30", "smoothing: 0.0", "warmup_epochs: 0"):
-        assert line in arguments
-
-
-# --- Table 7 ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
-    sizes = "--images 128 --search-epochs 1 --cells 3 --channels 2 --trials 2 --trial-epochs 1"
-    sizes += " --retrain-epochs 1 --retrain-cells 3 --width 2"
-    places = ["--out", f"{tmp_path}/runs", "--results", f"{tmp_path}/table7.csv", "--accelerator", "cpu"]
-    places += ["--genotypes", f"{tmp_path}/genotypes"]
-    methods = ["hb-dagger", "agd", "random-hb"]
-    for _ in range(2):
-        table7.main(["--data", data, "--methods", *methods, "--seeds", "3", *sizes.split(), *places])
-        monkeypatch.setattr(table7.Experiment, "run", lambda self: pytest.fail("ran again"))
-    found = rows.read_rows(tmp_path / "table7.csv")
-    assert [row["method"] for row in found] == methods
-    monkeypatch.setattr(genotypes, "FOUND", tmp_path / "genotypes")
-    for row, rule in zip(found, ("hb", "agd", "hb")):
-        assert genotypes.load_genotype(row["genotype"]).rule == rule
-        model = timm.create_model("cellnet_cifar", genotype=row["genotype"], cells=3, channels=2)
-        assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
-        assert 0 < float(row["search_seconds"]) < float(row["seconds"])
-    normal = genotypes.load_genotype("cifar10_hb_dagger_seed3").normal
-    assert all([edge.operation for edge in node[1:]] == ["skip_connect", "neg_skip_connect"] for node in normal)
-    trials = json.loads((tmp_path / "runs" / "random-hb-seed3" / "trials.json").read_text())["trials"]
-    assert len(trials) == 2
-    with pytest.raises(ValueError, match=r"must be a JSON file or one of .*cifar10_agd_seed3, cifar10_hb_dagger_seed3"):
-        genotypes.load_genotype("cifar10_agd_seed4")
-
-
-def test_every_found_genotype_of_the_package_makes_a_network():
-    for name in genotypes.found_names():
-        timm.create_model("cellnet_cifar", genotype=name, device="meta")
-
-
-# --- rows and commands ------------------------------------------------------------------------------------------------
-
-
-def _add(path, start, barrier):
-    barrier.wait(60)
-    for i in range(start, start + 20):
-        rows.add_rows(path, [dict(key=i, value=f"of {i}")], ["key"])
-
-
-def test_several_processes_lose_no_row(tmp_path):
-    path = tmp_path / "new" / "rows.csv"
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    workers = [context.Process(target=_add, args=(path, start, barrier)) for start in (0, 20, 40)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert sorted(int(row["key"]) for row in rows.read_rows(path)) == list(range(60))
-
-
-def test_rows_of_other_fields_are_refused(tmp_path):
-    path = tmp_path / "rows.csv"
-    rows.add_rows(path, [dict(a=1, b=2)], ["a"])
-    with pytest.raises(ValueError, match="has rows of other fields than a, c"):
-        rows.add_rows(path, [dict(a=2, c=3)], ["a"])
-    path.write_text("a,b\n1\n")
-    with pytest.raises(ValueError, match="row 1: has not the fields of the first line"):
-        rows.read_rows(path)
-
-
-def test_a_run_of_another_process_is_left_to_it(tmp_path, capsys):
-    context = multiprocessing.get_context("fork")
-    held, done = context.Event(), context.Event()
-
-    def hold():
-        with locked(tmp_path / "a"):
-            held.set()
-            done.wait(60)
-
-    process = context.Process(target=hold)
-    process.start()
-    held.wait(60)
-
-    def run(name):
-        with locked(tmp_path / name):
-            return "ran"
-
-    run_missing(["a", "b"], str, lambda name: False, run)
-    done.set()
-    process.join(60)
-    output = capsys.readouterr()
-    assert output.out == "b: ran\n"
-    assert "another process is running there" in output.err
-
-
-def test_other_errors_end_the_command():
-    def fail(job):
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        run_missing(["a"], str, lambda name: False, fail)
-
-
-@pytest.mark.parametrize(
-    ("main", "arguments", "message"),
-    [
-        (table4.main, ["--networks", "vgg", "--epochs", "1"], "invalid choice: 'vgg'"),
-        (table4.main, ["--networks", "hbnet20"], "argument --epochs: must be given, or --full"),
-        (table4.main, ["--networks", "hbnet20", "--full", "--epochs", "2"], "argument --full: is the paper's recipe"),
-        (table4.main, ["--networks", "hbnet20", "--epochs", "0"], "0: must be at least 1"),
-        (
-            table4.main,
-            ["--networks", "hbnet20", "--epochs", "1", "--data", "none"],
-            "data='none': must be 'digits', 'cifar10'",
-        ),
-        (stability.main, ["--data", "none.npz"], "data='none.npz': must be"),
-        (stability.main, ["--steps", "1"], "1: must be at least 2"),
-        (table7.main, ["--methods", "enas"], "invalid choice: 'enas'"),
-        (table7.main, ["--data", "none"], "data='none': must be"),
-        (table7.main, ["--images", "100"], "100: must be at least 128"),
-    ],
-)
-def test_bad_arguments_are_named(main, arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_info:
-        main(arguments)
-    assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "message"),
-    [
-        ("network", "vgg", "network='vgg': must be one of resnet20"),
-        ("epochs", 0, "epochs=0: must be an integer ≥ 1"),
-        ("lr", math.nan, "lr=nan: must be ≥ 0"),
-        ("train_images", 1, "train_images=1: must be an integer ≥ 2"),
-    ],
-)
-def test_bad_settings_are_named(setting, value, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Recipe(**{"network": "hbnet20", setting: value})
-
-
-def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkeypatch):
-    """run.sh with a python that writes down what it is asked to do; then the commands' own parsers read it."""
-    fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS $*" >> {tmp_path}/log\n')
-    fake.chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = ["bash", str(FOLDER / "run.sh")]
-    parts = re.findall(r"^\| `([\w-]+)`", README, re.MULTILINE)
-    subprocess.run([*script, data, *parts], env=env, check=True)
-    lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 14
-    ran = {Path(words[1]).stem: [] for words in lines}
-    for words in lines:
-        ran[Path(words[1]).stem].append(words[2:])
-    assert ran.keys() == {"table4", "table5", "table7", "stability", "page"}
-    planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[1]]
-    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 3 + 6 + 12 + 4
-    assert {(recipe.epochs, recipe.train_images) for recipe in planned} == {(10, 16_000)}
-    methods = [method for words in ran["table7"] for method in words[words.index("--methods") + 1 :]]
-    assert sorted(methods) == sorted(table7.METHODS)
-
-    done = subprocess.run([*script, data, "table6"], env=env, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no part table6" in done.stderr
-    assert subprocess.run(script, env=env, capture_output=True).returncode != 0
