@@ -67,6 +67,8 @@ TRAINING = [
     (Form("agdnet121"), Form("densenet121")),
     (Form("agdnet121", "lean"), Form("densenet121")),
     (Form("densenet121", "memory_efficient"), Form("densenet121")),
+]
+DEEP = [
     *((Form("hbnet101", form), Form("resnet101")) for form in ("default", "semi", "reversible")),
     *((Form("agdnet201", form), Form("densenet201")) for form in ("default", "lean")),
 ]
@@ -157,6 +159,11 @@ def growth(batch: int, size: int, rounds: int) -> Iterator[Row]:
         yield dict(_names(ours, peer), quantity="memory", batch=count, size=side, **found)
 
 
+def deep(batch: int, size: int, rounds: int) -> Iterator[Row]:
+    """Steps of training of other depths."""
+    return training(batch, size, rounds, DEEP)
+
+
 def compiled(batch: int, size: int, rounds: int) -> Iterator[Row]:
     """Steps of training under torch.compile, both sides; the dense block as it is beside."""
     return training(batch, size, rounds, COMPILED)
@@ -195,7 +202,13 @@ def _names(ours: Form, peer: Form) -> Row:
 
 
 SUBJECTS = dict(
-    training=training, inference=inference, growth=growth, compiled=compiled, reversible=reversible, search=search
+    training=training,
+    deep=deep,
+    compiled=compiled,
+    inference=inference,
+    growth=growth,
+    reversible=reversible,
+    search=search,
 )
 USUAL = dict(search=32, reversible=56)
 

@@ -131,12 +131,18 @@ def test_a_stopped_search_says_so_and_has_not_finished(tmp_path, number, status)
     options = "--data digits --batch-size 16 --channels 2 --cells 3 --nodes 1 --epochs 1000 --accelerator cpu"
     search = command("search", "--out", "run", *options.split())
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process = subprocess.Popen(search, cwd=tmp_path, env=environment(), **pipes)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    # A shell's background jobs, and what they start, ignore interrupts.
+    process = subprocess.Popen(
+        search, cwd=tmp_path, env=environment(), preexec_fn=lambda: signal.signal(number, signal.SIG_DFL), **pipes
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoint.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == status
     assert "Stopped: the same command goes on after the last finished epoch." in stdout
     assert "fail" not in stdout + stderr
