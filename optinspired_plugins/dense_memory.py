@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .batch_statistics import batch_statistics, channel_sums, track
+
 __all__ = ["DenseLayer", "dense_block", "infer", "rectified_norm"]
 
 
@@ -123,94 +125,112 @@ def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
 
 
-def _convolve_backward(gradient: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Any]:
+def _convolve_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     padding = [weight.shape[2] // 2] * 2
-    mask = [needs[0], needs[1], False]
     found = torch.ops.aten.convolution_backward(
-        gradient, x, weight.to(x.dtype), None, [1, 1], padding, [1, 1], False, [0, 0], 1, mask
+        gradient, x, weight.to(x.dtype), None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, True, False]
     )
-    return found[0], found[1].to(weight.dtype) if needs[1] else None
+    return found[0], found[1].to(weight.dtype)
 
 
 class _Rectifier(NamedTuple):
-    """max(norm(x), 0) by given statistics as a · max(s x + c, 0), with a the next convolution's to take.
+    """max(norm(x), 0) by given statistics as a · y, y = max(s x + c, 0), with a the next convolution's to take.
 
-    With factor f and offset o of the normalisation, a = |f|, s = ±1 and c = o/|f| save a pass over x where every f is
-    positive; a = 1, s = f and c = o where f is so small that c would overflow, and in reduced precision.
+    With factor f and offset o of the normalisation, a = |f|, s = ±1 and c = o/|f|: one pass over x where every f is
+    positive (s is None then). Where a is not ``split`` off, and in ``direct`` channels, whose f is so small that x
+    would be lost in y, a = 1, s = f and c = o.
     """
 
     a: Tensor
     s: Tensor | None
     c: Tensor
+    direct: Tensor | None = None
+    split: bool = True
 
     @staticmethod
     def of(mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, eps: float, split: bool) -> _Rectifier:
         """Return it; ``split`` takes a out."""
-        factor = scale.to(mean.dtype) * (var + eps).rsqrt()
-        offset = torch.addcmul(shift.to(mean.dtype), mean, factor, value=-1)
+        scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
+        factor = scale * (var + eps).rsqrt()
         if not split:
-            return _Rectifier(torch.ones_like(factor), factor, offset)
-        a = factor.abs().masked_fill_(factor.abs() < 1e-12, 1)
-        return _Rectifier(a, None if bool((a == factor).all()) else factor / a, offset / a)
+            offset = torch.addcmul(shift, mean, factor, value=-1)
+            return _Rectifier(torch.ones_like(factor), factor, offset, split=False)
+        least = shift.abs() * 1e-3
+        if bool((scale > least).all()):
+            return _Rectifier(factor, None, torch.addcdiv(-mean, shift, factor))
+        clear = scale.abs() > least
+        a = factor.abs().where(clear, 1)
+        direct = None if bool(clear.all()) else clear.logical_not().nonzero().flatten()
+        return _Rectifier(a, factor / a, torch.addcmul(shift, mean, factor, value=-1) / a, direct)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return max(s x + c, 0)."""
+        """Return y."""
         c = self.c[:, None, None]
+        if self.s is None and x.dtype == torch.float32 and x.device.type == "cpu":
+            return torch.ops.aten._add_relu.Tensor(x, c)
         y = x + c if self.s is None else (x * self.s[:, None, None]).add_(c)
         return y.relu_().to(x.dtype)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution of max(norm(x), 0); a 1×1 takes c, too: max(x + c, 0) = max(x, −c) + c."""
-        weight = self.take(weight)
-        if self.s is None and weight.shape[2] == 1:
-            return F.conv2d(torch.maximum(x, -self.c[:, None, None]), weight, weight.flatten(1) @ self.c)
-        return _convolve(self(x), weight)
+        """Return the convolution of max(norm(x), 0)."""
+        return _convolve(self(x), self.take(weight))
 
     def take(self, weight: Tensor) -> Tensor:
         """Return the weight of the next convolution with a in it."""
         return weight * self.a.to(weight.dtype)[:, None, None]
 
 
-def _part_backward(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    rectifier: _Rectifier,
-    statistics: tuple[Tensor, Tensor],
-    own: Sequence[Tensor],
-    norm: nn.BatchNorm2d,
-    wanted: Sequence[bool],
-    through: bool,
-) -> tuple[Tensor, list[Any]]:
-    """Through convolution, ReLU and, if ``through``, the normalisation by its batch's statistics.
+class _Part(NamedTuple):
+    """A normalisation, the ReLU and the convolution behind it, on their way back."""
 
-    Returns the gradient of x, with given statistics where they are not gone through, and those of scale, shift and
-    weight.
-    """
-    mean, var = statistics
-    invstd = (var + norm.eps).rsqrt()
-    g, weight = _convolve_backward(g.contiguous(memory_format=_layout(y)), y, rectifier.take(own[2]), (True, wanted[2]))
-    torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
-    # g is the gradient of max(s x + c, 0) now: a normalisation of scale s / invstd.
-    scale = invstd.reciprocal() if rectifier.s is None else rectifier.s / invstd
-    scaled = torch.ops.aten.native_batch_norm_backward(
-        g, x, scale, mean, var, mean, invstd, through, norm.eps, [through, True, True]
-    )
-    dx = scaled[0] if through else g if rectifier.s is None else g.mul_(rectifier.s[:, None, None])
-    own_gradients = [(gradient / rectifier.a).to(p.dtype) for gradient, p in zip(scaled[1:], own)]
-    return dx, [*own_gradients, None if weight is None else rectifier.take(weight)]
+    norm: nn.BatchNorm2d
+    mean: Tensor
+    var: Tensor
+    rectifier: _Rectifier
+    own: Sequence[Tensor]
+    wanted: Sequence[bool]
+
+    def backward(self, g: Tensor, x: Tensor, y: Tensor, through: bool) -> tuple[Tensor, list[Any]]:
+        """Return the gradient of x and those of scale, shift and weight; y is what the ReLU makes of x.
+
+        The statistics of a batch are gone through if ``through``, otherwise they count as given.
+        """
+        weight = self.rectifier.take(self.own[2])
+        g, weight_gradient = _convolve_backward(g.contiguous(memory_format=_layout(y)), y, weight)
+        torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+        # g is the gradient of s x + c now: of a normalisation of scale s / invstd.
+        s, invstd = self.rectifier.s, (self.var + self.norm.eps).rsqrt()
+        if through or not self.rectifier.split:
+            scale = invstd.reciprocal() if s is None else s / invstd
+            normalised = torch.ops.aten.native_batch_norm_backward
+            x, mask = x.contiguous(memory_format=_layout(g)), [through, True, True]
+            dx, *sums = normalised(g, x, scale, self.mean, self.var, self.mean, invstd, through, self.norm.eps, mask)
+        else:
+            # Σ g y = Σ W ∂W: a convolution is linear in both.
+            total = channel_sums(g)
+            sums = [self._with_x(g, x, (weight * weight_gradient).sum((0, 2, 3)), total) * invstd, total]
+        if not through:
+            dx = g if s is None else g.mul_(s[:, None, None])
+        own = [(gradient / self.rectifier.a).to(p.dtype) for gradient, p in zip(sums, self.own)]
+        weight_gradient = self.rectifier.take(weight_gradient.to(self.own[2].dtype)) if self.wanted[2] else None
+        return dx, [*own, weight_gradient]
+
+    def _with_x(self, g: Tensor, x: Tensor, with_y: Tensor, total: Tensor) -> Tensor:
+        """Return Σ g (x − mean) of every channel from Σ g y and Σ g: g = 0 wherever y is not s x + c."""
+        s, c, direct = self.rectifier.s, self.rectifier.c, self.rectifier.direct
+        found = with_y - c * total
+        found = (found if s is None else found / s) - self.mean * total
+        if direct is not None:
+            found[direct] = ((x[:, direct] - self.mean[direct, None, None]) * g[:, direct]).sum((0, 2, 3))
+        return found
 
 
 def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update running statistics by a batch's."""
+    """Count a batch and update running statistics by its own."""
     assert norm.num_batches_tracked is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     assert norm.momentum is not None
     norm.num_batches_tracked.add_(1)
-    # data: what autograd keeps of a normalisation are other tensors.
-    norm.running_mean.data.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-    norm.running_var.data.lerp_((var * (count / max(count - 1, 1))).to(norm.running_var.dtype), norm.momentum)
+    track(norm.running_mean, norm.running_var, mean, var, count, norm.momentum)
 
 
 class _DenseBlock(torch.autograd.Function):
@@ -239,27 +259,28 @@ def _forward(ctx: Any, plan: _Plan, z: Tensor, parameters: list[Sequence[Tensor]
         part = slice(start, start + value.shape[1])
         buffer[:, part] = value
         if plan.training:
-            mean[part], var[part] = _statistics(value, plan)
+            mean[part], var[part] = batch_statistics(value.to(plan.accumulate))
 
     put(z, 0)
     kept: list[list[Tensor]] = []
+    rectifiers: list[list[_Rectifier]] = []
     m, end = None, first
     for k, (layer, own) in enumerate(zip(plan.layers, parameters)):
         if plan.training:
             _track(layer.norm1, mean[:end], var[:end], count)
         mean1, var1 = (mean[:end], var[:end]) if plan.training else _running(layer.norm1, plan.accumulate)
-        rectifier = plan.rectifier(layer.norm1, mean1, var1, own)
-        t = rectifier.convolve(buffer[:, :end], own[2])
+        rectifiers.append([plan.rectifier(layer.norm1, mean1, var1, own)])
+        t = rectifiers[-1][0].convolve(buffer[:, :end], own[2])
         inner: list[Tensor] = []
         if layer.norm2 is not None:
             if plan.training:
-                mean2, var2 = _statistics(t, plan)
+                mean2, var2 = batch_statistics(t.to(plan.accumulate))
                 _track(layer.norm2, mean2, var2, count)
             else:
                 mean2, var2 = _running(layer.norm2, plan.accumulate)
             inner = [mean2, var2] if plan.lean else [mean2, var2, t]
-            rectifier = plan.rectifier(layer.norm2, mean2, var2, own[3:])
-            t = rectifier.convolve(t, own[5])
+            rectifiers[-1].append(plan.rectifier(layer.norm2, mean2, var2, own[3:]))
+            t = rectifiers[-1][1].convolve(t, own[5])
         if layer.drop_rate > 0:
             inner.append(F.dropout(torch.ones_like(t), layer.drop_rate))
             t = t * inner[-1]
@@ -270,14 +291,9 @@ def _forward(ctx: Any, plan: _Plan, z: Tensor, parameters: list[Sequence[Tensor]
         put(t, end)
         kept.append(inner)
         end += growth
-    ctx.plan, ctx.first, ctx.sizes = plan, first, [len(inner) for inner in kept]
+    ctx.plan, ctx.rectifiers, ctx.sizes = plan, rectifiers, [len(inner) for inner in kept]
     ctx.save_for_backward(buffer, mean, var, *(x for own in parameters for x in own), *(x for i in kept for x in i))
     return buffer
-
-
-def _statistics(x: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel; twice as fast as ``var_mean``."""
-    return torch.batch_norm_update_stats(x.to(plan.accumulate), None, None, 0.0)
 
 
 def _running(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -320,18 +336,16 @@ def _backward(ctx: Any, gradient: Tensor) -> list[Any]:
         if layer.drop_rate > 0:
             g = g * inner.pop()
         mean1, var1 = (mean[:start], var[:start]) if plan.training else _running(layer.norm1, plan.accumulate)
-        rectifier = plan.rectifier(layer.norm1, mean1, var1, own)
-        y = rectifier(buffer[:, :start])
+        x = buffer[:, :start]
+        first = _Part(layer.norm1, mean1, var1, ctx.rectifiers[k][0], own, wanted)
+        y = first.rectifier(x) if plan.lean or layer.norm2 is None else None
         later: list[Any] = []
         if layer.norm2 is not None:
-            middle = inner[2] if len(inner) > 2 else _convolve(y, rectifier.take(own[2]))
-            own2, norm2 = own[3:], layer.norm2
-            rectifier2 = plan.rectifier(norm2, inner[0], inner[1], own2)
-            g, later = _part_backward(
-                g, middle, rectifier2(middle), rectifier2, (inner[0], inner[1]), own2, norm2, wanted[3:], plan.training
-            )
-        x = buffer[:, :start].contiguous(memory_format=_layout(buffer))
-        g, earlier = _part_backward(g, x, y, rectifier, (mean1, var1), own, layer.norm1, wanted, False)
+            second = _Part(layer.norm2, inner[0], inner[1], ctx.rectifiers[k][1], own[3:], wanted[3:])
+            middle = inner[2] if y is None else _convolve(y, first.rectifier.take(own[2]))
+            g, later = second.backward(g, middle, second.rectifier(middle), plan.training)
+            del middle, inner
+        g, earlier = first.backward(g, x, first.rectifier(x) if y is None else y, False)
         total[:, :start].add_(g)
         del g, x, y
         if plan.training:

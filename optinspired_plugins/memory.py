@@ -23,6 +23,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from .batch_statistics import batch_statistics, track
+
 __all__ = ["Parts", "propagate", "recompute"]
 
 
@@ -79,21 +81,29 @@ class _StatisticsOnce(TorchFunctionMode):
             self.buffers.__exit__()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is F.batch_norm and not kwargs and self._is_known(*args):
-            return self._normalize(*args)
-        return function(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _is_known(x: Tensor, mean: Any, var: Any, weight: Any, *rest: Any) -> bool:
-        exact = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        return exact and len(rest) == 4 and rest[1] is True and (weight is None or weight.dtype == x.dtype)
+        kwargs = kwargs or {}
+        found = self._normalize(*args, **kwargs) if function is F.batch_norm else None
+        return function(*args, **kwargs) if found is None else found
 
     def _normalize(
-        self, x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, _: bool, momentum: float, eps: float
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
     ) -> Any:
+        """``F.batch_norm``; ``None`` where torch's own is to be taken."""
+        exact = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if not (training and exact and (weight is None or weight.dtype == x.dtype)):
+            return None
         if self.buffers is None:
             with torch.no_grad():
-                self.found.append(torch.batch_norm_update_stats(x, mean, var, momentum))
+                self.found.append(batch_statistics(x))
+                track(running_mean, running_var, *self.found[-1], x.numel() // x.shape[1], momentum)
         self.calls += 1
         return _Normalize.apply(x, weight, bias, *self.found[self.calls - 1], eps)
 

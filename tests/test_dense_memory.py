@@ -128,10 +128,8 @@ def test_a_second_derivative_is_refused():
 
 def test_statistics_are_those_of_a_source_and_taken_once(monkeypatch):
     """As many as there are sources and bottlenecks: 2 + 3 + 4 layers have one each, and each block's first source."""
-    shapes, original = [], torch.batch_norm_update_stats
-    monkeypatch.setattr(
-        torch, "batch_norm_update_stats", lambda x, *args: shapes.append(x.shape[1]) or original(x, *args)
-    )
+    shapes, original = [], dense_memory.batch_statistics
+    monkeypatch.setattr(dense_memory, "batch_statistics", lambda x: shapes.append(x.shape[1]) or original(x))
     build()(images())
     assert shapes.count(4) == 9, "every source but the first of a block has 4 channels"
     assert len(shapes) == 9 + 9 + 3
@@ -273,7 +271,9 @@ def test_reduced_precision_strays_no_further_than_the_plain_form(lean, dtype):
         with torch.autocast("cpu", dtype=dtype):
             got = output_and_gradients(model, x)
         assert got["output"].dtype == dtype
-        errors.append(sum((got[key] - value).norm() / value.norm() for key, value in exact.items()))
+        # α of a lone source changes nothing behind a normalisation: its gradient is 0, what is found is noise.
+        known = {key: value for key, value in exact.items() if value.norm() > 1e-2}
+        errors.append(sum((got[key] - value).norm() / value.norm() for key, value in known.items()))
     assert errors[0] < 1.3 * errors[1]
 
 
