@@ -200,11 +200,13 @@ class _Part(NamedTuple):
         torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
         # g is the gradient of s x + c now: of a normalisation of scale s / invstd.
         s, invstd = self.rectifier.s, (self.var + self.norm.eps).rsqrt()
+        dx: Any
         if through or not self.rectifier.split:
             scale = invstd.reciprocal() if s is None else s / invstd
-            normalised = torch.ops.aten.native_batch_norm_backward
             x, mask = x.contiguous(memory_format=_layout(g)), [through, True, True]
-            dx, *sums = normalised(g, x, scale, self.mean, self.var, self.mean, invstd, through, self.norm.eps, mask)
+            dx, *sums = torch.ops.aten.native_batch_norm_backward(
+                g, x, scale, self.mean, self.var, self.mean, invstd, through, self.norm.eps, mask
+            )
         else:
             # Σ g y = Σ W ∂W: a convolution is linear in both.
             total = channel_sums(g)
@@ -212,8 +214,8 @@ class _Part(NamedTuple):
         if not through:
             dx = g if s is None else g.mul_(s[:, None, None])
         own = [(gradient / self.rectifier.a).to(p.dtype) for gradient, p in zip(sums, self.own)]
-        weight_gradient = self.rectifier.take(weight_gradient.to(self.own[2].dtype)) if self.wanted[2] else None
-        return dx, [*own, weight_gradient]
+        of_weight = self.rectifier.take(weight_gradient.to(self.own[2].dtype)) if self.wanted[2] else None
+        return dx, [*own, of_weight]
 
     def _with_x(self, g: Tensor, x: Tensor, with_y: Tensor, total: Tensor) -> Tensor:
         """Return Σ g (x − mean) of every channel from Σ g y and Σ g: g = 0 wherever y is not s x + c."""

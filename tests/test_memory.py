@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from optinspired_plugins import memory as memory_module
+from optinspired_plugins import pooled_norm
 from optinspired_plugins.memory import Parts, propagate, recompute
 from optinspired_plugins.propagation import heavy_ball
 
@@ -374,7 +375,8 @@ def test_recompute_replays_and_updates_once():
 def test_statistics_of_a_batch_are_taken_once(memory, monkeypatch):
     """Not again in the pass that repeats the first, and never by torch's slower operation."""
     taken, original = [], memory_module.batch_statistics
-    monkeypatch.setattr(memory_module, "batch_statistics", lambda x: taken.append(x.shape[1]) or original(x))
+    for module in (memory_module, pooled_norm):
+        monkeypatch.setattr(module, "batch_statistics", lambda x: taken.append(x.shape[1]) or original(x))
     model = build(memory=memory)
     model(images()).sum().backward()
     widths = [norm.num_features for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]

@@ -23,6 +23,7 @@ from optinspired_plugins.memory import recompute
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_finite, check_layers, check_non_negative_int, check_one_of, check_positive_int, check_rate
+from ._fusible import is_eager, is_plain, pool_first
 from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
 from .fusion import fold_into
 
@@ -100,19 +101,22 @@ class AGDNet(DenseNet):
         """Return the normalised output of the last block, shape (batch, num_features, height / 32, width / 32)."""
         _assert(x.shape[-2] >= self.min_size, f"image height {x.shape[-2]}: must be at least {self.min_size}")
         _assert(x.shape[-1] >= self.min_size, f"image width {x.shape[-1]}: must be at least {self.min_size}")
-        if self.recompute_stem and not torch.jit.is_scripting() and torch.is_grad_enabled():
-            return self._lean_features(x)
+        if not torch.jit.is_scripting():
+            return self._features(x)
         return self.features(x)
 
     @torch.jit.ignore
-    def _lean_features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> Tensor:
         names = [name for name, _ in self.features.named_children()]
-        if "pool0" not in names:
+        if "pool0" not in names or not torch.is_grad_enabled() or not is_eager(x) or not is_plain(self.features):
             return self.features(x)
         pool = names.index("pool0")
         x = self.features[: pool - 1](x)
-        stem = self.features[pool - 1 : pool + 1]
-        return self.features[pool + 1 :](recompute(stem, stem, x))
+        found = pool_first(x, self.features[pool - 1], None, self.features[pool])
+        if found is None:
+            stem = self.features[pool - 1 : pool + 1]
+            found = recompute(stem, stem, x) if self.recompute_stem else stem(x)
+        return self.features[pool + 1 :](found)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -6,9 +6,7 @@ from functools import partial
 from typing import Any, Callable, List, Optional, Sequence
 
 import torch
-import torch.fx
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from timm.models.densenet import DenseTransition
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from optinspired_plugins.coefficients import momentum
 from optinspired_plugins.dense_memory import DenseLayer, dense_block, infer, rectified_norm
 from optinspired_plugins.memory import recompute
 
+from ._fusible import is_eager, is_fusible_norm, is_plain
 from .fusion import ChannelClamp, fold_before, fold_into
 
 __all__ = ["NesterovBlock", "SourceConv2d", "SourceLayer"]
@@ -111,17 +110,6 @@ class SourceLayer(nn.Module):
         return z
 
 
-def is_eager(x: Tensor) -> bool:
-    """Say whether values are wanted, and not shapes or a graph, which has the plain form's operations."""
-    return not (
-        isinstance(x, torch.fx.Proxy)
-        or x.is_meta
-        or torch.jit.is_tracing()
-        or torch.compiler.is_compiling()
-        or torch.onnx.is_in_onnx_export()
-    )
-
-
 class PooledTransition(DenseTransition):
     """DenseNet's transition with the average pooling before the 1×1 convolution: they commute.
 
@@ -209,25 +197,6 @@ class NesterovBlock(nn.ModuleDict):
         return f"beta={self.beta}"
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Say whether nothing is hooked to a module."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks)
-
-
-def _is_fusible_norm(norm: Any, training: bool) -> bool:
-    return (
-        type(norm) is BatchNormAct2d
-        and type(norm.act) is nn.ReLU
-        and type(norm.drop) is nn.Identity
-        and norm.affine
-        and norm.running_mean is not None
-        and norm.momentum is not None
-        and norm.training == training
-        and all(map(_is_plain, norm.modules()))
-    )
-
-
 def _is_fusible_conv(conv: Any) -> bool:
     return (
         type(conv) in (nn.Conv2d, SourceConv2d)
@@ -237,16 +206,16 @@ def _is_fusible_conv(conv: Any) -> bool:
         and isinstance(conv.padding, tuple)
         and all(2 * p + 1 == k for p, k in zip(conv.padding, conv.kernel_size))
         and conv.padding_mode == "zeros"
-        and _is_plain(conv)
+        and is_plain(conv)
     )
 
 
 def _inferred_layer(layer: Any) -> Optional[Callable[[Tensor], Tensor]]:
     """Return a layer in evaluation as a function of the concatenation; ``None`` if somebody changed it."""
-    if type(layer) is not SourceLayer or layer.training or not _is_plain(layer):
+    if type(layer) is not SourceLayer or layer.training or not is_plain(layer):
         return None
     first: Callable[[Tensor], Tensor] = layer.norm1
-    if _is_fusible_norm(first, False):
+    if is_fusible_norm(first, False):
         first = partial(rectified_norm, layer.norm1)  # type: ignore[arg-type]
     elif type(first) is not ChannelClamp:
         return None
@@ -255,12 +224,12 @@ def _inferred_layer(layer: Any) -> Optional[Callable[[Tensor], Tensor]]:
 
 def _fused_layer(layer: Any) -> Optional[DenseLayer]:
     """Return a layer as the fused form takes it; ``None`` if somebody replaced or hooked a part of it."""
-    if type(layer) is not SourceLayer or not _is_plain(layer):
+    if type(layer) is not SourceLayer or not is_plain(layer):
         return None
     parts = 1 if isinstance(layer.norm2, nn.Identity) else 2
     norms: List[Any] = [layer.norm1, layer.norm2][:parts]
     convs: List[Any] = [layer.conv1, layer.conv2][:parts]
-    fusible = all(_is_fusible_norm(norm, layer.norm1.training) for norm in norms) and all(map(_is_fusible_conv, convs))
+    fusible = all(is_fusible_norm(norm, layer.norm1.training) for norm in norms) and all(map(_is_fusible_conv, convs))
     if not fusible:
         return None
     weights = [conv.folded() if isinstance(conv, SourceConv2d) else conv.weight for conv in convs]

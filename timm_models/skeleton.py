@@ -25,6 +25,7 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from ._fusible import pool_first
 from .fusion import fold_into
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
 
@@ -76,15 +77,24 @@ class StagedResNet(ResNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
         x = self.conv1(x)
-        if self.recompute_stem and not torch.jit.is_scripting():
-            x = self._recomputed_pool(x)
+        if not torch.jit.is_scripting():
+            x = self._pool_stem(x)
         else:
             x = self.maxpool(self.act1(self.bn1(x)))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     @torch.jit.ignore
-    def _recomputed_pool(self, x: Tensor) -> Tensor:
-        return recompute(self.bn1, lambda y: self.maxpool(self.act1(self.bn1(y))), x)
+    def _pool_stem(self, x: Tensor) -> Tensor:
+        if isinstance(self.bn1, nn.Identity) and type(self.act1) is nn.ReLU and type(self.maxpool) is nn.MaxPool2d:
+            return self.act1(self.maxpool(x))  # equal, and a quarter of the values
+        if self.recompute_stem:
+            found = pool_first(x, self.bn1, self.act1, self.maxpool)
+            return recompute(self.bn1, self._plain_pool, x) if found is None else found
+        return self._plain_pool(x)
+
+    @torch.jit.ignore
+    def _plain_pool(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.act1(self.bn1(x)))
 
     @torch.jit.ignore
     def propagate(self, make_stage: Callable[[List[nn.Module]], nn.Module]) -> None:
