@@ -12,6 +12,8 @@ from optinspired_plugins.memory import recompute
 from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
+from .strides import subsample
+
 __all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
 
 Terms = List[Tuple[int, float]]
@@ -37,10 +39,12 @@ class AlgorithmStage(nn.Module):
             transform.drop_activation()  # type: ignore[operator]
         self.layers = tuple(layers)
         self.algorithm = as_learnable(algorithm)
+        self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
+        u = subsample(u, self.stride)
         transforms = [self.get_submodule(str(i)) for i in range(sum(self.layers))]
         state = self.algorithm.init(_start(transforms[0], u))
         first = 0
@@ -80,6 +84,7 @@ class ProgramStage(nn.Sequential):
         super().__init__(*transforms)
         for transform in transforms:
             transform.drop_activation()  # type: ignore[operator]
+        self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
         slots, self.slots = _allocate(program)
         last_use = _last_uses(program)
@@ -98,6 +103,7 @@ class ProgramStage(nn.Sequential):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
+        u = subsample(u, self.stride)
         values = [u] * self.slots
         for i, T in enumerate(self):
             if i == 0:

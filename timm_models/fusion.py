@@ -13,6 +13,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from .strides import subsample
+
 __all__ = ["ChannelClamp", "StreamFreeStage", "fold", "fold_before", "fold_into", "fold_shortcut", "stream_free"]
 
 # Beyond so many steps the convolutions of all sources cost more than the stream; larger factors would cost digits.
@@ -121,7 +123,8 @@ class StreamFreeStage(nn.Module):
     third of the multiples is 0.
 
     Args:
-        subsample: what brings u to the stage's size.
+        stride: the stage's, of u before anything else.
+        shrink: what brings u to the stage's size for S.
         first: y_0 from u.
         mixes: the first convolutions of T_1, …, and the one that gives x_K.
         sources: which of u, y_0, y_1, … each takes.
@@ -132,26 +135,28 @@ class StreamFreeStage(nn.Module):
 
     def __init__(
         self,
-        subsample: nn.Module,
+        stride: int,
+        shrink: nn.Module,
         first: nn.Module,
         mixes: Sequence[nn.Module],
         sources: Sequence[Sequence[int]],
         tails: Sequence[nn.Module],
     ) -> None:
         super().__init__()
-        self.subsample, self.first = subsample, first
+        self.stride, self.shrink, self.first = stride, shrink, first
         self.mixes, self.tails = nn.ModuleList(mixes), nn.ModuleList([*tails, nn.Identity()])
         self.sources = [list(own) for own in sources]
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
-        narrow = [self.subsample(u), self.first(u)]
+        u = subsample(u, self.stride)
+        narrow = [self.shrink(u), self.first(u)]
         for k, (mix, tail) in enumerate(zip(self.mixes, self.tails)):
             narrow.append(tail(mix(torch.cat([narrow[i] for i in self.sources[k]], 1))))
         return narrow[-1]
 
 
-def _subsample(downsample: Any, conv: nn.Conv2d) -> Optional[nn.Module]:
+def _shrink(downsample: Any, conv: nn.Conv2d) -> Optional[nn.Module]:
     """What a shortcut does before its 1×1 convolution, with the convolution's stride; ``None`` if it is not one."""
     if conv.kernel_size != (1, 1) or conv.padding != (0, 0) or conv.groups != 1:
         return None
@@ -190,8 +195,8 @@ def stream_free(stage: Any) -> Optional[StreamFreeStage]:
     ]
     folded = [fold(conv, norm) for conv, norm in pairs]
     known = [conv for conv in folded if conv is not None]
-    subsample = _subsample(shortcut, known[0]) if len(known) == len(folded) else None
-    if subsample is None:
+    shrink = _shrink(shortcut, known[0]) if len(known) == len(folded) else None
+    if shrink is None:
         return None
     wide, narrow = known[: steps + 1], known[steps + 1 :]
     if any(conv.kernel_size != (1, 1) or conv.stride != (1, 1) for conv in [*wide[1:], *narrow[1:]]):
@@ -213,7 +218,7 @@ def stream_free(stage: Any) -> Optional[StreamFreeStage]:
         mixes.append(_convolution(weight, bias, narrow[0]))
         sources.append(used)
     tails = [_tail(T) for T in transforms]
-    return StreamFreeStage(subsample, nn.Sequential(narrow[0], tails[0]), mixes, sources, tails[1:])
+    return StreamFreeStage(stage.stride, shrink, nn.Sequential(narrow[0], tails[0]), mixes, sources, tails[1:])
 
 
 def _tail(T: Any) -> nn.Module:

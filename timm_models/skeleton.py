@@ -28,6 +28,7 @@ from ._checks import (
 from ._fusible import pool_first
 from .fusion import fold_into
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
+from .strides import take_stride
 
 __all__ = ["CifarStagedResNet", "StagedResNet"]
 
@@ -105,6 +106,7 @@ class StagedResNet(ResNet):
         for name, blocks in self.named_children():
             if name.startswith("layer"):
                 stage = make_stage(list(blocks))
+                stage.stride = take_stride(list(blocks))  # type: ignore[assignment]
                 stage.training, stage.grad_checkpointing = blocks.training, checkpointing
                 setattr(self, name, stage)
 

@@ -13,6 +13,7 @@ from optinspired_plugins.memory import Parts, propagate, recompute
 
 from ._checks import check_one_of
 from .fusion import fold_into, fold_shortcut, stream_free
+from .strides import subsample
 
 __all__ = ["BasicTransform", "BottleneckTransform", "HeavyBallStage", "PadShortcut"]
 
@@ -159,6 +160,7 @@ class HeavyBallStage(nn.Sequential):
         if not post_act:
             for transform in transforms:
                 transform.drop_activation()
+        self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
         self.reversible = memory == "reversible"
         self.can_reverse = not post_act and beta2 != 0
@@ -182,6 +184,7 @@ class HeavyBallStage(nn.Sequential):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
+        u = subsample(u, self.stride)
         lean = (self.grad_checkpointing or self.reversible) and self.can_reverse
         if lean and not torch.jit.is_scripting() and torch.is_grad_enabled():  # nothing is kept without a gradient
             return self._propagate(u)
