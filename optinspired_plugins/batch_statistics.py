@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["batch_statistics", "channel_sums", "track"]
+__all__ = ["batch_statistics", "channel_sums", "move_running", "track"]
 
 
 def channel_sums(x: Tensor) -> Tensor:
@@ -31,12 +31,20 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, planes.square_().sum(0) / count
 
 
-def track(
+def track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Count a batch of ``count`` values a channel, and move running statistics towards its own, as ``norm`` would."""
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    move_running(norm.running_mean, norm.running_var, mean, var, count, norm.momentum)
+
+
+def move_running(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: int, momentum: float
 ) -> None:
-    """Move running statistics towards those of a batch of ``count`` values a channel, as batch normalisation does."""
+    """Move running statistics, of which there may be none, towards those of a batch of ``count`` values a channel."""
     # data: what autograd keeps of a normalisation are other tensors.
     if running_mean is not None:
         running_mean.data.lerp_(mean.to(running_mean.dtype), momentum)
     if running_var is not None:
-        running_var.data.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+        running_var.data.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)

@@ -167,7 +167,7 @@ class _Rectifier(NamedTuple):
         """Return y."""
         c = self.c[:, None, None]
         if self.s is None and x.dtype == torch.float32 and x.device.type == "cpu":
-            return torch.ops.aten._add_relu.Tensor(x, c)
+            return torch.ops.aten._add_relu.Tensor(x, c)  # one pass; it knows float32 alone
         y = x + c if self.s is None else (x * self.s[:, None, None]).add_(c)
         return y.relu_().to(x.dtype)
 
@@ -227,14 +227,6 @@ class _Part(NamedTuple):
         return found
 
 
-def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Count a batch and update running statistics by its own."""
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
-    norm.num_batches_tracked.add_(1)
-    track(norm.running_mean, norm.running_var, mean, var, count, norm.momentum)
-
-
 class _DenseBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, z: Tensor, *flat: Tensor) -> Tensor:
@@ -269,7 +261,7 @@ def _forward(ctx: Any, plan: _Plan, z: Tensor, parameters: list[Sequence[Tensor]
     m, end = None, first
     for k, (layer, own) in enumerate(zip(plan.layers, parameters)):
         if plan.training:
-            _track(layer.norm1, mean[:end], var[:end], count)
+            track(layer.norm1, mean[:end], var[:end], count)
         mean1, var1 = (mean[:end], var[:end]) if plan.training else _running(layer.norm1, plan.accumulate)
         rectifiers.append([plan.rectifier(layer.norm1, mean1, var1, own)])
         t = rectifiers[-1][0].convolve(buffer[:, :end], own[2])
@@ -277,7 +269,7 @@ def _forward(ctx: Any, plan: _Plan, z: Tensor, parameters: list[Sequence[Tensor]
         if layer.norm2 is not None:
             if plan.training:
                 mean2, var2 = batch_statistics(t.to(plan.accumulate))
-                _track(layer.norm2, mean2, var2, count)
+                track(layer.norm2, mean2, var2, count)
             else:
                 mean2, var2 = _running(layer.norm2, plan.accumulate)
             inner = [mean2, var2] if plan.lean else [mean2, var2, t]

@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from .batch_statistics import batch_statistics, track
+from .batch_statistics import batch_statistics, move_running
 
 __all__ = ["Parts", "propagate", "recompute"]
 
@@ -103,7 +103,7 @@ class _StatisticsOnce(TorchFunctionMode):
         if self.buffers is None:
             with torch.no_grad():
                 self.found.append(batch_statistics(x))
-                track(running_mean, running_var, *self.found[-1], x.numel() // x.shape[1], momentum)
+                move_running(running_mean, running_var, *self.found[-1], x.numel() // x.shape[1], momentum)
         self.calls += 1
         return _Normalize.apply(x, weight, bias, *self.found[self.calls - 1], eps)
 

@@ -32,12 +32,9 @@ def pooled_norm(x: Tensor, norm: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tensor:
     Raises:
         ValueError: a channel of x has one value.
     """
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
     with torch.no_grad():
         mean, var = batch_statistics(x)
-        norm.num_batches_tracked.add_(1)
-        track(norm.running_mean, norm.running_var, mean, var, x.numel() // x.shape[1], norm.momentum)
+        track(norm, mean, var, x.numel() // x.shape[1])
     sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     window = (*map(_pair, sizes), pool.ceil_mode)
     return _PooledNorm.apply(x, norm.weight, norm.bias, mean, (var + norm.eps).rsqrt(), window)

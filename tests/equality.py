@@ -54,3 +54,13 @@ def assert_same_function(model, reference, x, forward=None, tolerance=1e-10, buf
 
 def twin(model):
     return copy.deepcopy(model)
+
+
+def put_strides_back(model):
+    """Give every stride that a stage took back to timm's convolutions, in place."""
+    for stage in model.stages():
+        if stage.stride > 1:
+            for conv in (stage[0].conv1, stage[0].downsample[0]):
+                conv.stride = (stage.stride, stage.stride)
+            stage.stride = 1
+    return model

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from equality import assert_same_function, randomise, twin
+from equality import assert_same_function, put_strides_back, randomise, twin
 from torch import nn
 
 from optinspired_plugins import heavy_ball
@@ -32,6 +32,8 @@ def plain_stage(stage, u):
 
 
 def plain_forward(model):
+    put_strides_back(model)
+
     def forward(x):
         x = model.act1(model.bn1(model.conv1(x)))
         if hasattr(model, "maxpool"):

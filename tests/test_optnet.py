@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from equality import assert_same_function, randomise
+from equality import assert_same_function, put_strides_back, randomise
 from my_algorithms import LearnedHeavyBall, OptimizedGradient
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -52,6 +52,7 @@ def plain_stage(stage, algorithm, u):
 
 
 def plain_forward(net, x, make):
+    put_strides_back(net)
     x = net.act1(net.bn1(net.conv1(x)))
     for stage in net.stages():
         x = plain_stage(stage, getattr(stage, "algorithm", None) or make(), x)
