@@ -115,12 +115,14 @@ def compare(functions: list[Callable[[], Any]], rounds: int, memory: bool = True
             yield i, "memory", found
 
 
-def training(batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]] = TRAINING) -> Iterator[Row]:
+def training(
+    batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]] = TRAINING, memory: bool = True
+) -> Iterator[Row]:
     """Steps of training against timm's networks."""
     for peer in dict.fromkeys(peer for _, peer in pairs):
         forms = [ours for ours, other in pairs if other == peer] + [peer]
         steps = [training_step(form.build(), batch, size) for form in forms]
-        for i, quantity, found in compare(steps, rounds):
+        for i, quantity, found in compare(steps, rounds, memory):
             yield dict(_names(forms[i], peer), quantity=quantity, batch=batch, size=size, **found)
 
 
@@ -165,8 +167,11 @@ def deep(batch: int, size: int, rounds: int) -> Iterator[Row]:
 
 
 def compiled(batch: int, size: int, rounds: int) -> Iterator[Row]:
-    """Steps of training under torch.compile, both sides; the dense block as it is beside."""
-    return training(batch, size, rounds, COMPILED)
+    """Steps of training under torch.compile, both sides; the dense block as it is beside.
+
+    Time alone: what follows the storages would run the networks as they are.
+    """
+    return training(batch, size, rounds, COMPILED, memory=False)
 
 
 def reversible(batch: int, size: int, rounds: int, transforms: int = 16) -> Iterator[Row]:

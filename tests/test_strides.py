@@ -36,6 +36,23 @@ def test_it_is_the_same_function_fused(name):
     torch.testing.assert_close(ours.fuse()(x), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_fused_stage_computes_what_the_next_one_reads():
+    """A quarter of its last pixels; all of them where somebody looks at its output."""
+    model = randomise(timm.create_model("hbnet50", num_classes=3).double()).eval().fuse()
+    sizes, x = [], torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for stage in model.stages():
+        stage.mixes[-1].register_forward_hook(lambda module, args, output: sizes.append(output.shape[-1]))
+    expected = model(x)
+    assert sizes == [8, 4, 2, 2]
+    features, intermediates = model.forward_intermediates(x)
+    assert [y.shape[-1] for y in intermediates[1:]] == [16, 8, 4, 2]
+    torch.testing.assert_close(model.forward_head(features), expected, rtol=1e-9, atol=1e-9)
+    sizes.clear()
+    model.layer2.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+    assert sizes == [16, 8, 2, 2]
+
+
 def test_nothing_of_the_input_is_kept_but_what_is_read():
     """A stage of stride 2 keeps a quarter of its input for the backward pass."""
     stage, u = timm.create_model("hbnet50", **SMALL).layer2, torch.randn(1, 32, 16, 16, requires_grad=True)

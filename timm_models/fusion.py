@@ -149,10 +149,17 @@ class StreamFreeStage(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
-        u = subsample(u, self.stride)
+        return self.read_by(1, u, self.stride)
+
+    def read_by(self, next_stride: int, u: Tensor, stride: int) -> Tensor:
+        """Return every ``next_stride``-th row and column of the last x, if ``stride`` is left of the stage's."""
+        u = subsample(u, stride)
         narrow = [self.shrink(u), self.first(u)]
         for k, (mix, tail) in enumerate(zip(self.mixes, self.tails)):
-            narrow.append(tail(mix(torch.cat([narrow[i] for i in self.sources[k]], 1))))
+            own = [narrow[i] for i in self.sources[k]]
+            if k == len(self.mixes) - 1:
+                own = [x[:, :, ::next_stride, ::next_stride] for x in own]
+            narrow.append(tail(mix(torch.cat(own, 1))))
         return narrow[-1]
 
 

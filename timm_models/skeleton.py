@@ -25,8 +25,8 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
-from ._fusible import pool_first
-from .fusion import fold_into
+from ._fusible import is_plain, pool_first
+from .fusion import StreamFreeStage, fold_into
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
 from .strides import take_stride
 
@@ -79,10 +79,22 @@ class StagedResNet(ResNet):
         """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
         x = self.conv1(x)
         if not torch.jit.is_scripting():
-            x = self._pool_stem(x)
-        else:
-            x = self.maxpool(self.act1(self.bn1(x)))
+            return self._run_stages(self._pool_stem(x))
+        x = self.maxpool(self.act1(self.bn1(x)))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    @torch.jit.ignore
+    def _run_stages(self, x: Tensor) -> Tensor:
+        """One stage after the other; a fused one computes no pixel that a fused one behind it does not read."""
+        stages, taken = self.stages(), 1
+        for stage, after in zip(stages, [*stages[1:], None]):
+            if type(stage) is StreamFreeStage and is_plain(stage):
+                next_stride = after.stride if type(after) is StreamFreeStage and is_plain(after) else 1
+                x = stage.read_by(next_stride, x, stage.stride // taken)
+                taken = next_stride
+            else:
+                x = stage(x)
+        return x
 
     @torch.jit.ignore
     def _pool_stem(self, x: Tensor) -> Tensor:
