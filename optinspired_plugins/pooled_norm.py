@@ -48,7 +48,7 @@ class _PooledNorm(torch.autograd.Function):
         signed = x if positive else x * factor.sign()[:, None, None]
         out, indices = F.max_pool2d(signed, *window, return_indices=True)
         out.mul_(factor.abs()[:, None, None]).add_((shift - mean * factor)[:, None, None]).relu_()
-        ctx.save_for_backward(x, scale, mean, invstd, indices, out)
+        ctx.save_for_backward(x, scale, mean, invstd, indices.int(), out)  # half of what torch makes
         ctx.window = window
         return out
 
@@ -56,6 +56,7 @@ class _PooledNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, scale, mean, invstd, indices, out = ctx.saved_tensors
+        indices = indices.long()
         g = torch.ops.aten.threshold_backward(gradient, out, 0)
         centred = x.flatten(2).gather(2, indices.flatten(2)).view_as(g) - mean[:, None, None]
         scale_gradient, shift_gradient = channel_sums(centred.mul_(g)) * invstd, channel_sums(g)
