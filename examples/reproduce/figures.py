@@ -26,7 +26,7 @@ def draw_dots(groups: Mapping[str, Mapping[str, Sequence[float]]], quantity: str
             axes.plot([mean(values)], [y], "|", color=RED, markersize=16, markeredgewidth=2)
         axes.set(title=title, xlabel=quantity)
         axes.set_yticks(range(len(lines)), list(lines))
-        axes.invert_yaxis()
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.grid(alpha=0.3)
     return figure
 

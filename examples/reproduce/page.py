@@ -140,14 +140,13 @@ def _table4_block(found: dict[str, list[Row]], augmented: bool) -> list[str]:
         f"Tested once, after the last epoch, on {int(first['test_images']):,} images; the loss and error of training "
         "images are those of the first so many, not augmented and in evaluation. The paper's are 300 epochs of all.",
         "",
-        "| network | parameters | test error, paper | test error, measured | training error | training loss | "
-        "seconds a run | seeds |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "| network | parameters | test error, paper | test error, measured | training error | training loss | seeds |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, group in found.items():
         done = [row for row in group if row["diverged"] == "0"]
         printed = f"{TABLE4[name][augmented]:.2f}" if name in TABLE4 else ""
-        columns = [("test_error", 2), ("fit_error", 2), ("fit_loss", 3), ("seconds", 0)]
+        columns = [("test_error", 2), ("fit_error", 2), ("fit_loss", 3)]
         cells = [mean_and_spread(_values(done, c), d) if done else "" for c, d in columns]
         seeds = _seeds(group, every)
         lost = [row["seed"] for row in group if row["diverged"] == "1"]
