@@ -48,9 +48,12 @@ def test_a_fused_stage_computes_what_the_next_one_reads():
     assert [y.shape[-1] for y in intermediates[1:]] == [16, 8, 4, 2]
     torch.testing.assert_close(model.forward_head(features), expected, rtol=1e-9, atol=1e-9)
     sizes.clear()
+    stem = []
+    model.act1.register_forward_hook(lambda module, args, output: stem.append(output.shape[-1]))
     model.layer2.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
     assert sizes == [16, 8, 2, 2]
+    assert stem == [32]
 
 
 def test_nothing_of_the_input_is_kept_but_what_is_read():

@@ -98,7 +98,8 @@ class StagedResNet(ResNet):
 
     @torch.jit.ignore
     def _pool_stem(self, x: Tensor) -> Tensor:
-        if isinstance(self.bn1, nn.Identity) and type(self.act1) is nn.ReLU and type(self.maxpool) is nn.MaxPool2d:
+        folded = isinstance(self.bn1, nn.Identity) and type(self.act1) is nn.ReLU
+        if folded and type(self.maxpool) is nn.MaxPool2d and is_plain(self.act1) and is_plain(self.maxpool):
             return self.act1(self.maxpool(x))  # equal, and a quarter of the values
         if self.recompute_stem:
             found = pool_first(x, self.bn1, self.act1, self.maxpool)
