@@ -282,6 +282,13 @@ def test_a_run_that_is_not_finite_ends(data):
     assert (row["diverged"], row["stalled"], row["last_loss"]) == (1, 0, "")
 
 
+def test_a_run_that_explodes_has_diverged_though_it_is_finite():
+    steps = [stability.Step(3.0, 1.0)] + [stability.Step(29.0, 1.0)] * 9
+    assert stability.summarise(steps, 10, 10)["diverged"] == 0
+    row = stability.summarise([*steps[:9], stability.Step(31.0, 1.0)], 10, 10)
+    assert (row["diverged"], row["stalled"], row["last_loss"], row["steps_made"]) == (1, 0, "", 10)
+
+
 def test_stalled_is_no_better_than_guessing():
     guess = math.log(10)
     steps = [stability.Step(guess + 0.1, 1.0)] * 19 + [stability.Step(guess - 0.01, 1.0)]

@@ -137,7 +137,8 @@ def test_stability(tmp_path):
             values = (network, seed, 200, 0.1, "" if network == "resnet110" else 30, loss, "12.5")
             marks = dict(diverged=int(not loss), stalled=int(loss == "2.4"))
             rows.append({**dict(zip(fields, values)), **marks})
-            curves += [dict(network=network, seed=seed, step=i, loss=2.3, grad_norm=1 + i) for i in range(12)]
+            budget = dict(network=network, seed=seed, steps=200, lr=0.1)
+            curves += [dict(budget, step=i, loss=2.3, grad_norm=1 + i) for i in range(12)]
     write_csv(tmp_path / "stability.csv", rows)
     write_csv(tmp_path / "stability_curves.csv", curves)
     text = written(tmp_path)

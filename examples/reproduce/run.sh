@@ -19,6 +19,10 @@ part() {
     small) train --networks resnet20 hbnet20 --augmentation with without ;;
     deep) train --networks resnet56 hbnet56 ;;
     stability) python "$here/stability.py" --data "$data" ;;
+    stability-variants)
+      variants="resnet110-no-last-relu hbnet110-post-act hbnet110-learn-beta"
+      python "$here/stability.py" --data "$data" --networks $variants --seeds 0 1 2
+      python "$here/stability.py" --data "$data" --lr 0.01 --seeds 0 1 2 ;;
     dense) train --networks densenet22 agdnet22 ;;
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
@@ -35,7 +39,7 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability dense controls search deep-controls dense-plain random dense-controls deep-plain)
+  parts=(table5 small deep stability stability-variants dense controls search deep-controls dense-plain random dense-controls deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"

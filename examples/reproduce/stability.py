@@ -41,6 +41,10 @@ class Step(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
+# A run whose last loss is so many times its first has diverged, though it is finite.
+EXPLODED = 10
+
+
 def first_steps(recipe: Recipe, steps: int) -> tuple[list[Step], int]:
     """Train for so many steps, fewer if one is not finite, and return them with the number of classes."""
     data = read_images(recipe.data, steps * recipe.batch_size)
@@ -68,8 +72,8 @@ def first_steps(recipe: Recipe, steps: int) -> tuple[list[Step], int]:
 def summarise(made: Sequence[Step], steps: int, classes: int) -> dict[str, Any]:
     """Return what a row says of a run."""
     last = made[-max(steps // 10, 1) :]
-    diverged = not made[-1].is_finite
     final = mean(step.loss for step in last)
+    diverged = not made[-1].is_finite or final > EXPLODED * made[0].loss
     below = next((i for i, step in enumerate(made) if step.loss < math.log(classes)), None)
     finite = [step for step in made if step.is_finite]
     return dict(
