@@ -16,7 +16,7 @@ def channel_sums(x: Tensor) -> Tensor:
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of every channel of x, shape (batch, channels, …).
 
-    Of images on a CPU they are vectorised passes over x and over x − mean, five times as fast as torch's own.
+    Of images on a CPU they are passes over x and over x − mean that are vectorised, which torch's own are not.
 
     Raises:
         ValueError: a channel has one value.
