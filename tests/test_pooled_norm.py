@@ -63,7 +63,7 @@ def test_frozen_inputs_and_parameters():
 
 
 def test_statistics_far_from_zero():
-    """A mean of a thousand standard deviations costs no digits of the variance."""
+    """A mean of a thousand standard deviations leaves four digits of the variance."""
     x = torch.randn(4, 3, 16, 16) + 1000
     exact = x.double()
     mean, var = batch_statistics(x)

@@ -59,9 +59,8 @@ def pool_first(x: Tensor, norm: Any, act: Any, pool: Any) -> Optional[Tensor]:
         known = is_fusible_norm(norm, True)
     else:
         known = type(norm) is nn.BatchNorm2d and type(act) is nn.ReLU and _is_usual(norm) and norm.training
+        known = known and is_plain(norm) and is_plain(act)
     exact = known and x.dtype in (torch.float32, torch.float64) and norm.weight.dtype == x.dtype
-    if not exact or type(pool) is not nn.MaxPool2d or pool.return_indices:
-        return None
-    if not all(map(is_plain, [norm, pool] if act is None else [norm, act, pool])):
+    if not exact or type(pool) is not nn.MaxPool2d or pool.return_indices or not is_plain(pool):
         return None
     return pooled_norm(x, norm, pool)
