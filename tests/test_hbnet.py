@@ -188,6 +188,45 @@ def test_zero_init_last_kills_layers_and_so_is_off_by_default():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "last", "options"),
+    [
+        ("hbnet20", "bn2", {}),
+        ("hbnet18", "bn2", {}),
+        ("hbnet50", "bn3", {}),
+        ("optnet20", "bn2", dict(algorithm="admm")),
+    ],
+)
+def test_init_last_is_the_weight_of_each_last_normalisation(name, last, options):
+    def weights(**kwargs):
+        torch.manual_seed(0)
+        # Two calls a step in OptNet: the copies are drawn again, and start there as well.
+        return timm.create_model(name, **options, **kwargs).state_dict()
+
+    plain, scaled = weights(), weights(init_last=0.25)
+    set_there = {key for key in plain if key.startswith("layer") and key.endswith(f".{last}.weight")}
+    assert len(set_there) == sum(key.endswith(".bn1.weight") for key in plain)  # not the stem's, "bn1.weight"
+    for key, value in plain.items():
+        expected = torch.full_like(value, 0.25) if key in set_there else value
+        assert torch.equal(scaled[key], expected), key
+    zeros, same = weights(zero_init_last=True), weights(init_last=0)
+    assert all(torch.equal(zeros[key], value) for key, value in same.items())
+    assert not any(zeros[key].any() for key in set_there)
+
+
+def test_the_iterates_keep_their_size_with_init_last_one_over_root_n():
+    """Independent T of variance γ² give x_n of x_{k+1} = x_k − x_{k−1} + T_k the variance 2/3 n γ²."""
+
+    def size(gamma):
+        torch.manual_seed(0)
+        model = timm.create_model("hbnet110", init_last=gamma).train()
+        return model.forward_intermediates(torch.randn(8, 3, 32, 32), indices=[1])[1][0].square().mean().item()
+
+    n = 18
+    assert 0.5 < size(1.0) / (2 / 3 * n) < 2
+    assert size(n**-0.5) < 2
+
+
 def test_gradient_norm_at_initialisation_grows_without_bound_only_with_post_act():
     """The reason for leaving the activation out: 101 layers, β2 = −1 (design: 2e6 against 2e2)."""
     norms = {}

@@ -241,13 +241,13 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     subprocess.run([*script, data, *parts], env=env, check=True)
     lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 15
+    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 16
     ran = {Path(words[1]).stem: [] for words in lines}
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])
     assert ran.keys() == {"table4", "table5", "table7", "stability", "page"}
     planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[1]]
-    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 3 + 6 + 12 + 4
+    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 12 + 4
     assert {(recipe.epochs, recipe.train_images) for recipe in planned} == {(10, 16_000)}
     assert len(ran["stability"]) == 3
     methods = [method for words in ran["table7"] for method in words[words.index("--methods") + 1 :]]

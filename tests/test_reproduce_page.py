@@ -6,7 +6,8 @@ import re
 import coefficients
 import page
 import pytest
-from comparison import NOISE, ONE_SEED, compare
+import section_table7
+from comparison import NOISE, ONE_SEED, compare, compare_counts
 from rows import RESULTS
 from scipy.stats import t
 
@@ -147,8 +148,39 @@ def test_stability(tmp_path):
     assert (tmp_path / "stability.png").stat().st_size > 5_000
 
 
+@pytest.mark.parametrize(
+    ("ours", "peers", "word"),
+    [((5, 5), (0, 5), "more"), ((0, 3), (5, 5), "fewer"), ((3, 3), (0, 3), NOISE), ((0, 5), (0, 5), NOISE)],
+)
+def test_counts_are_compared_by_fishers_exact_test(ours, peers, word):
+    """With fixed margins, k of n against none of m has the probability 1 / C(n + m, k), twice that where n = m."""
+    found = compare_counts(*([i < hits for i in range(runs)] for hits, runs in (ours, peers)))
+    assert found.word == word
+    assert found.to_text() == f"{ours[0]} of {ours[1]} against {peers[0]} of {peers[1]}"
+
+
+@pytest.mark.parametrize(
+    ("hbnet", "resnet", "title"), [(5, 0, "Does not agree"), (0, 5, "Agrees"), (1, 0, "Too noisy")]
+)
+def test_the_paper_has_fewer_runs_of_hbnet_diverge(tmp_path, hbnet, resnet, title):
+    rows = []
+    for network, lost in (("resnet110", resnet), ("hbnet110", hbnet)):
+        for seed in range(5):
+            row = dict(network=network, seed=seed, steps=200, lr=0.1, steps_to_better_than_guessing=3)
+            diverged = int(seed < lost)
+            loss = "" if diverged else 1 + seed / 100
+            rows.append(dict(row, last_loss=loss, largest_grad_norm=9, diverged=diverged, stalled=0))
+    write_csv(tmp_path / "stability.csv", rows)
+    text = written(tmp_path)
+    claim = "- HBNet-110 against ResNet-110, runs that diverge (200 steps at 0.1): "
+    said = text[text.index(f"**{title}") :].split("**")[2]
+    assert claim in said
+    assert f"{hbnet} of 5 against {resnet} of 5" in said
+    assert ("last loss" in text.split("## Stability")[0]) == (max(hbnet, resnet) < 5)
+
+
 def test_searches(tmp_path):
-    budget = dict.fromkeys(page.BUDGET, 4)
+    budget = dict.fromkeys(section_table7.BUDGET, 4)
     rows = []
     for method, errors, seconds in (("darts", (40.0, 41.0), 100), ("agd", (39.0, 42.0), 150), ("hb", (20.0, 20.1), 50)):
         for seed, error in enumerate(errors):

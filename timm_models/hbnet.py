@@ -38,9 +38,11 @@ class HBNet(StagedResNet):
             timm's ResNet, exactly.
         memory: ``"stored"``, or ``"reversible"``: the backward pass finds x_{k−1} again from x_k and x_{k+1}, so that
             memory does not grow with depth, for the time of another forward pass. Not with ``post_act`` or β2 = 0.
-        **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``zero_init_last`` and timm's
-            ``ResNet`` arguments. ``zero_init_last`` is not the default: with T = 0, x_{k+1} = x_k − x_{k−1} returns to
-            0 every third step and the layers behind get no gradient.
+        **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``init_last``,
+            ``zero_init_last`` and timm's ``ResNet`` arguments. ``zero_init_last`` is not the default: with T = 0,
+            x_{k+1} = x_k − x_{k−1} returns to 0 every third step and the layers behind get no gradient. Independent T
+            of variance γ² give x_n a variance of 2/3 n γ², so a small ``init_last`` steadies deep stages: see
+            ``docs/results.md`` on HBNet-110.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.

@@ -46,7 +46,7 @@ class OptNet(StagedResNet):
         algorithm: ``"gd"`` (7), ``"hb"`` (11) with β = 1, which is HBNet, ``"agd"`` (12), ``"agd2"`` (13), ``"admm"``
             (14), ``"dmrnet"`` (20) with ½; ``"module:attribute"``; or an object with ``init``, ``step`` and ``result``.
             Each stage has a copy. If it is a module or holds parameters they are learned, without weight decay.
-        **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``zero_init_last`` and timm's
+        **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
             ``ResNet`` arguments.
 
     Raises:
@@ -99,7 +99,8 @@ def _propagate(net: StagedResNet, algorithm: Algorithm, counts: Sequence[int], k
 
     net.propagate(stage)
     if max(counts) > 1:
-        net.init_weights(zero_init_last=kwargs.get("zero_init_last", False))  # the paths start apart
+        start = {name: kwargs[name] for name in ("zero_init_last", "init_last") if name in kwargs}
+        net.init_weights(**start)  # the paths start apart
 
 
 def _paths(block: Any, count: int) -> List[nn.Module]:

@@ -19,6 +19,7 @@ from optinspired_plugins.memory import recompute
 
 from ._checks import (
     check_feature_indices,
+    check_finite,
     check_layers,
     check_non_negative_int,
     check_one_of,
@@ -44,7 +45,9 @@ class StagedResNet(ResNet):
         layers: transforms in each of the four stages.
         stride_in_1x1: put a bottleneck's stride in its first 1×1 convolution (ResNet v1), which gives the paper's
             FLOPs (Table 5); ``False`` puts it in the 3×3, as timm does. No effect on ``BasicTransform``.
-        zero_init_last: start every T at 0.
+        zero_init_last: start every T at 0: ``init_last=0``.
+        init_last: weight γ of every T's last normalisation at the start, finite; 1/√n, n the transforms of a stage,
+            keeps the size of the iterates from growing with depth.
         **kwargs: timm's ``ResNet`` arguments: ``num_classes``, ``in_chans``, ``output_stride``, ``global_pool``,
             ``cardinality``, ``base_width``, ``stem_width``, ``stem_type``, ``replace_stem_pool``, ``avg_down``,
             ``channels``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``drop_path_rate``,
@@ -61,8 +64,10 @@ class StagedResNet(ResNet):
         layers: Tuple[int, ...],
         stride_in_1x1: bool = True,
         zero_init_last: bool = False,
+        init_last: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        init_last = _check_init_last(init_last, zero_init_last)
         check_one_of("block", block, (BasicTransform, BottleneckTransform))
         check_layers("layers", layers, stages=4)
         _check_resnet_kwargs(kwargs)
@@ -73,7 +78,8 @@ class StagedResNet(ResNet):
                     "pass stride_in_1x1=False"
                 )
             kwargs["block_args"] = dict(kwargs.get("block_args") or {}, stride_in_1x1=stride_in_1x1)
-        super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)
+        super().__init__(block, layers, zero_init_last=False, **kwargs)
+        self._scale_transforms(init_last)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
@@ -124,15 +130,27 @@ class StagedResNet(ResNet):
                 setattr(self, name, stage)
 
     @torch.jit.ignore
-    def init_weights(self, zero_init_last: bool = False) -> None:
+    def init_weights(self, zero_init_last: bool = False, init_last: float = 1.0) -> None:
         """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; coefficients at their start."""
-        super().init_weights(zero_init_last=zero_init_last)
+        init_last = _check_init_last(init_last, zero_init_last)
+        super().init_weights(zero_init_last=False)
+        self._scale_transforms(init_last)
         if isinstance(self.fc, nn.Linear):
             nn.init.xavier_uniform_(self.fc.weight)
             nn.init.zeros_(self.fc.bias)
         for stage in self.stages():
             if hasattr(stage, "reset_parameters"):
                 stage.reset_parameters()
+
+    @torch.jit.ignore
+    def _scale_transforms(self, gamma: float) -> None:
+        for module in self.modules():
+            if isinstance(module, (BasicTransform, BottleneckTransform)):
+                weight = getattr(module.last_norm(), "weight", None)
+                if weight is not None:
+                    nn.init.constant_(weight, gamma)
+                elif gamma != 1:
+                    raise ValueError(f"init_last={gamma}: norm_layer has no weight to start there")
 
     @torch.jit.ignore
     def stages(self) -> List[Any]:
@@ -183,7 +201,8 @@ class CifarStagedResNet(StagedResNet):
         norm_layer: normalisation.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last transform, growing linearly from 0.
-        zero_init_last: start every T at 0.
+        zero_init_last: as for :class:`StagedResNet`.
+        init_last: as for :class:`StagedResNet`.
         device: device of the parameters.
         dtype: data type of the parameters.
 
@@ -203,9 +222,11 @@ class CifarStagedResNet(StagedResNet):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         zero_init_last: bool = False,
+        init_last: float = 1.0,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
+        init_last = _check_init_last(init_last, zero_init_last)
         check_layers("layers", layers, stages=3)
         check_layers("channels", channels, stages=3)
         if sorted(channels) != list(channels):
@@ -236,7 +257,7 @@ class CifarStagedResNet(StagedResNet):
         self.num_features = channels[-1]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.init_weights(zero_init_last=zero_init_last)
+        self.init_weights(init_last=init_last)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, channels[2], ⌈height / 4⌉, ⌈width / 4⌉)."""
@@ -316,6 +337,13 @@ def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float]
         )
         inplanes, stride = planes, 1
     return nn.Sequential(*blocks)
+
+
+def _check_init_last(init_last: float, zero_init_last: bool) -> float:
+    """Return where the last normalisations start."""
+    if zero_init_last and init_last != 1:
+        raise ValueError(f"init_last={init_last!r} with zero_init_last=True: pass one of them")
+    return 0.0 if zero_init_last else check_finite("init_last", init_last)
 
 
 def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:

@@ -61,6 +61,11 @@ class BasicTransform(BasicBlock):
         """Drop the activation after the addition."""
         self.act2 = nn.Identity()
 
+    @torch.jit.ignore
+    def last_norm(self) -> nn.Module:
+        """Return the last normalisation, whose weight is the size of T."""
+        return self.bn2
+
 
 class BottleneckTransform(Bottleneck):
     """T of HBNet, 1×1, 3×3 and 1×1 convolutions: timm's ``Bottleneck`` up to its addition.
@@ -119,6 +124,11 @@ class BottleneckTransform(Bottleneck):
     def drop_activation(self) -> None:
         """Drop the activation after the addition."""
         self.act3 = nn.Identity()
+
+    @torch.jit.ignore
+    def last_norm(self) -> nn.Module:
+        """Return the last normalisation, whose weight is the size of T."""
+        return self.bn3
 
 
 class HeavyBallStage(nn.Sequential):

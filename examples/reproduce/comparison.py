@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from scipy.stats import ttest_ind
+from scipy.stats import fisher_exact, ttest_ind
 
-__all__ = ["NOISE", "ONE_SEED", "Verdict", "compare", "mean_and_spread"]
+__all__ = ["NOISE", "ONE_SEED", "Counts", "Verdict", "compare", "compare_counts", "mean_and_spread"]
 
 NOISE, ONE_SEED = "too noisy to say", "one seed: no spread"
 
@@ -23,18 +23,38 @@ class Verdict(NamedTuple):
     half_width: float | None
     word: str
 
-    def against(self, printed: float | None) -> str:
-        """Return whether a printed difference agrees: "" without one or without a claim of ours."""
-        if printed is None or self.word == ONE_SEED:
-            return ""
-        if self.word == NOISE:
-            return NOISE
-        return "agrees" if (self.difference < 0) == (printed < 0) else "does not agree"
-
     def to_text(self, digits: int) -> str:
         """Return difference ± half-width."""
         around = "" if self.half_width is None else f" ± {self.half_width:.{digits}f}"
         return f"{self.difference:+.{digits}f}{around}"
+
+
+class Counts(NamedTuple):
+    """How many of our runs, and of the peers', something befell, of how many.
+
+    ``word`` is ``"fewer"``, ``"more"`` or :data:`NOISE`.
+    """
+
+    ours: tuple[int, int]
+    peers: tuple[int, int]
+    word: str
+
+    @property
+    def difference(self) -> float:
+        """Of the shares."""
+        return self.ours[0] / self.ours[1] - self.peers[0] / self.peers[1]
+
+    def to_text(self, digits: int = 0) -> str:
+        """Return both counts."""
+        return "{} of {} against {} of {}".format(*self.ours, *self.peers)
+
+
+def compare_counts(ours: Sequence[bool], peers: Sequence[bool]) -> Counts:
+    """Compare two networks by what befell their runs, one value a seed: Fisher's exact test at 5 %."""
+    counts = [(sum(map(bool, runs)), len(runs)) for runs in (ours, peers)]
+    p = fisher_exact([[hit, runs - hit] for hit, runs in counts]).pvalue
+    found = Counts(*counts, NOISE)
+    return found if p > 0.05 else found._replace(word="fewer" if found.difference < 0 else "more")
 
 
 def compare(ours: Sequence[float], peers: Sequence[float]) -> Verdict:

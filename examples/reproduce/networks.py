@@ -81,6 +81,7 @@ L22 = dict(block_config=(6, 6, 6))
 def _resnets(depth: int) -> dict[str, Network]:
     """ResNet, HBNet, and what lies between them."""
     hb = f"hbnet{depth}"
+    small = dict(init_last=((depth - 2) // 6) ** -0.5)
     return {
         f"resnet{depth}": Network(f"{hb}_resnet", f"ResNet-{depth}"),
         hb: Network(hb, f"HBNet-{depth}"),
@@ -88,6 +89,8 @@ def _resnets(depth: int) -> dict[str, Network]:
         f"resnet{depth}-preact": Network(f"preact{depth}", f"pre-activation ResNet-{depth}"),
         f"{hb}-post-act": Network(hb, f"HBNet-{depth} with ResNet's last ReLU", dict(post_act=True)),
         f"{hb}-learn-beta": Network(hb, f"HBNet-{depth}, β learned", dict(learn_beta=True)),
+        f"resnet{depth}-small-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 1/√n", small),
+        f"{hb}-small-init": Network(hb, f"HBNet-{depth}, γ from 1/√n", small),
     }
 
 

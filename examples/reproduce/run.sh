@@ -20,13 +20,14 @@ part() {
     deep) train --networks resnet56 hbnet56 ;;
     stability) python "$here/stability.py" --data "$data" ;;
     stability-variants)
-      variants="resnet110-no-last-relu hbnet110-post-act hbnet110-learn-beta"
+      variants="resnet110-small-init hbnet110-small-init resnet110-no-last-relu hbnet110-post-act hbnet110-learn-beta"
       python "$here/stability.py" --data "$data" --networks $variants --seeds 0 1 2
       python "$here/stability.py" --data "$data" --lr 0.01 --seeds 0 1 2 ;;
     dense) train --networks densenet22 agdnet22 ;;
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
     deep-controls) train --networks resnet56-no-last-relu ;;
+    deep-init) train --networks resnet56-small-init hbnet56-small-init ;;
     dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
     random) search --methods random-darts random-hb random-agd ;;
     dense-controls) train --networks agdnet22-alpha-1 ;;
@@ -39,7 +40,7 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability stability-variants dense controls search deep-controls dense-plain random dense-controls deep-plain)
+  parts=(table5 small deep stability stability-variants dense controls search deep-controls deep-init dense-plain random dense-controls deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"

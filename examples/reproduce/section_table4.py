@@ -1,0 +1,93 @@
+"""Table 4 on the results page: errors and losses of the networks, a block for each recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
+from comparison import compare, mean_and_spread
+from figures import draw_dots
+from networks import NETWORKS
+from paper_figures import TABLE4
+from rows import read_rows
+
+__all__ = ["table4"]
+
+
+def _pairs() -> list[tuple[str, str]]:
+    """What is compared: each family with its special case, then with each control."""
+    pairs = []
+    for n in (20, 56, 110):
+        hb, resnet = f"hbnet{n}", f"resnet{n}"
+        pairs += [(hb, resnet), (f"{resnet}-no-last-relu", resnet), (hb, f"{resnet}-no-last-relu")]
+        pairs += [(f"{hb}-small-init", hb), (f"{resnet}-small-init", resnet)]
+        pairs += [(f"{hb}-small-init", f"{resnet}-small-init"), (hb, f"{resnet}-preact")]
+        pairs += [(f"{hb}-post-act", hb), (f"{hb}-learn-beta", hb)]
+    for layers in (22, 40, 52):
+        agd, dense = f"agdnet{layers}", f"densenet{layers}"
+        pairs += [(agd, dense), (agd, f"{agd}-alpha-1"), (agd, f"{agd}-beta-0")]
+    return pairs
+
+
+def table4(folder: Path) -> Section:
+    """Return errors and losses of the networks, a block for each recipe."""
+    rows, claims, panels = read_rows(folder / "table4.csv"), [], {}
+    lines = ["## Table 4: CIFAR-10", ""] if rows else []
+    for (epochs, images, augmented), block in grouped(rows, ("epochs", "train_images", "augmented")).items():
+        found = {network: group for network in NETWORKS if (group := [r for r in block if r["network"] == network])}
+        title = f"{images} images, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
+        lines += [f"### {title}", "", *_table4_block(found, augmented == "1"), ""]
+        here = _table4_claims(found, title, augmented == "1")
+        for quantity, unit in (
+            ("test error", "difference of test error, points"),
+            ("training loss", "difference of training loss"),
+        ):
+            some = [claim for claim in here if claim.quantity == quantity]
+            lines += [*claims_table(some, unit), ""] if some else []
+        claims += here
+        errors = {NETWORKS[name].label: numbers(group, "test_error") for name, group in found.items()}
+        panels[title] = {label: values for label, values in errors.items() if values}
+    panels = {title: lines for title, lines in panels.items() if lines}
+    if panels:
+        lines += ["![Test errors of all seeds](results/table4.png)", ""]
+    return Section(lines, claims, {"table4": draw_dots(panels, "test error (%)")} if panels else {})
+
+
+def _table4_block(found: dict[str, list[Row]], augmented: bool) -> list[str]:
+    first = next(iter(found.values()))[0]
+    every = {row["seed"] for group in found.values() for row in group}
+    lines = [
+        f"Tested once, after the last epoch, on {int(first['test_images']):,} images; the loss and error of training "
+        "images are those of the first so many, not augmented and in evaluation. The paper's are 300 epochs of all.",
+        "",
+        "| network | parameters | test error, paper | test error, measured | training error | training loss | seeds |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for name, group in found.items():
+        done = [row for row in group if row["diverged"] == "0"]
+        printed = f"{TABLE4[name][augmented]:.2f}" if name in TABLE4 else ""
+        columns = [("test_error", 2), ("fit_error", 2), ("fit_loss", 3)]
+        cells = [mean_and_spread(numbers(done, c), d) if done else "" for c, d in columns]
+        ran = name_seeds(group, every)
+        lost = [row["seed"] for row in group if row["diverged"] == "1"]
+        ran += f" (diverged: {', '.join(lost)})" if lost else ""
+        start = f"| {NETWORKS[name].label} | {int(group[0]['parameters']):,} | {printed} | "
+        lines.append(start + " | ".join([*cells, ran]) + " |")
+    return lines
+
+
+def _table4_claims(found: dict[str, list[Row]], where: str, augmented: bool) -> list[Claim]:
+    claims = []
+    for column, quantity in (("test_error", "test error"), ("fit_loss", "training loss")):
+        for ours, peer in _pairs():
+            values = [numbers(found.get(name, []), column) for name in (ours, peer)]
+            if not all(values):
+                continue
+            printed = None
+            if column == "test_error" and ours in TABLE4 and peer in TABLE4:
+                printed = TABLE4[ours][augmented] - TABLE4[peer][augmented]
+            labels = NETWORKS[ours].label, NETWORKS[peer].label
+            lost = any(row["diverged"] == "1" for name in (ours, peer) for row in found[name])
+            place = where + ", without runs that diverged" * lost
+            claims.append(Claim(place, *labels, quantity, compare(*values), printed))
+    return claims

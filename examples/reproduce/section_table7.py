@@ -1,0 +1,84 @@
+"""Table 7 on the results page: what was searched and retrained, a block for each budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
+from comparison import compare, mean_and_spread
+from figures import draw_dots
+from paper_figures import TABLE7
+from rows import read_rows
+
+__all__ = ["BUDGET", "table7"]
+
+METHODS = {
+    "darts": "DARTS space",
+    "hb": "HB space",
+    "hb-dagger": "HB space, HB†",
+    "agd": "AGD space",
+    "random-darts": "DARTS space, random search",
+    "random-hb": "HB space, random search",
+    "random-agd": "AGD space, random search",
+}
+SEARCH_PAIRS = [
+    ("hb", "darts"),
+    ("hb-dagger", "hb"),
+    ("agd", "darts"),
+    ("darts", "random-darts"),
+    ("hb", "random-hb"),
+    ("hb-dagger", "random-hb"),
+    ("agd", "random-agd"),
+]
+BUDGET = ("images", "search_epochs", "alpha_lr", "cells", "channels", "trials", "trial_epochs")
+BUDGET += ("retrain_epochs", "retrain_cells", "width")
+
+
+def table7(folder: Path) -> Section:
+    """Return what was searched and retrained, a block for each budget."""
+    rows, claims, panels = read_rows(folder / "table7.csv"), [], {}
+    lines = ["## Table 7: searches", ""] if rows else []
+    for budget, block in grouped(rows, BUDGET).items():
+        found = {method: group for method in METHODS if (group := [r for r in block if r["method"] == method])}
+        title = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(BUDGET, budget))
+        lines += [*_table7_block(found, title), ""]
+        here = []
+        for ours, peer in SEARCH_PAIRS:
+            if ours in found and peer in found:
+                printed = TABLE7[ours][0] - TABLE7[peer][0] if peer in TABLE7 else None
+                verdict = compare(*(numbers(found[name], "test_error") for name in (ours, peer)))
+                here.append(Claim("searches", METHODS[ours], METHODS[peer], "test error", verdict, printed))
+        lines += [*claims_table(here, "difference of test error, points"), ""] if here else []
+        claims += here
+        panel = f"{budget[0]} images, {budget[1]} + {budget[7]} epochs"
+        panels[panel] = {METHODS[method]: numbers(group, "test_error") for method, group in found.items()}
+    if panels:
+        lines += ["![Test errors of the networks that were found](results/table7.png)", ""]
+    return Section(lines, claims, {"table7": draw_dots(panels, "test error (%)")} if panels else {})
+
+
+def _table7_block(found: dict[str, list[Row]], budget: str) -> list[str]:
+    every = {row["seed"] for group in found.values() for row in group}
+    darts = {row["seed"]: float(row["search_seconds"]) for row in found.get("darts", [])}
+    lines = [
+        f"One budget for all: {budget}. Costs are the search's alone, in units of the DARTS space's with the same "
+        "seed, the paper's likewise. The networks are `cellnet_cifar` with the genotypes named.",
+        "",
+        "| | test error, paper | test error, measured | parameters, paper | parameters, measured | cost, paper | "
+        "cost, measured | seeds | genotypes |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|",
+    ]
+    for method, group in found.items():
+        paper = ("", "", "")
+        if method in TABLE7:
+            error, size, days = TABLE7[method]
+            paper = (f"{error:.2f}", f"{size:.2f}M", f"{days / TABLE7['darts'][2]:.2f}")
+        error = mean_and_spread(numbers(group, "test_error"))
+        size = ", ".join(f"{int(row['parameters']):,}" for row in group)
+        ratios = [float(row["search_seconds"]) / darts[row["seed"]] for row in group if darts.get(row["seed"])]
+        cost = f"{mean(ratios):.2f}" if ratios else ""
+        names = ", ".join(f"`{row['genotype']}`" for row in group)
+        cells = [METHODS[method], paper[0], error, paper[1], size, paper[2], cost, name_seeds(group, every), names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
