@@ -225,6 +225,30 @@ def test_the_page_is_that_of_the_files(tmp_path):
     assert (RESULTS.parent / "results.md").read_text(encoding="utf-8") == written(tmp_path)
 
 
+def test_the_readmes_summary_is_that_of_the_files(tmp_path):
+    readme = RESULTS.parents[1] / "README.md"
+    copy = tmp_path / "README.md"
+    copy.write_bytes(readme.read_bytes())
+    page.write_summary(RESULTS, copy)
+    assert copy.read_text(encoding="utf-8") == readme.read_text(encoding="utf-8")
+
+
+def test_the_summary_has_each_family_beside_its_special_case(tmp_path):
+    rows = [run(name, s, e + s) for name, e in (("resnet56", 30), ("hbnet56", 20), ("hbnet20", 10)) for s in (0, 1)]
+    write_csv(tmp_path / "table4.csv", rows)
+    document = tmp_path / "document.md"
+    document.write_text(f"before\n{page.BEGIN}old\n{page.END}after\n")
+    page.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--readme", str(document)])
+    before, *table, after = document.read_text(encoding="utf-8").splitlines()
+    assert (before, after, len(table)) == ("before", "after", 2 + 2 + 1)
+    cells = [cell.strip() for cell in table[3].strip("|").split("|")]
+    assert cells[0] == "HBNet-56 against ResNet-56: 16,000 images, 10 epochs, augmented"
+    assert cells[1:] == ["20.50 ± 0.71", "30.50 ± 0.71", "-10.00 ± 3.04", "lower", "5.46", "5.32"]
+    document.write_text("no marks")
+    with pytest.raises(ValueError, match=r"document.md: must have <!-- results: begin --> and <!-- results: end -->"):
+        page.write_summary(tmp_path, document)
+
+
 def test_the_pages_links_point_at_files():
     text = (RESULTS.parent / "results.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", text):

@@ -1,6 +1,7 @@
 """Write ``docs/results.md`` and its figures from the CSV files of this folder's commands, whichever there are.
 
     python examples/reproduce/page.py
+    python examples/reproduce/page.py --readme README.md    # and the summary there, between its marks
 
 Nothing is typed by hand: what was not run is not printed, and a claim is made only where a difference exceeds the
 spread over seeds (:mod:`comparison`).
@@ -19,11 +20,12 @@ from networks import ROWS
 from paper_figures import TABLE5
 from rows import RESULTS, read_rows
 from section_stability import stability
-from section_table4 import table4
+from section_table4 import summary, table4
 from section_table7 import table7
 
 from optinspired_plugins._files import write_atomically
 
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 HEAD = """\
 # The paper's claims, measured
 
@@ -100,7 +102,7 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
         "there is no difference, one in twenty would come out as one by chance.",
         "",
         *lines("Agrees with the paper's sign", (c for c in compared if c.sign == "agrees")),
-        *lines("Does not agree", (c for c in compared if c.sign == "does not agree")),
+        *lines("Does not agree with the paper's sign", (c for c in compared if c.sign == "does not agree")),
         *lines("Found, where the paper prints nothing to compare", (c for c in found if c.printed is None)),
         *lines("Too noisy to say", (c for c in compared if c.verdict.word == NOISE)),
     ]
@@ -117,16 +119,34 @@ def write(results: Path, page: Path) -> None:
     write_atomically(page, HEAD + "\n" + "\n".join(parts).rstrip() + "\n")
 
 
+def write_summary(results: Path, readme: Path) -> None:
+    """Replace what is between the marks of a document.
+
+    Raises:
+        ValueError: the document has not the two marks.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if not text.count(BEGIN) == text.count(END) == 1:
+        raise ValueError(f"{readme}: must have {BEGIN.strip()} and {END.strip()} once")
+    before, rest = text.split(BEGIN)
+    table = "".join(f"{line}\n" for line in summary(results))
+    write_atomically(readme, before + BEGIN + table + END + rest.split(END)[1])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files and the figures")
     parser.add_argument("--page", type=Path, default=RESULTS.parent / "results.md", help="the page")
+    parser.add_argument("--readme", type=Path, help="a document with the marks of the summary")
     args = parser.parse_args(arguments)
     if not any((args.results / f"{name}.csv").exists() for name in ("table4", "stability", "table5", "table7")):
         parser.error(f"argument --results: {args.results} holds no results")
     write(args.results, args.page)
     print(args.page)
+    if args.readme is not None:
+        write_summary(args.results, args.readme)
+        print(args.readme)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,23 @@ from networks import NETWORKS
 from paper_figures import TABLE4
 from rows import read_rows
 
-__all__ = ["table4"]
+__all__ = ["summary", "table4"]
+
+
+RECIPE = ("epochs", "train_images", "augmented")
+HEAVY_BALL = [(f"hbnet{depth}", f"resnet{depth}") for depth in (20, 56, 110)]
+NESTEROV = [(f"agdnet{layers}", f"densenet{layers}") for layers in (22, 40, 52)]
 
 
 def _pairs() -> list[tuple[str, str]]:
     """What is compared: each family with its special case, then with each control."""
     pairs = []
-    for n in (20, 56, 110):
-        hb, resnet = f"hbnet{n}", f"resnet{n}"
+    for hb, resnet in HEAVY_BALL:
         pairs += [(hb, resnet), (f"{resnet}-no-last-relu", resnet), (hb, f"{resnet}-no-last-relu")]
         pairs += [(f"{hb}-small-init", hb), (f"{resnet}-small-init", resnet)]
         pairs += [(f"{hb}-small-init", f"{resnet}-small-init"), (hb, f"{resnet}-preact")]
         pairs += [(f"{hb}-post-act", hb), (f"{hb}-learn-beta", hb)]
-    for layers in (22, 40, 52):
-        agd, dense = f"agdnet{layers}", f"densenet{layers}"
+    for agd, dense in NESTEROV:
         pairs += [(agd, dense), (agd, f"{agd}-alpha-1"), (agd, f"{agd}-beta-0")]
     return pairs
 
@@ -33,7 +36,7 @@ def table4(folder: Path) -> Section:
     """Return errors and losses of the networks, a block for each recipe."""
     rows, claims, panels = read_rows(folder / "table4.csv"), [], {}
     lines = ["## Table 4: CIFAR-10", ""] if rows else []
-    for (epochs, images, augmented), block in grouped(rows, ("epochs", "train_images", "augmented")).items():
+    for (epochs, images, augmented), block in grouped(rows, RECIPE).items():
         found = {network: group for network in NETWORKS if (group := [r for r in block if r["network"] == network])}
         title = f"{images} images, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
         lines += [f"### {title}", "", *_table4_block(found, augmented == "1"), ""]
@@ -51,6 +54,26 @@ def table4(folder: Path) -> Section:
     if panels:
         lines += ["![Test errors of all seeds](results/table4.png)", ""]
     return Section(lines, claims, {"table4": draw_dots(panels, "test error (%)")} if panels else {})
+
+
+def summary(folder: Path) -> list[str]:
+    """Return the README's table: each family beside its special case."""
+    lines = [
+        "| CIFAR-10, test error | ours, measured | special case, measured | difference, measured | so it is | "
+        "ours, paper | special case, paper |",
+        "|---|---:|---:|---:|---|---:|---:|",
+    ]
+    for (epochs, images, augmented), block in grouped(read_rows(folder / "table4.csv"), RECIPE).items():
+        for names in [*HEAVY_BALL, *NESTEROV]:
+            errors = [numbers((row for row in block if row["network"] == name), "test_error") for name in names]
+            if all(errors):
+                verdict = compare(*errors)
+                labels = " against ".join(NETWORKS[name].label for name in names)
+                recipe = f"{int(images):,} images, {epochs} epochs" + ", augmented" * (augmented == "1")
+                measured = [*map(mean_and_spread, errors), verdict.to_text(2), verdict.word]
+                paper = [f"{TABLE4[name][augmented == '1']:.2f}" if name in TABLE4 else "" for name in names]
+                lines.append("| " + " | ".join([f"{labels}: {recipe}", *measured, *paper]) + " |")
+    return lines
 
 
 def _table4_block(found: dict[str, list[Row]], augmented: bool) -> list[str]:
