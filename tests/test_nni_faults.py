@@ -1,6 +1,6 @@
 """Faults of NNI 3.0 that are mended here, each shown by NNI's own class: what no longer fails there can go here.
 
-The order of α, which a resumed search needs, is in test_nni_search.py; TPE's spaces are in test_trials.py.
+The order of α, which a resumed search needs, is in test_nni_strategies.py; TPE's spaces are in test_trials.py.
 """
 
 import os

@@ -12,8 +12,9 @@ pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits,
 
 import search_runs
 from nni.nas.strategy import RandomOneShot
-from test_nni_search import TINY, checkpoint, differences, experiment, processes, without_times
+from test_nni_search import TINY, checkpoint, differences, processes, without_times
 from test_nni_spaces import SMALL, SPACES, choices, export, images, perturb, random_sample, supernet
+from test_nni_strategies import experiment
 
 from nni_spaces import DARTS, AGDSpace, HBSpace, HeavyBallInit
 from nni_spaces.cells import SkipDropout
