@@ -119,7 +119,7 @@ def test_other_recipes_are_other_blocks(tmp_path):
     write_csv(tmp_path / "table4.csv", rows)
     text = written(tmp_path)
     assert "HBNet-20 − ResNet-20" not in text
-    assert text.count("### 16000 images, 10 epochs, with") == 2
+    assert text.count("### 16,000 images, 10 epochs, with") == 2
 
 
 def test_what_was_not_run_is_not_printed(tmp_path):

@@ -88,9 +88,10 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
     """Return what agrees with the paper, what does not, what else was found, and what is too noisy to say."""
 
     def lines(title: str, some: Iterable[Claim]) -> list[str]:
-        made = [
-            f"- {c.ours} against {c.peer}, {c.quantity} ({c.where}): {c.verdict.word}, {c.difference}" for c in some
-        ]
+        made = []
+        for c in some:
+            word = "" if c.verdict.word == NOISE else f"{c.verdict.word}, "
+            made.append(f"- {c.ours} against {c.peer}, {c.quantity} ({c.where}): {word}{c.difference}")
         return [f"**{title}**", "", *made, ""] if made else []
 
     compared = [claim for claim in claims if claim.verdict.word != ONE_SEED]

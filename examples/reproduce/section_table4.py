@@ -38,7 +38,7 @@ def table4(folder: Path) -> Section:
     lines = ["## Table 4: CIFAR-10", ""] if rows else []
     for (epochs, images, augmented), block in grouped(rows, RECIPE).items():
         found = {network: group for network in NETWORKS if (group := [r for r in block if r["network"] == network])}
-        title = f"{images} images, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
+        title = f"{int(images):,} images, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
         lines += [f"### {title}", "", *_table4_block(found, augmented == "1"), ""]
         here = _table4_claims(found, title, augmented == "1")
         for quantity, unit in (
