@@ -63,6 +63,13 @@ def test_a_bad_argument_is_named_before_anything_is_allocated(name, kwargs, mess
         timm.create_model(name, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["hbnet18", "hbnet20"])
+def test_a_normalisation_without_weight_starts_nowhere(name):
+    with pytest.raises(ValueError, match=r"init_last=0.5: must be 1 with a norm_layer that has no weight"):
+        timm.create_model(name, norm_layer=torch.nn.InstanceNorm2d, init_last=0.5)
+    timm.create_model(name, norm_layer=torch.nn.InstanceNorm2d)
+
+
 @pytest.mark.parametrize("name", ["hbnet50", "hbnet20", "agdnet121", "agdnet40_k12"])
 def test_an_unknown_argument_is_a_type_error(name):
     with pytest.raises(TypeError, match="bta2"), torch.device("meta"):

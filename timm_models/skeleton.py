@@ -47,7 +47,7 @@ class StagedResNet(ResNet):
             FLOPs (Table 5); ``False`` puts it in the 3×3, as timm does. No effect on ``BasicTransform``.
         zero_init_last: start every T at 0: ``init_last=0``.
         init_last: weight γ of every T's last normalisation at the start, finite; 1/√n, n the transforms of a stage,
-            keeps the size of the iterates from growing with depth.
+            keeps the size of the iterates from growing with depth. ValueError if the normalisation has no weight.
         **kwargs: timm's ``ResNet`` arguments: ``num_classes``, ``in_chans``, ``output_stride``, ``global_pool``,
             ``cardinality``, ``base_width``, ``stem_width``, ``stem_type``, ``replace_stem_pool``, ``avg_down``,
             ``channels``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``drop_path_rate``,
@@ -150,7 +150,7 @@ class StagedResNet(ResNet):
                 if weight is not None:
                     nn.init.constant_(weight, gamma)
                 elif gamma != 1:
-                    raise ValueError(f"init_last={gamma}: norm_layer has no weight to start there")
+                    raise ValueError(f"init_last={gamma}: must be 1 with a norm_layer that has no weight")
 
     @torch.jit.ignore
     def stages(self) -> List[Any]:
