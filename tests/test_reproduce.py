@@ -107,7 +107,7 @@ def test_every_image_once_an_epoch_as_the_paper_augments_it(data, augment):
 @pytest.mark.parametrize("depth", [20, 56])
 def test_controls_have_resnets_size(depth):
     sizes = {name: count_network(NETWORKS[name], 10) for name in NETWORKS if f"net{depth}" in name}
-    assert len(sizes) == 8
+    assert len(sizes) == 10
     learned = sizes.pop(f"hbnet{depth}-learn-beta")
     assert set(sizes.values()) == {sizes[f"resnet{depth}"]}
     assert learned[0] - sizes[f"resnet{depth}"][0] == 2 * 3 * ((depth - 2) // 6 - 1)
@@ -139,6 +139,27 @@ def test_pre_activation_resnet_is_that_of_its_paper():
     features = activated(x, "norm").mean((2, 3))
     expected = features @ weights["head.fc.weight"].flatten(1).T + weights["head.fc.bias"]
     torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["resnet20", "hbnet20"])
+def test_starts_of_the_normalisations(family):
+    """γ of all of them from U(0, 1), of the last of each T from 1/√3, and nothing else differs."""
+
+    def state(network):
+        torch.manual_seed(0)
+        return NETWORKS[network].build(10).state_dict()
+
+    plain, uniform, small = (state(family + suffix) for suffix in ("", "-uniform-init", "-small-init"))
+    norms = {key for key in plain if key.endswith(("bn1.weight", "bn2.weight"))}
+    assert len(norms) == 19
+    assert all(torch.equal(plain[key], uniform[key]) for key in plain.keys() - norms)
+    drawn = torch.cat([uniform[key] for key in norms])
+    assert 0 <= drawn.min() < 0.02
+    assert 0.98 < drawn.max() <= 1
+    assert drawn.mean().item() == pytest.approx(0.5, abs=0.05)
+    for key, value in plain.items():
+        last = key.endswith("bn2.weight")
+        assert torch.equal(small[key], torch.full_like(value, 3**-0.5) if last else value)
 
 
 def test_learned_coefficients_are_all_of_them():

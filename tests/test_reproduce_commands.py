@@ -247,9 +247,9 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
         ran[Path(words[1]).stem].append(words[2:])
     assert ran.keys() == {"table4", "table5", "table7", "stability", "page"}
     planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[1]]
-    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 12 + 4
+    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 18 + 4
     assert {(recipe.epochs, recipe.train_images) for recipe in planned} == {(10, 16_000)}
-    assert len(ran["stability"]) == 3
+    assert len(ran["stability"]) == 4
     methods = [method for words in ran["table7"] for method in words[words.index("--methods") + 1 :]]
     assert sorted(methods) == sorted(table7.METHODS)
 

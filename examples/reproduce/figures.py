@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from networks import NETWORKS
 
-from optinspired_plugins.plotting import BLUE, ORANGE, RED
+from optinspired_plugins.plotting import BLUE, RED
 
 __all__ = ["draw_dots", "draw_stability"]
 
@@ -31,25 +31,28 @@ def draw_dots(groups: Mapping[str, Mapping[str, Sequence[float]]], quantity: str
     return figure
 
 
-def draw_stability(curves: Rows) -> Figure:
-    """Draw loss and gradient norm by step, a line a seed: each step pale, the mean of ten in bold."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    above, below = figure.subplots(1, 2)
-    networks = list(dict.fromkeys(row["network"] for row in curves))
-    for network, colour in zip(networks, (RED, BLUE, ORANGE)):
-        runs: dict[str, list[Mapping[str, str]]] = {}
+def draw_stability(panels: Mapping[str, Rows]) -> Figure:
+    """Draw loss and gradient norm by step, a column a panel, a line a seed: each step pale, the mean of ten in bold."""
+    figure = Figure(figsize=(1 + 4 * len(panels), 6), layout="constrained")
+    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
+    for column, (title, curves) in zip(grid.T, panels.items()):
+        runs: dict[tuple[str, str], list[Mapping[str, str]]] = {}
         for row in curves:
-            if row["network"] == network:
-                runs.setdefault(row["seed"], []).append(row)
-        for i, run in enumerate(runs.values()):
-            label = NETWORKS[network].label if i == 0 else None
-            for axes, name in ((above, "loss"), (below, "grad_norm")):
-                _plot_run(axes, [float(row[name]) for row in run], colour, label)
-    above.set(xlabel="step", ylabel="training loss", yscale="log")
-    below.set(xlabel="step", ylabel="norm of the gradient", yscale="log")
-    above.legend()
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
+            runs.setdefault((row["network"], row["seed"]), []).append(row)
+        named = set()
+        for (network, _), run in runs.items():
+            label = NETWORKS[network].label.partition(",")[0]
+            for axes, name in zip(column, ("loss", "grad_norm")):
+                colour = BLUE if network.startswith("hbnet") else RED
+                _plot_run(axes, [float(row[name]) for row in run], colour, None if label in named else label)
+            named.add(label)
+        column[0].set(title=title, yscale="log", ylim=(1, 1e2))  # what explodes leaves the figure
+        column[1].set(xlabel="step", yscale="log", ylim=(0.1, 1e3))
+        column[0].legend(loc="upper right")
+        for axes in column:
+            axes.grid(alpha=0.3)
+    grid[0, 0].set_ylabel("training loss")
+    grid[1, 0].set_ylabel("norm of the gradient")
     return figure
 
 

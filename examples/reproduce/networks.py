@@ -64,15 +64,24 @@ def preact56(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
 
 @dataclass(frozen=True)
 class Network:
-    """A timm name with its arguments, and what the page calls it."""
+    """A timm name with its arguments, and what the page calls it.
+
+    ``uniform_norms`` draws the weight γ of every batch normalisation from [0, 1], as torch did before 1.2.
+    """
 
     model: str
     label: str
     kwargs: dict[str, Any] = field(default_factory=dict)
+    uniform_norms: bool = False
 
     def build(self, classes: int) -> nn.Module:
         """Return the network, with weights drawn from torch's random state."""
-        return timm.create_model(self.model, num_classes=classes, **self.kwargs)
+        network = timm.create_model(self.model, num_classes=classes, **self.kwargs)
+        if self.uniform_norms:
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    nn.init.uniform_(module.weight)
+        return network
 
 
 L22 = dict(block_config=(6, 6, 6))
@@ -91,6 +100,8 @@ def _resnets(depth: int) -> dict[str, Network]:
         f"{hb}-learn-beta": Network(hb, f"HBNet-{depth}, β learned", dict(learn_beta=True)),
         f"resnet{depth}-small-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 1/√n", small),
         f"{hb}-small-init": Network(hb, f"HBNet-{depth}, γ from 1/√n", small),
+        f"resnet{depth}-uniform-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from U(0, 1)", uniform_norms=True),
+        f"{hb}-uniform-init": Network(hb, f"HBNet-{depth}, γ from U(0, 1)", uniform_norms=True),
     }
 
 

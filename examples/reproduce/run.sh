@@ -21,6 +21,7 @@ part() {
     stability) python "$here/stability.py" --data "$data" ;;
     stability-variants)
       variants="resnet110-small-init hbnet110-small-init resnet110-no-last-relu hbnet110-post-act hbnet110-learn-beta"
+      python "$here/stability.py" --data "$data" --networks resnet110-uniform-init hbnet110-uniform-init
       python "$here/stability.py" --data "$data" --networks $variants --seeds 0 1 2
       python "$here/stability.py" --data "$data" --lr 0.01 --seeds 0 1 2 ;;
     dense) train --networks densenet22 agdnet22 ;;
@@ -32,7 +33,9 @@ part() {
     random) search --methods random-darts random-hb random-agd ;;
     dense-controls) train --networks agdnet22-alpha-1 ;;
     deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
-    more) train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 ;;
+    more)
+      train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 \
+        resnet56-uniform-init hbnet56-uniform-init ;;
     dense40) train --networks densenet40 agdnet40 --seeds 0 1 ;;
     *) echo "no part $1: see $0" >&2; exit 2 ;;
   esac

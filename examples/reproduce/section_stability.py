@@ -13,7 +13,12 @@ from stability import EXPLODED
 
 __all__ = ["stability"]
 
-DRAWN = ("resnet110", "hbnet110", "hbnet110-small-init")
+# A panel each start of γ.
+DRAWN = {
+    "γ from 1": ("resnet110", "hbnet110"),
+    "γ from U(0, 1)": ("resnet110-uniform-init", "hbnet110-uniform-init"),
+    "γ from 1/√n": ("resnet110-small-init", "hbnet110-small-init"),
+}
 # What is compared. The paper has HBNet-110 converge at once, and ResNet-110 not.
 LOSSES = [
     ("hbnet110", "resnet110"),
@@ -23,13 +28,16 @@ LOSSES = [
     ("hbnet110-small-init", "resnet110"),
     ("resnet110-small-init", "resnet110"),
     ("hbnet110-small-init", "resnet110-small-init"),
+    ("hbnet110-uniform-init", "resnet110-uniform-init"),
 ]
-DIVERGED = [
+COUNTS = [
     ("hbnet110", "resnet110"),
+    ("hbnet110-uniform-init", "resnet110-uniform-init"),
     ("resnet110-no-last-relu", "resnet110"),
     ("hbnet110-post-act", "hbnet110"),
     ("hbnet110-learn-beta", "hbnet110"),
     ("hbnet110-small-init", "hbnet110"),
+    ("hbnet110-uniform-init", "hbnet110"),
 ]
 
 
@@ -45,7 +53,8 @@ def stability(folder: Path) -> Section:
         "at once. Here: the first steps of 64 images, augmented. Diverged: loss or gradient not finite, or the mean "
         f"loss of the last tenth of the steps over {EXPLODED} times the first step's. Stalled: that mean is no better "
         "than guessing's. The last loss is that mean where a run has not diverged. γ is the weight of each transform's "
-        "last normalisation, which starts at 1 unless said (`init_last`); n = 18.",
+        "last normalisation, which starts at 1 unless said, n = 18; γ from U(0, 1) is that of every normalisation, torch's "
+        "own start until 1.1.",
         "",
     ]
     claims = []
@@ -55,14 +64,15 @@ def stability(folder: Path) -> Section:
         losses = _loss_claims(found, place)
         lines += [*_block(found, place), ""]
         lines += [*claims_table(losses, "difference of last loss"), ""] if losses else []
-        claims += [*_diverged_claims(found, place), *losses]
-    # One budget and as many networks as there are colours.
+        claims += [*_count_claims(found, place), *losses]
     first = (rows[0]["steps"], rows[0]["lr"])
-    shown = [row for row in curves if (row["steps"], row["lr"]) == first and row["network"] in DRAWN]
-    if not shown:
+    budget = [row for row in curves if (row["steps"], row["lr"]) == first]
+    panels = {title: [row for row in budget if row["network"] in names] for title, names in DRAWN.items()}
+    panels = {title: shown for title, shown in panels.items() if shown}
+    if not panels:
         return Section(lines, claims, {})
     lines += [f"![Loss and gradient norm of {first[0]} steps at {first[1]}](results/stability.png)", ""]
-    return Section(lines, claims, {"stability": draw_stability(shown)})
+    return Section(lines, claims, {"stability": draw_stability(panels)})
 
 
 def _block(found: dict[str, list[Row]], place: str) -> list[str]:
@@ -95,12 +105,16 @@ def _loss_claims(found: dict[str, list[Row]], place: str) -> list[Claim]:
     return claims
 
 
-def _diverged_claims(found: dict[str, list[Row]], place: str) -> list[Claim]:
+def _count_claims(found: dict[str, list[Row]], place: str) -> list[Claim]:
     claims = []
-    for ours, peer in DIVERGED:
-        if ours in found and peer in found:
-            diverged = [[row["diverged"] == "1" for row in found[name]] for name in (ours, peer)]
-            printed = -1.0 if (ours, peer) == ("hbnet110", "resnet110") else None
-            labels = NETWORKS[ours].label, NETWORKS[peer].label
-            claims.append(Claim(place, *labels, "runs that diverge", compare_counts(*diverged), printed))
+    for quantity, marks in (
+        ("runs that diverge", ["diverged"]),
+        ("runs that diverge or stall", ["diverged", "stalled"]),
+    ):
+        for ours, peer in COUNTS:
+            if ours in found and peer in found:
+                failed = [[any(row[mark] == "1" for mark in marks) for row in found[name]] for name in (ours, peer)]
+                printed = -1.0 if ours.startswith("hbnet") and peer.startswith("resnet") else None
+                labels = NETWORKS[ours].label, NETWORKS[peer].label
+                claims.append(Claim(place, *labels, quantity, compare_counts(*failed), printed))
     return claims

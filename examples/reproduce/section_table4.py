@@ -25,7 +25,8 @@ def _pairs() -> list[tuple[str, str]]:
     for hb, resnet in HEAVY_BALL:
         pairs += [(hb, resnet), (f"{resnet}-no-last-relu", resnet), (hb, f"{resnet}-no-last-relu")]
         pairs += [(f"{hb}-small-init", hb), (f"{resnet}-small-init", resnet)]
-        pairs += [(f"{hb}-small-init", f"{resnet}-small-init"), (hb, f"{resnet}-preact")]
+        pairs += [(f"{hb}-small-init", f"{resnet}-small-init")]
+        pairs += [(f"{hb}-uniform-init", f"{resnet}-uniform-init"), (hb, f"{resnet}-preact")]
         pairs += [(f"{hb}-post-act", hb), (f"{hb}-learn-beta", hb)]
     for agd, dense in NESTEROV:
         pairs += [(agd, dense), (agd, f"{agd}-alpha-1"), (agd, f"{agd}-beta-0")]
