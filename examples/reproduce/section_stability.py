@@ -53,8 +53,8 @@ def stability(folder: Path) -> Section:
         "at once. Here: the first steps of 64 images, augmented. Diverged: loss or gradient not finite, or the mean "
         f"loss of the last tenth of the steps over {EXPLODED} times the first step's. Stalled: that mean is no better "
         "than guessing's. The last loss is that mean where a run has not diverged. γ is the weight of each transform's "
-        "last normalisation, which starts at 1 unless said, n = 18; γ from U(0, 1) is that of every normalisation, torch's "
-        "own start until 1.1.",
+        "last normalisation, which starts at 1 unless said, n = 18; γ from U(0, 1) is that of every normalisation, as "
+        "torch's own was until 1.1.",
         "",
     ]
     claims = []
