@@ -96,11 +96,12 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
 
     compared = [claim for claim in claims if claim.verdict.word != ONE_SEED]
     found = [claim for claim in compared if claim.verdict.word != NOISE]
+    alone = len(claims) - len(compared)
+    left_out = f", {alone} of them of a single seed and left out here" if alone else ""
     return [
         "## What can be said",
         "",
-        f"{len(claims)} comparisons, {len(claims) - len(compared)} of them of a single seed and left out here. Where "
-        "there is no difference, one in twenty would come out as one by chance.",
+        f"{len(claims)} comparisons{left_out}. Where there is no difference, one in twenty would come out as one by chance.",
         "",
         *lines("Agrees with the paper's sign", (c for c in compared if c.sign == "agrees")),
         *lines("Does not agree with the paper's sign", (c for c in compared if c.sign == "does not agree")),
