@@ -101,7 +101,8 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
     return [
         "## What can be said",
         "",
-        f"{len(claims)} comparisons{left_out}. Where there is no difference, one in twenty would come out as one by chance.",
+        f"{len(claims)} comparisons{left_out}. Where there is no difference, one in twenty would come out as one by "
+        "chance.",
         "",
         *lines("Agrees with the paper's sign", (c for c in compared if c.sign == "agrees")),
         *lines("Does not agree with the paper's sign", (c for c in compared if c.sign == "does not agree")),
