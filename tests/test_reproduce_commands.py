@@ -95,11 +95,11 @@ def test_the_imagenet_commands_run_on_100_images(command, tmp_path):
 
 @pytest.mark.slow
 def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
-    sizes = "--images 128 --search-epochs 1 --cells 3 --channels 2 --trials 2 --trial-epochs 1"
+    sizes = "--images 128 --search-epochs 2 --cells 3 --channels 2 --trials 2 --trial-epochs 1"
     sizes += " --retrain-epochs 1 --retrain-cells 3 --width 2"
     places = ["--out", f"{tmp_path}/runs", "--results", f"{tmp_path}/table7.csv", "--accelerator", "cpu"]
     places += ["--genotypes", f"{tmp_path}/genotypes"]
-    methods = ["hb-dagger", "agd", "random-hb"]
+    methods = ["hb-dagger", "agd-warm-up", "random-hb"]
     for _ in range(2):
         table7.main(["--data", data, "--methods", *methods, "--seeds", "3", *sizes.split(), *places])
         monkeypatch.setattr(table7.Experiment, "run", lambda self: pytest.fail("ran again"))
@@ -111,11 +111,15 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         model = timm.create_model("cellnet_cifar", genotype=row["genotype"], cells=3, channels=2)
         assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
         assert 0 < float(row["search_seconds"]) < float(row["seconds"])
+    settings = json.loads((tmp_path / "runs" / "agd-warm-up-seed3" / "settings.json").read_text())
+    assert (settings["space"], settings["warmup_epochs"], settings["epochs"]) == ("agd", 1, 2)
     normal = genotypes.load_genotype("cifar10_hb_dagger_seed3").normal
     assert all([edge.operation for edge in node[1:]] == ["skip_connect", "neg_skip_connect"] for node in normal)
     trials = json.loads((tmp_path / "runs" / "random-hb-seed3" / "trials.json").read_text())["trials"]
     assert len(trials) == 2
-    with pytest.raises(ValueError, match=r"must be a JSON file or one of .*cifar10_agd_seed3, cifar10_hb_dagger_seed3"):
+    with pytest.raises(
+        ValueError, match=r"must be a JSON file or one of .*cifar10_agd_warm_up_seed3, cifar10_hb_dagger_seed3"
+    ):
         genotypes.load_genotype("cifar10_agd_seed4")
 
 
@@ -241,7 +245,7 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     subprocess.run([*script, data, *parts], env=env, check=True)
     lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 16
+    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 17
     ran = {Path(words[1]).stem: [] for words in lines}
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])

@@ -27,6 +27,7 @@ part() {
     dense) train --networks densenet22 agdnet22 ;;
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
+    search-warm-up) search --methods darts-warm-up agd-warm-up ;;
     deep-controls) train --networks resnet56-no-last-relu ;;
     deep-init) train --networks resnet56-small-init hbnet56-small-init ;;
     dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
@@ -43,7 +44,7 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability stability-variants dense controls search deep-controls deep-init dense-plain random dense-controls deep-plain)
+  parts=(table5 small deep stability stability-variants dense controls search search-warm-up deep-controls deep-init dense-plain random dense-controls deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"

@@ -21,6 +21,8 @@ METHODS = {
     "random-darts": "DARTS space, random search",
     "random-hb": "HB space, random search",
     "random-agd": "AGD space, random search",
+    "darts-warm-up": "DARTS space, α still at first",
+    "agd-warm-up": "AGD space, α still at first",
 }
 SEARCH_PAIRS = [
     ("hb", "darts"),
@@ -30,6 +32,10 @@ SEARCH_PAIRS = [
     ("hb", "random-hb"),
     ("hb-dagger", "random-hb"),
     ("agd", "random-agd"),
+    ("darts-warm-up", "darts"),
+    ("agd-warm-up", "agd"),
+    ("agd-warm-up", "darts"),
+    ("agd-warm-up", "darts-warm-up"),
 ]
 BUDGET = ("images", "search_epochs", "alpha_lr", "cells", "channels", "trials", "trial_epochs")
 BUDGET += ("retrain_epochs", "retrain_cells", "width")

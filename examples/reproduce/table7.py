@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from commands import at_least, check_data, command_line, common_arguments, run_missing
 from nni.nas.strategy import Random
@@ -29,15 +29,26 @@ from nni_spaces.trials import read_trials, run_trials
 from optinspired_plugins.cli import quiet_hosts
 from optinspired_plugins.genotype import FOUND, Genotype
 
-# Space and start of α; a random search has no α. §9.1 starts the plain HB space at random, §9.3 the others from zero.
-METHODS: dict[str, tuple[str, str]] = {
-    "darts": ("darts", "zero"),
-    "hb": ("hb", "random"),
-    "hb-dagger": ("hb", "heavy-ball"),
-    "agd": ("agd", "zero"),
-    "random-darts": ("darts", ""),
-    "random-hb": ("hb", ""),
-    "random-agd": ("agd", ""),
+
+class Method(NamedTuple):
+    """A space, the start of α, and the share of the epochs in which α stands still; a random search has no α."""
+
+    space: str
+    init: str | None
+    warmup: float = 0.0
+
+
+# §9.1 starts the plain HB space at random, §9.3 the others from zero.
+METHODS = {
+    "darts": Method("darts", "zero"),
+    "hb": Method("hb", "random"),
+    "hb-dagger": Method("hb", "heavy-ball"),
+    "agd": Method("agd", "zero"),
+    "random-darts": Method("darts", None),
+    "random-hb": Method("hb", None),
+    "random-agd": Method("agd", None),
+    "darts-warm-up": Method("darts", "zero", warmup=0.5),
+    "agd-warm-up": Method("agd", "zero", warmup=0.5),
 }
 
 
@@ -85,20 +96,20 @@ class Experiment:
 
     def search(self) -> tuple[Genotype, float]:
         """Return what the method finds, and the seconds that took."""
-        space, init = METHODS[self.method]
-        b = self.budget
+        method, b = METHODS[self.method], self.budget
         settings = SearchSettings(
-            space=space,
-            init=init or "zero",
+            space=method.space,
+            init=method.init or "zero",
             data=self.data,
             limit=b.images,
             epochs=b.search_epochs,
             channels=b.channels,
             cells=b.cells,
             alpha_lr=b.alpha_lr,
+            warmup_epochs=int(method.warmup * b.search_epochs),
             seed=self.seed,
         )
-        if init:
+        if method.init:
             found = search(settings, self.folder, accelerator=self.accelerator, on_epoch=partial(_show, self.method))
             return found, sum(entry["seconds"] for entry in read_history(self.folder))
         classes = read_images(self.data, b.images).classes
