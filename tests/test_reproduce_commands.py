@@ -123,9 +123,13 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         genotypes.load_genotype("cifar10_agd_seed4")
 
 
-def test_every_found_genotype_of_the_package_makes_a_network():
-    for name in genotypes.found_names():
-        timm.create_model("cellnet_cifar", genotype=name, device="meta")
+def test_the_genotypes_of_the_package_are_those_of_the_results():
+    found = {row["genotype"]: row for row in rows.read_rows(rows.RESULTS / "table7.csv")}
+    assert set(genotypes.found_names()) == found.keys() != set()
+    for name, row in found.items():
+        sizes = dict(cells=int(row["retrain_cells"]), channels=int(row["width"]))
+        model = timm.create_model("cellnet_cifar", genotype=name, device="meta", **sizes)
+        assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
 
 
 # --- rows and commands ------------------------------------------------------------------------------------------------
