@@ -182,7 +182,8 @@ def test_the_paper_has_fewer_runs_of_hbnet_diverge(tmp_path, hbnet, resnet, titl
 def test_searches(tmp_path):
     budget = dict.fromkeys(section_table7.BUDGET, 4)
     rows = []
-    for method, errors, seconds in (("darts", (40.0, 41.0), 100), ("agd", (39.0, 42.0), 150), ("hb", (20.0, 20.1), 50)):
+    found = [("darts", (40.0, 41.0), 100), ("agd", (39.0, 42.0), 150), ("hb", (20.0, 20.1), 50)]
+    for method, errors, seconds in [*found, ("agd-warm-up", (30.0, 31.0), 150)]:
         for seed, error in enumerate(errors):
             names = dict(method=method, seed=seed, genotype=f"cifar10_{method}_seed{seed}", parameters=1000 + seed)
             rows.append({**names, **budget, "test_error": error, "search_seconds": seconds})
@@ -191,6 +192,7 @@ def test_searches(tmp_path):
     sizes, paper = "1,000, 1,001", "`cifar10_hb_seed0`, `cifar10_hb_seed1`"
     assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50", "0, 1", paper]
     assert line(text, "AGD space − DARTS space")[1:4:2] == ["-0.44", NOISE]
+    assert line(text, "AGD space, α still at first − DARTS space")[1:4:2] == ["", "lower"]
     assert "random search" not in text
     assert (tmp_path / "table7.png").stat().st_size > 5_000
 
