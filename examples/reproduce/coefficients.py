@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from networks import NETWORKS
 from rows import RESULTS, read_rows
 
@@ -69,6 +70,7 @@ def draw(rows: Rows) -> Figure:
             axes.plot(x, middle, color=COLOURS[coefficient], marker="o", markersize=3, label=NAMES[coefficient])
             axes.axhline(STARTS[coefficient], color=COLOURS[coefficient], linestyle=":", linewidth=1)
         axes.set(title=NETWORKS[network].label, xlabel="place in depth", ylabel="value")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
