@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean
 
@@ -10,6 +11,7 @@ from comparison import compare, mean_and_spread
 from figures import draw_dots
 from paper_figures import TABLE7
 from rows import read_rows
+from table7 import Budget
 
 __all__ = ["BUDGET", "table7"]
 
@@ -37,8 +39,7 @@ SEARCH_PAIRS = [
     ("agd-warm-up", "darts"),
     ("agd-warm-up", "darts-warm-up"),
 ]
-BUDGET = ("images", "search_epochs", "alpha_lr", "cells", "channels", "trials", "trial_epochs")
-BUDGET += ("retrain_epochs", "retrain_cells", "width")
+BUDGET = tuple(field.name for field in fields(Budget))
 
 
 def table7(folder: Path) -> Section:
