@@ -202,15 +202,34 @@ def coefficient(seed, layer, name, index, value):
     return {**recipe, "layer": layer, "coefficient": name, "index": index, "value": value}
 
 
+def test_alpha_is_summed_up_by_how_near_its_source_is():
+    """α_{k+1,j}, j = 0 … k: source 0 is the block's input, which the first layer has alone, and k the layer before."""
+    values = [(1, 0, 0.9), (2, 0, 0.5), (2, 1, 1.3), (3, 0, 0.1), (3, 1, 1.0), (3, 2, 1.5)]
+    rows = [coefficient(0, f"features.denseblock1.denselayer{k}.conv1", "alpha", j, a) for k, j, a in values]
+    table = coefficients.summary([{k: str(v) for k, v in row.items()} for row in rows])[2:]
+    assert [[cell.strip() for cell in text.split("|")[2:6]] for text in table] == [
+        ["α of the block's input", "1", "0.500", "0.10 … 0.90"],
+        ["α of the layer before", "1", "1.400", "1.30 … 1.50"],
+        ["α of other layers", "1", "1.000", "1.00 … 1.00"],
+    ]
+
+
 def test_coefficients_by_depth(tmp_path, capsys):
     rows = [
         coefficient(s, f"layer{i}", "beta2", k, -1 + s / 2 + i / 10) for s in (0, 1) for i in (1, 2) for k in (1, 2)
     ]
     write_csv(tmp_path / "coefficients.csv", rows)
     places = coefficients.by_place([{k: str(v) for k, v in row.items()} for row in rows])["beta2"]
-    assert places == [pytest.approx(values) for values in [[-0.9, -0.4]] * 2 + [[-0.8, -0.3]] * 2]
+    assert places["layer1", 1] == places["layer1", 2] == pytest.approx([-0.9, -0.4])
+    assert places["layer2", 2] == pytest.approx([-0.8, -0.3])
     coefficients.main(["--results", str(tmp_path)])
-    assert line(capsys.readouterr().out, "HBNet-20, β learned")[1:] == ["β2", "-1", "-0.600", "-0.90 … -0.30", "2"]
+    assert line(capsys.readouterr().out, "HBNet-20, β learned: 16,000 images, 10 epochs, augmented")[1:] == [
+        "β2",
+        "-1",
+        "-0.600",
+        "-0.90 … -0.30",
+        "2",
+    ]
     assert (tmp_path / "coefficients.png").stat().st_size > 5_000
 
 

@@ -12,33 +12,42 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
-from matplotlib.figure import Figure
+import numpy as np
+from claims import grouped
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from networks import NETWORKS
 from rows import RESULTS, read_rows
 
-from optinspired_plugins.plotting import BLUE, GREEN, RED
+from optinspired_plugins.plotting import BLUE, RED
 
 __all__ = ["by_place", "coefficients_of", "draw", "summary"]
 
-COLOURS = {"beta1": BLUE, "beta2": RED, "alpha": GREEN}
+COLOURS = {"beta1": BLUE, "beta2": RED}
 NAMES = {"beta1": "β1", "beta2": "β2", "alpha": "α"}
 STARTS = {"beta1": 1.0, "beta2": -1.0, "alpha": 1.0}
+RECIPE = ("network", "train_images", "epochs", "augmented")
 Rows = Sequence[dict[str, str]]
+Places = dict[tuple[str, int], list[float]]  # layer and index -> values over seeds
 
 
 def coefficients_of(rows: Rows) -> dict[str, Rows]:
-    """Return the rows of each network that has any, in the order of the networks."""
-    return {network: found for network in NETWORKS if (found := [row for row in rows if row["network"] == network])}
+    """Return the rows of each network and recipe that has any, in the order of the networks, by what the page says."""
+    found = {}
+    for (network, images, epochs, augmented), group in grouped(rows, RECIPE).items():
+        recipe = f"{int(images):,} images, {epochs} epochs" + ", augmented" * (augmented == "1")
+        found[network, f"{NETWORKS[network].label}: {recipe}"] = group
+    return {label: found[network, label] for name in NETWORKS for network, label in found if network == name}
 
 
-def by_place(rows: Iterable[dict[str, str]]) -> dict[str, list[list[float]]]:
-    """Return for each coefficient the values at each place in depth: over seeds for β, over sources too for α."""
-    places: dict[str, dict[tuple[str, ...], list[float]]] = {}
+def by_place(rows: Iterable[dict[str, str]]) -> dict[str, Places]:
+    """Return for each coefficient its values over seeds, by layer and index, in the order of depth."""
+    places: dict[str, Places] = {}
     for row in rows:
-        place = (row["layer"],) if row["coefficient"] == "alpha" else (row["layer"], row["index"])
+        place = row["layer"], int(row["index"])
         places.setdefault(row["coefficient"], {}).setdefault(place, []).append(float(row["value"]))
-    return {coefficient: list(values.values()) for coefficient, values in places.items()}
+    return places
 
 
 def summary(rows: Rows) -> list[str]:
@@ -47,33 +56,73 @@ def summary(rows: Rows) -> list[str]:
         "| network | coefficient | starts at | mean, measured | least … greatest | runs |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for network, found in coefficients_of(rows).items():
-        runs = len({tuple(row[name] for name in ("augmented", "seed", "epochs", "train_images")) for row in found})
+    for label, found in coefficients_of(rows).items():
+        runs = len({row["seed"] for row in found})
         for coefficient, places in by_place(found).items():
-            values = [value for place in places for value in place]
-            spread = f"{min(values):.2f} … {max(values):.2f}"
             start = f"{STARTS[coefficient]:g}"
-            what = f"{NETWORKS[network].label} | {NAMES[coefficient]} | {start}"
-            lines.append(f"| {what} | {mean(values):.3f} | {spread} | {runs} |")
+            for name, values in _parts(coefficient, places).items():
+                spread = f"{min(values):.2f} … {max(values):.2f}"
+                lines.append(f"| {label} | {name} | {start} | {mean(values):.3f} | {spread} | {runs} |")
     return lines
 
 
+def _parts(coefficient: str, places: Places) -> dict[str, list[float]]:
+    """Return the values by what the page calls them: α apart by how near its source is."""
+    if coefficient != "alpha":
+        return {NAMES[coefficient]: [value for values in places.values() for value in values]}
+    latest = {layer: max(j for other, j in places if other == layer) for layer, _ in places}
+    parts: dict[str, list[float]] = {}
+    for (layer, j), values in places.items():
+        source = "the block's input" if j == 0 else "the layer before" if j == latest[layer] else "other layers"
+        parts.setdefault(f"α of {source}", []).extend(values)
+    return parts
+
+
 def draw(rows: Rows) -> Figure:
-    """Draw mean and range of the coefficients of each network against depth; dotted is where they start."""
+    """Draw the coefficients of each network: β by depth, a dot a seed; α as a map for each block, mean over seeds."""
     networks = coefficients_of(rows)
-    figure = Figure(figsize=(9, 1 + 2.4 * len(networks)), layout="constrained")
-    for axes, (network, found) in zip(figure.subplots(len(networks), squeeze=False)[:, 0], networks.items()):
-        for coefficient, places in by_place(found).items():
-            x = range(1, len(places) + 1)
-            low, middle, high = ([f(values) for values in places] for f in (min, mean, max))
-            axes.fill_between(x, low, high, color=COLOURS[coefficient], alpha=0.2, linewidth=0)
-            axes.plot(x, middle, color=COLOURS[coefficient], marker="o", markersize=3, label=NAMES[coefficient])
-            axes.axhline(STARTS[coefficient], color=COLOURS[coefficient], linestyle=":", linewidth=1)
-        axes.set(title=NETWORKS[network].label, xlabel="place in depth", ylabel="value")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure = Figure(figsize=(9, 3 * len(networks)), layout="constrained")
+    for part, (label, found) in zip(figure.subfigures(len(networks), squeeze=False)[:, 0], networks.items()):
+        part.suptitle(label)
+        places = by_place(found)
+        if "alpha" in places:
+            _draw_maps(part, places["alpha"])
+        else:
+            _draw_depth(part, places)
     return figure
+
+
+def _draw_depth(figure: SubFigure, coefficients: dict[str, Places]) -> None:
+    axes = figure.subplots()
+    for coefficient, places in coefficients.items():
+        colour = COLOURS[coefficient]
+        axes.plot(range(1, len(places) + 1), [mean(v) for v in places.values()], color=colour, label=NAMES[coefficient])
+        for x, values in enumerate(places.values(), start=1):
+            axes.plot([x] * len(values), values, "o", color=colour, alpha=0.5, markersize=4)
+        axes.axhline(STARTS[coefficient], color=colour, linestyle=":", linewidth=1)
+    axes.set(xlabel="step, from the first stage's to the last's; dotted: where they start", ylabel="value")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _draw_maps(figure: SubFigure, places: Places) -> None:
+    blocks: dict[str, dict[tuple[str, int], float]] = {}
+    for (layer, j), values in places.items():
+        blocks.setdefault(layer.partition(".denselayer")[0], {})[layer, j] = mean(values)
+    furthest = max(abs(value - 1) for block in blocks.values() for value in block.values())
+    scale = TwoSlopeNorm(STARTS["alpha"], 1 - furthest, 1 + furthest)
+    panels = figure.subplots(1, len(blocks), squeeze=False)[0]
+    for number, (axes, block) in enumerate(zip(panels, blocks.values()), start=1):
+        layers = list(dict.fromkeys(layer for layer, _ in block))
+        grid = np.full((len(layers), len(layers)), np.nan)
+        for (layer, j), value in block.items():
+            grid[layers.index(layer), j] = value
+        image = axes.imshow(grid, cmap="RdBu_r", norm=scale)
+        axes.set(title=f"block {number}", xlabel="source j", xticks=range(len(layers)))
+        axes.set_yticks(range(len(layers)), [str(k + 1) for k in range(len(layers))])
+    panels[0].set_ylabel("layer k + 1")
+    figure.colorbar(image, ax=panels, label="α of layer and source, mean of seeds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
