@@ -44,7 +44,7 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability stability-variants dense controls search search-warm-up deep-controls deep-init dense-plain random dense-controls deep-plain)
+  parts=(table5 small deep stability stability-variants dense controls search search-warm-up random deep-init dense-controls deep-controls dense-plain deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"
