@@ -31,6 +31,7 @@ from optinspired_plugins._files import write_atomically
 from optinspired_plugins.genotype import Genotype
 
 from .data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, process_rank, read_images
+from .layout import training_layout
 from .run_folder import RunFolder, finite, locked, read_history, trainer_options
 
 __all__ = ["RetrainModule", "RetrainSettings", "retrain"]
@@ -116,14 +117,14 @@ class RetrainModule(pl.LightningModule):
 
     def __init__(self, model: Any, settings: RetrainSettings) -> None:
         super().__init__()
-        # Channels last: depthwise convolutions are much faster so.
-        self.model, self.settings = model.to(memory_format=torch.channels_last), settings
+        self.layout = training_layout(model)
+        self.model, self.settings = model.to(memory_format=self.layout), settings
         self.train_top1 = MulticlassAccuracy(model.num_classes, average="micro")
         self.test_top1 = MulticlassAccuracy(model.num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Any:
         """Return logits, and those of the auxiliary head in training."""
-        return self.model(x.to(memory_format=torch.channels_last))
+        return self.model(x.contiguous(memory_format=self.layout))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return SGD; :meth:`on_train_epoch_start` moves its learning rate."""

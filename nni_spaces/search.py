@@ -22,6 +22,7 @@ from optinspired_plugins.genotype import Genotype
 
 from .data import make_loaders, process_rank, read_images
 from .initialization import HeavyBallInit, RandomInit, ZeroInit
+from .layout import training_layout
 from .run_folder import RunFolder, finite, locked, trainer_options
 from .spaces import AGDSpace, CellSpace, DARTSSpace, HBSpace, check_partial_channels, check_rate
 from .strategies import DARTS, GumbelDARTS
@@ -149,12 +150,13 @@ class SearchModule(LightningModule):
         self.lr, self.momentum, self.weight_decay, self.epochs = lr, momentum, weight_decay, epochs
 
     def set_model(self, model: Any) -> None:
-        """Take the network, channels last: depthwise convolutions are much faster so."""
-        super().set_model(model.to(memory_format=torch.channels_last))
+        """Take the network, in the layout that is fastest."""
+        self.layout = training_layout(model)
+        super().set_model(model.to(memory_format=self.layout))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        return self.model(x.to(memory_format=torch.channels_last))
+        return self.model(x.contiguous(memory_format=self.layout))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch; NNI's strategies call it twice a step, with α's batch first."""

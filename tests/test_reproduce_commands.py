@@ -1,5 +1,6 @@
 """The reproduction's commands: tables 5 and 7, timm's commands for ImageNet, whole rows, and what is refused."""
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -27,7 +28,7 @@ from architecture_table import ROWS, count
 from commands import run_missing
 from training import Recipe
 
-from nni_spaces.run_folder import locked
+from nni_spaces.run_folder import locked, read_history
 from optinspired_plugins import genotype as genotypes
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,8 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         model = timm.create_model("cellnet_cifar", genotype=row["genotype"], cells=3, channels=2)
         assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
         assert 0 < float(row["search_seconds"]) < float(row["seconds"])
+        timed = read_history(tmp_path / "runs" / f"{row['method']}-seed3" / "darts")
+        assert float(row["darts_seconds"]) == pytest.approx(2 * timed[1]["seconds"], abs=0.06), "two epochs, all images"
     settings = json.loads((tmp_path / "runs" / "agd-warm-up-seed3" / "settings.json").read_text())
     assert (settings["space"], settings["warmup_epochs"], settings["epochs"]) == ("agd", 1, 2)
     normal = genotypes.load_genotype("cifar10_hb_dagger_seed3").normal
@@ -121,6 +124,20 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         ValueError, match=r"must be a JSON file or one of .*cifar10_agd_warm_up_seed3, cifar10_hb_dagger_seed3"
     ):
         genotypes.load_genotype("cifar10_agd_seed4")
+
+
+@pytest.mark.parametrize(("images", "timed", "times"), [(4096, 1024, 16), (256, 128, 8)])
+def test_the_unit_of_cost_is_the_darts_search_of_that_machine(images, timed, times, tmp_path, monkeypatch):
+    """Whatever is searched: the second epoch of a quarter of the images, times the quarters and the epochs."""
+    found = []
+    monkeypatch.setattr(table7, "search", lambda settings, *_, **__: found.append(settings))
+    monkeypatch.setattr(table7, "read_history", lambda folder: [{"seconds": 9.0}, {"seconds": 3.0}])
+    budget = table7.Budget(images=images)
+    for method in ("agd-warm-up", "hb-dagger", "random-hb"):
+        experiment = table7.Experiment(method, 3, budget, "cifar10", tmp_path, tmp_path, tmp_path, "cpu")
+        assert experiment.time_darts() == 3.0 * times
+    darts = table7.Experiment("darts", 3, budget, "cifar10", tmp_path, tmp_path, tmp_path, "cpu").settings
+    assert found == [dataclasses.replace(darts, limit=timed, epochs=2)] * 3
 
 
 def test_the_genotypes_of_the_package_are_those_of_the_results():
