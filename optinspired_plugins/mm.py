@@ -192,7 +192,7 @@ class Backbone(BaseModule):
         found = {_timm_key(key): value for key, value in state_dict.items()}
         own = {_timm_key(key): value for key, value in self.body.state_dict().items()}
         whole = self._skeleton().state_dict()
-        shapes = {key: (tuple(found[key].shape), tuple(own[key].shape)) for key in own.keys() & found.keys()}
+        shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in own.items() if key in found}
         faults = {
             "missing": [key for key in own if key not in found],
             "unknown": [key for key in found if key not in whole and key.split(".")[0] not in HEADS],
