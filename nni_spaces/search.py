@@ -150,7 +150,7 @@ class SearchModule(LightningModule):
         self.lr, self.momentum, self.weight_decay, self.epochs = lr, momentum, weight_decay, epochs
 
     def set_model(self, model: Any) -> None:
-        """Take the network, in the layout that is fastest."""
+        """Take the network, in the fastest layout whose gradients are right."""
         self.layout = training_layout(model)
         super().set_model(model.to(memory_format=self.layout))
 

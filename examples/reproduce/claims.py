@@ -8,7 +8,7 @@ from typing import NamedTuple
 from comparison import NOISE, ONE_SEED, Counts, Verdict
 from matplotlib.figure import Figure
 
-__all__ = ["Claim", "Row", "Section", "claims_table", "grouped", "name_seeds", "numbers"]
+__all__ = ["Claim", "Row", "Section", "claims_table", "grouped", "name_recipe", "name_seeds", "numbers"]
 
 Row = dict[str, str]
 
@@ -55,6 +55,11 @@ def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[str, ...], 
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups
+
+
+def name_recipe(row: Row) -> str:
+    """Name the recipe of a row of Table 4, or of coefficients learned there."""
+    return f"{int(row['train_images']):,} images, {row['epochs']} epochs" + ", augmented" * (row["augmented"] == "1")
 
 
 def name_seeds(rows: Iterable[Row], every: Iterable[str]) -> str:

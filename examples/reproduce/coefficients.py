@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-from claims import grouped
+from claims import grouped, name_recipe
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
@@ -35,9 +35,8 @@ Places = dict[tuple[str, int], list[float]]  # layer and index -> values over se
 def coefficients_of(rows: Rows) -> dict[str, Rows]:
     """Return the rows of each network and recipe that has any, in the order of the networks, by what the page says."""
     found = {}
-    for (network, images, epochs, augmented), group in grouped(rows, RECIPE).items():
-        recipe = f"{int(images):,} images, {epochs} epochs" + ", augmented" * (augmented == "1")
-        found[network, f"{NETWORKS[network].label}: {recipe}"] = group
+    for (network, *_), group in grouped(rows, RECIPE).items():
+        found[network, f"{NETWORKS[network].label}: {name_recipe(group[0])}"] = group
     return {label: found[network, label] for name in NETWORKS for network, label in found if network == name}
 
 

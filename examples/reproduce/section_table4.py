@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
+from claims import Claim, Row, Section, claims_table, grouped, name_recipe, name_seeds, numbers
 from comparison import compare, mean_and_spread
 from figures import draw_dots
 from networks import NETWORKS
@@ -64,16 +64,15 @@ def summary(folder: Path) -> list[str]:
         "ours, paper | special case, paper |",
         "|---|---:|---:|---:|---|---:|---:|",
     ]
-    for (epochs, images, augmented), block in grouped(read_rows(folder / "table4.csv"), RECIPE).items():
+    for (*_, augmented), block in grouped(read_rows(folder / "table4.csv"), RECIPE).items():
         for names in [*HEAVY_BALL, *NESTEROV]:
             errors = [numbers((row for row in block if row["network"] == name), "test_error") for name in names]
             if all(errors):
                 verdict = compare(*errors)
                 labels = " against ".join(NETWORKS[name].label for name in names)
-                recipe = f"{int(images):,} images, {epochs} epochs" + ", augmented" * (augmented == "1")
                 measured = [*map(mean_and_spread, errors), verdict.to_text(2), verdict.word]
                 paper = [f"{TABLE4[name][augmented == '1']:.2f}" if name in TABLE4 else "" for name in names]
-                lines.append("| " + " | ".join([f"{labels}: {recipe}", *measured, *paper]) + " |")
+                lines.append("| " + " | ".join([f"{labels}: {name_recipe(block[0])}", *measured, *paper]) + " |")
     return lines
 
 
