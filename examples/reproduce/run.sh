@@ -29,11 +29,11 @@ part() {
     search) search --methods darts hb hb-dagger agd ;;
     search-warm-up) search --methods darts-warm-up agd-warm-up ;;
     deep-controls) train --networks resnet56-no-last-relu ;;
-    deep-init) train --networks resnet56-small-init hbnet56-small-init ;;
     dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
     random) search --methods random-darts random-hb random-agd ;;
     dense-controls) train --networks agdnet22-alpha-1 ;;
     deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
+    deep-init) train --networks resnet56-small-init hbnet56-small-init ;;
     more)
       train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 \
         resnet56-uniform-init hbnet56-uniform-init ;;
@@ -44,7 +44,7 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability stability-variants dense controls search search-warm-up random deep-init dense-controls deep-controls dense-plain deep-plain)
+  parts=(table5 small deep stability stability-variants dense controls search search-warm-up random dense-controls deep-controls dense-plain deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"
