@@ -30,7 +30,7 @@ from optinspired_plugins._files import write_atomically
 
 from .data import ImageSet, process_rank
 
-__all__ = ["RunFolder", "finite", "locked", "read_history", "trainer_options"]
+__all__ = ["RunFolder", "describe", "finite", "locked", "read_history", "trainer_options"]
 
 ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")

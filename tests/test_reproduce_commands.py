@@ -25,7 +25,7 @@ import table4
 import table5
 import table7
 from architecture_table import ROWS, count
-from commands import run_missing
+from commands import Place, fingerprint, run_missing
 from training import Recipe
 
 from nni_spaces.run_folder import locked, read_history
@@ -34,6 +34,7 @@ from optinspired_plugins import genotype as genotypes
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "reproduce"
 SCRIPTS = ROOT.parent / "shared" / "timm"
+RESULTS = ROOT / "docs" / "results"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
@@ -46,14 +47,14 @@ def data(coloured_images):
 
 
 def test_table5_counts_every_row(tmp_path):
-    table5.main(["--results", str(tmp_path / "table5.csv")])
+    table5.main(["--results", str(tmp_path)])
     found = {row["name"]: row for row in rows.read_rows(tmp_path / "table5.csv")}
     expected = {row.paper_name: row for row in ROWS if row.macs}
     assert found.keys() == expected.keys()
     for name in ("HB-Net-34", "AGD-Net-121"):
         counted = int(found[name]["parameters"]), int(found[name]["macs"])
         assert counted == count(expected[name].model, **expected[name].kwargs)
-    committed = rows.read_rows(rows.RESULTS / "table5.csv")
+    committed = rows.read_rows(RESULTS / "table5.csv")
     assert {(r["name"], r["parameters"], r["macs"]) for r in committed} == {
         (r["name"], r["parameters"], r["macs"]) for r in found.values()
     }
@@ -98,8 +99,7 @@ def test_the_imagenet_commands_run_on_100_images(command, tmp_path):
 def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
     sizes = "--images 128 --search-epochs 2 --cells 3 --channels 2 --trials 2 --trial-epochs 1"
     sizes += " --retrain-epochs 1 --retrain-cells 3 --width 2"
-    places = ["--out", f"{tmp_path}/runs", "--results", f"{tmp_path}/table7.csv", "--accelerator", "cpu"]
-    places += ["--genotypes", f"{tmp_path}/genotypes"]
+    places = ["--out", f"{tmp_path}/runs", "--results", f"{tmp_path}", "--accelerator", "cpu"]
     methods = ["hb-dagger", "agd-warm-up", "random-hb"]
     for _ in range(2):
         table7.main(["--data", data, "--methods", *methods, "--seeds", "3", *sizes.split(), *places])
@@ -112,6 +112,11 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         model = timm.create_model("cellnet_cifar", genotype=row["genotype"], cells=3, channels=2)
         assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
         assert 0 < float(row["search_seconds"]) < float(row["seconds"])
+        words = shlex.split(row["command"])
+        assert words[:4] == ["python", "examples/reproduce/table7.py", "--data", "images.npz"]
+        again = dict(zip(words[4::2], words[5::2]))
+        assert (again.pop("--methods"), again.pop("--seeds")) == (row["method"], "3")
+        assert again == {f"--{name.replace('_', '-')}": row[name] for name in table7.asdict(table7.Budget())}
         timed = read_history(tmp_path / "runs" / f"{row['method']}-seed3" / "darts")
         assert float(row["darts_seconds"]) == pytest.approx(2 * timed[1]["seconds"], abs=0.06), "two epochs, all images"
     settings = json.loads((tmp_path / "runs" / "agd-warm-up-seed3" / "settings.json").read_text())
@@ -132,16 +137,16 @@ def test_the_unit_of_cost_is_the_darts_search_of_that_machine(images, timed, tim
     found = []
     monkeypatch.setattr(table7, "search", lambda settings, *_, **__: found.append(settings))
     monkeypatch.setattr(table7, "read_history", lambda folder: [{"seconds": 9.0}, {"seconds": 3.0}])
-    budget = table7.Budget(images=images)
+    budget, place = table7.Budget(images=images), Place(tmp_path, tmp_path / "table7.csv", {}, "cpu")
     for method in ("agd-warm-up", "hb-dagger", "random-hb"):
-        experiment = table7.Experiment(method, 3, budget, "cifar10", tmp_path, tmp_path, tmp_path, "cpu")
+        experiment = table7.Experiment(method, 3, budget, "cifar10", place, tmp_path)
         assert experiment.time_darts() == 3.0 * times
-    darts = table7.Experiment("darts", 3, budget, "cifar10", tmp_path, tmp_path, tmp_path, "cpu").settings
+    darts = table7.Experiment("darts", 3, budget, "cifar10", place, tmp_path).settings
     assert found == [dataclasses.replace(darts, limit=timed, epochs=2)] * 3
 
 
 def test_the_genotypes_of_the_package_are_those_of_the_results():
-    found = {row["genotype"]: row for row in rows.read_rows(rows.RESULTS / "table7.csv")}
+    found = {row["genotype"]: row for row in rows.read_rows(RESULTS / "table7.csv")}
     assert set(genotypes.found_names()) == found.keys() != set()
     for name, row in found.items():
         sizes = dict(cells=int(row["retrain_cells"]), channels=int(row["width"]))
@@ -168,6 +173,44 @@ def test_several_processes_lose_no_row(tmp_path):
     for worker in workers:
         worker.join(60)
     assert sorted(int(row["key"]) for row in rows.read_rows(path)) == list(range(60))
+
+
+def test_a_row_takes_the_place_of_that_with_its_key(tmp_path):
+    path = tmp_path / "rows.csv"
+    rows.add_rows(path, [dict(a=1, b=2, c=3), dict(a=1, b=3, c=4)], ["a", "b"])
+    rows.add_rows(path, [dict(a=1, b=3, c=5), dict(a=2, b=3, c=6)], ["a", "b"])
+    assert [list(row.values()) for row in rows.read_rows(path)] == [["1", "2", "3"], ["1", "3", "5"], ["2", "3", "6"]]
+
+
+def test_the_fingerprint_is_of_the_images_and_not_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{split}": rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8) for split in ("train", "test")}
+    labels = {f"y_{split}": np.arange(8) % 4 for split in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **arrays, **labels)
+    np.savez_compressed(tmp_path / "b.npz", **labels, **arrays)
+    arrays["x_test"][0, 0, 0, 0] += 1
+    np.savez(tmp_path / "c.npz", **arrays, **labels)
+    first, same, other = (fingerprint(str(tmp_path / f"{name}.npz")) for name in "abc")
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("main", "table", "arguments", "shared", "message"),
+    [
+        (table4.main, "table4", ["--networks", "hbnet20", "--epochs", "1"], {}, "rows of data_sha256=0123"),
+        (stability.main, "stability", [], {}, "rows of data_sha256=0123"),
+        (table7.main, "table7", [], {"images": 128}, "rows of images=128, must be another folder for 4096"),
+    ],
+)
+def test_a_folder_of_results_has_one_set_of_images_and_one_budget(
+    main, table, arguments, shared, message, data, tmp_path, capsys
+):
+    budget = table7.asdict(table7.Budget()) if table == "table7" else {}
+    rows.add_rows(tmp_path / f"{table}.csv", [{**budget, **shared, "data_sha256": "0123"}], ["data_sha256"])
+    with pytest.raises(SystemExit):
+        main(["--data", data, "--results", str(tmp_path), "--out", str(tmp_path / "runs"), *arguments])
+    assert f"{table}.csv: has {message}" in capsys.readouterr().err
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != f".{table}.csv.lock"] == [".csv"]
 
 
 def test_rows_of_other_fields_are_refused(tmp_path):
@@ -271,12 +314,18 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])
     assert ran.keys() == {"table4", "table5", "table7", "stability", "page"}
-    planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[1]]
+    assert {words[words.index("--results") + 1] for words in lines} == {"runs/reproduce/results"}
+    planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[0]]
     assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 18 + 4
     assert {(recipe.epochs, recipe.train_images) for recipe in planned} == {(10, 16_000)}
     assert len(ran["stability"]) == 4
     methods = [method for words in ran["table7"] for method in words[words.index("--methods") + 1 :]]
     assert sorted(methods) == sorted(table7.METHODS)
+    assert {words[words.index("--genotypes") + 1] for words in ran["table7"]} == {"runs/reproduce/results/genotypes"}
+
+    (tmp_path / "log").unlink()
+    subprocess.run([*script, data, "search"], env={**env, "RESULTS": "a", "GENOTYPES": "b"}, check=True)
+    assert re.findall(r"--(?:results|genotypes) (\w+)", (tmp_path / "log").read_text()) == ["a", "b", "a"]
 
     done = subprocess.run([*script, data, "table6"], env=env, capture_output=True, text=True)
     assert done.returncode == 2

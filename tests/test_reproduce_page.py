@@ -2,15 +2,17 @@
 
 import csv
 import re
+from pathlib import Path
 
 import coefficients
 import page
 import pytest
 import section_table7
 from comparison import NOISE, ONE_SEED, compare, compare_counts
-from rows import RESULTS
 from scipy.stats import t
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 FIELDS = (
     "network augmented seed epochs train_images test_images parameters fit_loss fit_error test_error seconds diverged"
 )
@@ -24,7 +26,7 @@ def write_csv(path, rows):
 
 
 def run(network, seed, error, diverged=0, augmented=1):
-    values = [network, augmented, seed, 10, 16000, 10000, 853018, error / 100, error, error, 60.0, diverged]
+    values = [network, augmented, seed, 10, 16000, "all", 853018, error / 100, error, error, 60.0, diverged]
     row = dict(zip(FIELDS.split(), values))
     if diverged:
         row.update(dict.fromkeys(("fit_loss", "fit_error", "test_error"), ""))
@@ -34,6 +36,16 @@ def run(network, seed, error, diverged=0, augmented=1):
 def written(folder):
     page.write(folder, folder / "page.md")
     return (folder / "page.md").read_text(encoding="utf-8")
+
+
+def figure(folder, name):
+    """Return the axes of a figure."""
+    return page.compose(folder, folder / "page.md")[1][name].axes
+
+
+def drawn(axes, side="xdata"):
+    """Return what is drawn, line by line."""
+    return [list(getattr(line, f"get_{side}")()) for line in axes.lines]
 
 
 def line(text, start):
@@ -81,7 +93,10 @@ def test_a_win_within_the_spread_is_noise_and_one_beyond_it_is_a_claim(tmp_path)
     assert found < text.index("- HBNet-20 against ResNet-20, test error") < noise
     assert noise < text.index("- HBNet-56 against ResNet-56, test error")
     assert line(text, "HBNet-56")[1:4] == ["853,018", "5.46", "26.00 ± 2.00"]
-    assert (tmp_path / "table4.png").stat().st_size > 5_000
+    axes = figure(tmp_path, "table4")[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["ResNet-20", "HBNet-20", "ResNet-56", "HBNet-56"]
+    assert drawn(axes)[4:] == [[25.0, 27.0, 29.0], [27.0], [24.0, 26.0, 28.0], [26.0]]
 
 
 @pytest.mark.parametrize(("error", "sign"), [(20.0, "does not agree"), (30.0, "agrees")])
@@ -122,6 +137,37 @@ def test_other_recipes_are_other_blocks(tmp_path):
     assert text.count("### 16,000 images, 10 epochs, with") == 2
 
 
+def test_all_images_and_fewer_test_images_have_their_blocks(tmp_path):
+    full = dict(run("hbnet20", 0, 20.0), train_images="all", epochs=300)
+    write_csv(tmp_path / "table4.csv", [full, dict(run("hbnet20", 0, 30.0), test_images=64)])
+    text = written(tmp_path)
+    assert "### all images, 300 epochs, with augmentation\n" in text
+    assert "### 16,000 images, 10 epochs, with augmentation, 64 test images\n" in text
+    assert "on all test images" in text
+
+
+def test_rows_in_any_order_make_one_page(tmp_path):
+    """Two processes add their rows as they finish."""
+    rows = [run(name, s, e + s) for s in range(3) for name, e in (("resnet56", 30), ("hbnet56", 20))]
+    rows.append(run("hbnet56", 3, 0.0, diverged=1))
+    write_csv(tmp_path / "table4.csv", rows)
+    text = written(tmp_path)
+    write_csv(tmp_path / "table4.csv", rows[::-1])
+    assert written(tmp_path) == text
+
+
+def test_links_go_from_the_page_to_the_results(tmp_path):
+    results = tmp_path / "found" / "here"
+    results.mkdir(parents=True)
+    write_csv(results / "table4.csv", [run("resnet20", 0, 30.0)])
+    page.main(["--results", str(results)])
+    text = (tmp_path / "found" / "here.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!http|#)([^)]+)\)", text)
+    assert len(targets) == 3
+    for target in targets:
+        assert (tmp_path / "found" / target).resolve().exists(), target
+
+
 def test_what_was_not_run_is_not_printed(tmp_path):
     write_csv(tmp_path / "table4.csv", [run("resnet20", 0, 30.0)])
     text = written(tmp_path)
@@ -131,21 +177,23 @@ def test_what_was_not_run_is_not_printed(tmp_path):
 
 
 def test_stability(tmp_path):
-    fields = ("network", "seed", "steps", "lr", "steps_to_better_than_guessing", "last_loss", "largest_grad_norm")
+    fields = ("network", "seed", "steps", "lr", "last_loss", "largest_grad_norm", "diverged")
     rows, curves = [], []
     for network, losses in (("resnet110", ("2.4", "2.3", "")), ("hbnet110", ("1.70", "1.71", "1.72"))):
         for seed, loss in enumerate(losses):
-            values = (network, seed, 200, 0.1, "" if network == "resnet110" else 30, loss, "12.5")
-            marks = dict(diverged=int(not loss), stalled=int(loss == "2.4"))
-            rows.append({**dict(zip(fields, values)), **marks})
+            rows.append(dict(zip(fields, (network, seed, 200, 0.1, loss, "12.5", int(not loss)))))
             budget = dict(network=network, seed=seed, steps=200, lr=0.1)
             curves += [dict(budget, step=i, loss=2.3, grad_norm=1 + i) for i in range(12)]
     write_csv(tmp_path / "stability.csv", rows)
     write_csv(tmp_path / "stability_curves.csv", curves)
     text = written(tmp_path)
-    assert line(text, "ResNet-110")[1:] == ["3", "1", "1", "never, never, never", "2.35 ± 0.07", "12.5", "0, 1, 2"]
-    assert line(text, "HBNet-110")[1:4] == ["3", "0", "0"]
-    assert (tmp_path / "stability.png").stat().st_size > 5_000
+    assert line(text, "ResNet-110")[1:] == ["3", "1", "2.35 ± 0.07", "12.5", "0, 1, 2"]
+    assert line(text, "HBNet-110")[1:3] == ["3", "0"]
+    losses, norms = figure(tmp_path, "stability")
+    assert drawn(losses, "ydata") == [pytest.approx([2.3] * 12)] * 12
+    each, mean_of_ten = drawn(norms, "ydata")[:2]
+    assert (len(drawn(norms)), each) == (12, [1.0 + i for i in range(12)])
+    assert mean_of_ten[:2] + mean_of_ten[-1:] == [1.0, 1.5, 7.5]
 
 
 @pytest.mark.parametrize(
@@ -166,10 +214,10 @@ def test_the_paper_has_fewer_runs_of_hbnet_diverge(tmp_path, hbnet, resnet, titl
     rows = []
     for network, lost in (("resnet110", resnet), ("hbnet110", hbnet)):
         for seed in range(5):
-            row = dict(network=network, seed=seed, steps=200, lr=0.1, steps_to_better_than_guessing=3)
+            row = dict(network=network, seed=seed, steps=200, lr=0.1)
             diverged = int(seed < lost)
             loss = "" if diverged else 1 + seed / 100
-            rows.append(dict(row, last_loss=loss, largest_grad_norm=9, diverged=diverged, stalled=0))
+            rows.append(dict(row, last_loss=loss, largest_grad_norm=9, diverged=diverged))
     write_csv(tmp_path / "stability.csv", rows)
     text = written(tmp_path)
     claim = "- HBNet-110 against ResNet-110, runs that diverge (200 steps at 0.1): "
@@ -180,7 +228,7 @@ def test_the_paper_has_fewer_runs_of_hbnet_diverge(tmp_path, hbnet, resnet, titl
 
 
 def test_searches(tmp_path):
-    budget = dict.fromkeys(section_table7.BUDGET, 4)
+    budget = dict.fromkeys((*section_table7.BUDGET, "test_images"), 4)
     rows = []
     found = [("darts", (40.0, 41.0), 100), ("agd", (39.0, 42.0), 150), ("hb", (20.0, 20.1), 50)]
     for method, errors, seconds in [*found, ("agd-warm-up", (30.0, 31.0), 150)]:
@@ -192,15 +240,19 @@ def test_searches(tmp_path):
     write_csv(tmp_path / "table7.csv", rows)
     text = written(tmp_path)
     sizes, paper = "1,000, 1,001", "`cifar10_hb_seed0`, `cifar10_hb_seed1`"
-    assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50", "0, 1", paper]
+    assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50 ± 0.00", "0, 1", paper]
     assert line(text, "AGD space − DARTS space")[1:4:2] == ["-0.44", NOISE]
     assert line(text, "AGD space, α still at first − DARTS space")[1:4:2] == ["", "lower"]
     assert "random search" not in text
-    assert (tmp_path / "table7.png").stat().st_size > 5_000
+    assert "; 4 test images" in text
+    (axes,) = figure(tmp_path, "table7")
+    assert drawn(axes)[:4] == [[40.0, 41.0], [40.5], [20.0, 20.1], [20.05]]
 
 
 def coefficient(seed, layer, name, index, value):
-    recipe = dict(network="hbnet20-learn-beta", augmented=1, seed=seed, epochs=10, train_images=16000)
+    recipe = dict(
+        network="hbnet20-learn-beta", augmented=1, seed=seed, epochs=10, train_images=16000, test_images="all"
+    )
     return {**recipe, "layer": layer, "coefficient": name, "index": index, "value": value}
 
 
@@ -232,7 +284,10 @@ def test_coefficients_by_depth(tmp_path, capsys):
         "-0.90 … -0.30",
         "2",
     ]
-    assert (tmp_path / "coefficients.png").stat().st_size > 5_000
+    (axes,) = figure(tmp_path, "coefficients")
+    assert drawn(axes, "ydata")[0] == pytest.approx([-0.65, -0.65, -0.55, -0.55])
+    assert sorted(drawn(axes, "ydata")[1:5]) == [pytest.approx(v) for v in 2 * [[-0.9, -0.4]] + 2 * [[-0.8, -0.3]]]
+    assert (tmp_path / "coefficients.png").exists()
 
 
 @pytest.mark.parametrize("main", [page.main, coefficients.main])
@@ -242,10 +297,11 @@ def test_a_folder_without_results_is_refused(main, tmp_path, capsys):
     assert f"argument --results: {tmp_path}" in capsys.readouterr().err
 
 
-def test_the_page_is_that_of_the_files(tmp_path):
-    for path in RESULTS.glob("*.csv"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert (RESULTS.parent / "results.md").read_text(encoding="utf-8") == written(tmp_path)
+def test_the_page_is_that_of_the_files():
+    document = RESULTS.parent / "results.md"
+    text, figures = page.compose(RESULTS, document)
+    assert document.read_text(encoding="utf-8") == text
+    assert all((RESULTS / f"{name}.png").exists() for name in figures)
 
 
 def test_the_readmes_summary_is_that_of_the_files(tmp_path):
@@ -263,10 +319,10 @@ def test_the_summary_has_each_family_beside_its_special_case(tmp_path):
     document.write_text(f"before\n{page.BEGIN}old\n{page.END}after\n")
     page.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--readme", str(document)])
     before, *table, after = document.read_text(encoding="utf-8").splitlines()
-    assert (before, after, len(table)) == ("before", "after", 2 + 2 + 1)
-    cells = [cell.strip() for cell in table[3].strip("|").split("|")]
+    assert (before, after, len(table)) == ("before", "after", 1 + 1 + 1 + 2 + 1 + 1)
+    cells = [cell.strip() for cell in table[-2].strip("|").split("|")]
     assert cells[0] == "HBNet-56 against ResNet-56: 16,000 images, 10 epochs, augmented"
-    assert cells[1:] == ["20.50 ± 0.71", "30.50 ± 0.71", "-10.00 ± 3.04", "lower", "5.46", "5.32"]
+    assert cells[1:] == ["20.50 ± 0.71", "30.50 ± 0.71", "2", "-10.00 ± 3.04", "lower", "5.46", "5.32"]
     document.write_text("no marks")
     with pytest.raises(ValueError, match=r"document.md: must have <!-- results: begin --> and <!-- results: end -->"):
         page.write_summary(tmp_path, document)

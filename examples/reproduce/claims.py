@@ -8,7 +8,7 @@ from typing import NamedTuple
 from comparison import NOISE, ONE_SEED, Counts, Verdict
 from matplotlib.figure import Figure
 
-__all__ = ["Claim", "Row", "Section", "claims_table", "grouped", "name_recipe", "name_seeds", "numbers"]
+__all__ = ["Claim", "Row", "Section", "claims_table", "grouped", "name_images", "name_recipe", "name_seeds", "numbers"]
 
 Row = dict[str, str]
 
@@ -26,6 +26,12 @@ class Claim(NamedTuple):
     verdict: Verdict | Counts
     printed: float | None = None
 
+    def to_text(self) -> str:
+        """Return the comparison as a sentence, with the paper's difference where it prints a number."""
+        word = "" if self.verdict.word == NOISE else f"{self.verdict.word}, "
+        paper = "" if self.printed is None or isinstance(self.verdict, Counts) else f"; paper {self.printed:+.2f}"
+        return f"{self.ours} against {self.peer}, {self.quantity} ({self.where}): {word}{self.difference}{paper}"
+
     @property
     def difference(self) -> str:
         """The difference, in points with two digits, of losses with three."""
@@ -42,24 +48,30 @@ class Claim(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Lines of the page, the claims in them, and figures by name."""
+    """Lines of the page, the claims in them, and figures that end it, by name, with what they show."""
 
     lines: list[str]
     claims: list[Claim]
-    figures: dict[str, Figure]
+    figures: dict[str, tuple[str, Figure]]
 
 
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
-    """Return the rows by their values of some fields, in the order of the first ones."""
+    """Return the rows by their values of some fields, in the order of their seeds: processes add them in any."""
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups
 
 
+def name_images(number: str, kind: str = "") -> str:
+    """Name a number of images: ``"all"`` is one."""
+    return f"{number if number == 'all' else f'{int(number):,}'} {kind}images"
+
+
 def name_recipe(row: Row) -> str:
     """Name the recipe of a row of Table 4, or of coefficients learned there."""
-    return f"{int(row['train_images']):,} images, {row['epochs']} epochs" + ", augmented" * (row["augmented"] == "1")
+    recipe = f"{name_images(row['train_images'])}, {row['epochs']} epochs" + ", augmented" * (row["augmented"] == "1")
+    return recipe + f", {name_images(row['test_images'], 'test ')}" * (row["test_images"] != "all")
 
 
 def name_seeds(rows: Iterable[Row], every: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ __all__ = ["by_place", "coefficients_of", "draw", "summary"]
 COLOURS = {"beta1": BLUE, "beta2": RED}
 NAMES = {"beta1": "β1", "beta2": "β2", "alpha": "α"}
 STARTS = {"beta1": 1.0, "beta2": -1.0, "alpha": 1.0}
-RECIPE = ("network", "train_images", "epochs", "augmented")
+RECIPE = ("network", "train_images", "test_images", "epochs", "augmented")
 Rows = Sequence[dict[str, str]]
 Places = dict[tuple[str, int], list[float]]  # layer and index -> values over seeds
 

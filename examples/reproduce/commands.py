@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rows import RESULTS
+import pytorch_lightning as pl
+import torch
+from rows import RESULTS, require
 
 from nni_spaces.data import read_images
+from nni_spaces.run_folder import describe
 
-__all__ = ["at_least", "check_data", "command_line", "common_arguments", "run_missing"]
+__all__ = ["Place", "at_least", "command_line", "common_arguments", "fingerprint", "place_of", "run_missing"]
 
 Job = TypeVar("Job")
 
@@ -36,18 +41,42 @@ def common_arguments(description: str, table: str, seeds: Iterable[int]) -> argp
     parser.add_argument("--data", default="cifar10", help="cifar10 (torchvision's download), or an .npz file")
     parser.add_argument("--seeds", nargs="+", type=at_least(0), default=list(seeds), help="seeds")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce") / table, help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS / f"{table}.csv", help="file of the results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--accelerator", default="auto", help="Lightning's: auto, cpu, gpu")
     return parser
 
 
-def check_data(parser: argparse.ArgumentParser, source: str) -> None:
-    """End the command where the images cannot be read, before anything is made."""
+def fingerprint(source: str) -> str:
+    """Return twelve digits that tell the images of a source, whatever file they are in."""
+    hashes = (describe(read_images(source, None, split))["sha256"] for split in ("train", "test"))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs go, the file of their rows, what all rows there share, and Lightning's accelerator."""
+
+    out: Path
+    results: Path
+    shared: Mapping[str, Any]
+    accelerator: str = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        """What Lightning takes for the accelerator."""
+        quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        return pl.Trainer(accelerator=self.accelerator, devices=1, **quiet).strategy.root_device
+
+
+def place_of(parser: argparse.ArgumentParser, args: argparse.Namespace, table: str, **shared: Any) -> Place:
+    """Return the place; end the command where images cannot be read, or the file has rows of others."""
+    results = args.results / f"{table}.csv"
     try:
-        for split in ("train", "test"):
-            read_images(source, 2, split)
+        shared["data_sha256"] = fingerprint(args.data)
+        require(results, shared)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    return Place(args.out, results, shared, args.accelerator)
 
 
 def command_line(script: str, data: str, **options: Any) -> str:

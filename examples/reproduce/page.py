@@ -1,7 +1,7 @@
-"""Write ``docs/results.md`` and its figures from the CSV files of this folder's commands, whichever there are.
+"""Write a page and its figures from the CSV files of this folder's commands, whichever there are.
 
     python examples/reproduce/page.py
-    python examples/reproduce/page.py --readme README.md    # and the summary there, between its marks
+    python examples/reproduce/page.py --results docs/results --readme README.md    # and the summary in a document
 
 Nothing is typed by hand: what was not run is not printed, and a claim is made only where a difference exceeds the
 spread over seeds (:mod:`comparison`).
@@ -10,12 +10,14 @@ spread over seeds (:mod:`comparison`).
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import coefficients
 from claims import Claim, Section
 from comparison import NOISE, ONE_SEED
+from matplotlib.figure import Figure
 from networks import ROWS
 from paper_figures import TABLE5
 from rows import RESULTS, read_rows
@@ -33,9 +35,9 @@ What sections 8 and 9 of the paper claim, on real CIFAR-10 and at a size that tw
 columns are the paper's figures, "measured" ones ours. ± behind a mean is the standard deviation over seeds; behind a
 difference, half of its 95 % confidence interval (Welch's). A difference is called lower or higher only where it is
 larger than that, counts of runs are called fewer or more only where Fisher's exact test says so at 5 %, and agreement
-is about the sign. Each row of [`docs/results/`](results) has the command that made it,
-its seed, versions, threads and seconds; [`examples/reproduce`](../examples/reproduce) has the plan, and this page is
-what `python examples/reproduce/page.py` writes.
+is about the sign; the paper prints no spread. Each row of `table4.csv`, `stability.csv` and `table7.csv` in
+[`{name}/`]({results}) has the command that made it, its seed, versions, threads and seconds;
+[`examples/reproduce`]({code}) has the plan, and `page.py` there writes this page.
 """
 
 
@@ -52,10 +54,8 @@ def learned(folder: Path) -> Section:
         "",
         *coefficients.summary(rows),
         "",
-        "![Learned coefficients by depth](results/coefficients.png)",
-        "",
     ]
-    return Section(lines, [], {"coefficients": coefficients.draw(rows)})
+    return Section(lines, [], {"coefficients": ("Learned coefficients by depth", coefficients.draw(rows))})
 
 
 def table5(folder: Path) -> Section:
@@ -88,10 +88,7 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
     """Return what agrees with the paper, what does not, what else was found, and what is too noisy to say."""
 
     def lines(title: str, some: Iterable[Claim]) -> list[str]:
-        made = []
-        for c in some:
-            word = "" if c.verdict.word == NOISE else f"{c.verdict.word}, "
-            made.append(f"- {c.ours} against {c.peer}, {c.quantity} ({c.where}): {word}{c.difference}")
+        made = [f"- {claim.to_text()}" for claim in some]
         return [f"**{title}**", "", *made, ""] if made else []
 
     compared = [claim for claim in claims if claim.verdict.word != ONE_SEED]
@@ -111,15 +108,27 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
-def write(results: Path, page: Path) -> None:
-    """Write the page, and the figures beside the results."""
+def compose(results: Path, page: Path) -> tuple[str, dict[str, Figure]]:
+    """Return the text of the page, with links from where it will be, and its figures by name."""
     sections = [section(results) for section in SECTIONS]
     claims = [claim for section in sections for claim in section.claims]
+    lines = conclusions(claims) if claims else []
+    folder, code = (Path(os.path.relpath(path, page.parent)).as_posix() for path in (results, Path(__file__).parent))
     for section in sections:
-        for name, figure in section.figures.items():
-            figure.savefig(results / f"{name}.png", dpi=110)
-    parts = [*(conclusions(claims) if claims else []), *(line for section in sections for line in section.lines)]
-    write_atomically(page, HEAD + "\n" + "\n".join(parts).rstrip() + "\n")
+        lines += section.lines
+        for name, (shown, _) in section.figures.items():
+            lines += [f"![{shown}]({folder}/{name}.png)", ""]
+    head = HEAD.format(name=results.name, results=folder, code=code)
+    figures = {name: figure for section in sections for name, (_, figure) in section.figures.items()}
+    return head + "\n" + "\n".join(lines).rstrip() + "\n", figures
+
+
+def write(results: Path, page: Path) -> None:
+    """Write the page, and the figures beside the results."""
+    text, figures = compose(results, page)
+    for name, figure in figures.items():
+        figure.savefig(results / f"{name}.png", dpi=110)
+    write_atomically(page, text)
 
 
 def write_summary(results: Path, readme: Path) -> None:
@@ -140,13 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files and the figures")
-    parser.add_argument("--page", type=Path, default=RESULTS.parent / "results.md", help="the page")
+    parser.add_argument("--page", type=Path, help="the page, by default beside that folder and named like it")
     parser.add_argument("--readme", type=Path, help="a document with the marks of the summary")
     args = parser.parse_args(arguments)
     if not any((args.results / f"{name}.csv").exists() for name in ("table4", "stability", "table5", "table7")):
         parser.error(f"argument --results: {args.results} holds no results")
-    write(args.results, args.page)
-    print(args.page)
+    page = args.page or args.results.with_name(f"{args.results.name}.md")
+    write(args.results, page)
+    print(page)
     if args.readme is not None:
         write_summary(args.results, args.readme)
         print(args.readme)

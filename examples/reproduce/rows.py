@@ -7,7 +7,7 @@ import fcntl
 import io
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,9 @@ import torch
 
 from optinspired_plugins._files import write_atomically
 
-__all__ = ["RESULTS", "add_rows", "find", "provenance", "read_rows"]
+__all__ = ["RESULTS", "add_rows", "find", "provenance", "read_rows", "require"]
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+RESULTS = Path("runs") / "reproduce" / "results"
 Row = Mapping[str, Any]
 
 
@@ -39,13 +39,26 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _same(row: Row, other: Row, key: Sequence[str]) -> bool:
-    return all(str(row[name]) == str(other[name]) for name in key)
+def _values(row: Row, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in names)
 
 
 def find(path: Path, wanted: Row) -> dict[str, str] | None:
     """Return the first row that has the wanted values."""
-    return next((row for row in read_rows(path) if _same(wanted, row, list(wanted))), None)
+    values = _values(wanted, wanted)
+    return next((row for row in read_rows(path) if _values(row, wanted) == values), None)
+
+
+def require(path: Path, shared: Row) -> None:
+    """Check that all rows of a file have the values that its rows share.
+
+    Raises:
+        ValueError: a row has another.
+    """
+    for row in read_rows(path):
+        for name, value in shared.items():
+            if row.get(name) != str(value):
+                raise ValueError(f"{path}: has rows of {name}={row.get(name)}, must be another folder for {value}")
 
 
 @contextmanager
@@ -64,7 +77,8 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
         ValueError: the file has rows of other fields.
     """
     with _alone(path):
-        kept: list[Row] = [old for old in read_rows(path) if not any(_same(row, old, key) for row in rows)]
+        replaced = {_values(row, key) for row in rows}
+        kept: list[Row] = [old for old in read_rows(path) if _values(old, key) not in replaced]
         if kept and list(kept[0]) != list(rows[0]):
             raise ValueError(f"{path}: has rows of other fields than {', '.join(rows[0])}: choose another file")
         text = io.StringIO()
@@ -74,8 +88,8 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
         write_atomically(path, text.getvalue())
 
 
-def provenance(command: str) -> dict[str, str]:
-    """Return what a figure depends on beside its settings: machine, threads, versions and the command."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    cores = dict(device=device, threads=str(torch.get_num_threads()), cores=str(os.cpu_count()))
+def provenance(command: str, device: torch.device) -> dict[str, str]:
+    """Return what a figure depends on beside its settings: device, threads, versions and the command."""
+    model = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    cores = dict(device=model, threads=str(torch.get_num_threads()), cores=str(os.cpu_count()))
     return {**cores, **{name: version(name) for name in ("torch", "timm")}, "command": command}

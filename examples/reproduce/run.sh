@@ -4,36 +4,40 @@
 #   bash examples/reproduce/run.sh cifar10          torchvision downloads the images
 #   bash examples/reproduce/run.sh a.npz            x_train, y_train, x_test, y_test
 #   bash examples/reproduce/run.sh a.npz small      one part; several may follow
+# Rows, figures and the genotypes that are found go to runs/reproduce/results, the page beside it; RESULTS and GENOTYPES
+# are other folders.
 set -euo pipefail
 data=${1:?"usage: run.sh DATA [PART ...], DATA is cifar10 or an .npz file"}
 shift
 here=$(dirname "$0")
+results=${RESULTS:-runs/reproduce/results}
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive PYTHONUNBUFFERED=1
 
-train() { python "$here/table4.py" --data "$data" --epochs 10 --train-images 16000 "$@"; }
-search() { python "$here/table7.py" --data "$data" "$@"; }
+run() { python "$here/$1.py" --results "$results" "${@:2}"; }
+train() { run table4 --data "$data" --epochs 10 --train-images 16000 "$@"; }
+search() { run table7 --data "$data" --genotypes "${GENOTYPES:-$results/genotypes}" "$@"; }
 
 part() {
   case $1 in
-    table5) python "$here/table5.py" ;;
+    table5) run table5 ;;
     small) train --networks resnet20 hbnet20 --augmentation with without ;;
     deep) train --networks resnet56 hbnet56 ;;
-    stability) python "$here/stability.py" --data "$data" ;;
+    stability) run stability --data "$data" ;;
     stability-variants)
       variants="resnet110-small-init hbnet110-small-init resnet110-no-last-relu hbnet110-post-act hbnet110-learn-beta"
-      python "$here/stability.py" --data "$data" --networks resnet110-uniform-init hbnet110-uniform-init
-      python "$here/stability.py" --data "$data" --networks $variants --seeds 0 1 2
-      python "$here/stability.py" --data "$data" --lr 0.01 --seeds 0 1 2 ;;
+      run stability --data "$data" --networks resnet110-uniform-init hbnet110-uniform-init
+      run stability --data "$data" --networks $variants --seeds 0 1 2
+      run stability --data "$data" --lr 0.01 --seeds 0 1 2 ;;
     dense) train --networks densenet22 agdnet22 ;;
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
     search-warm-up) search --methods darts-warm-up agd-warm-up ;;
-    deep-controls) train --networks resnet56-no-last-relu ;;
-    dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
     random) search --methods random-darts random-hb random-agd ;;
-    dense-controls) train --networks agdnet22-alpha-1 ;;
-    deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
     deep-init) train --networks resnet56-small-init hbnet56-small-init ;;
+    deep-controls) train --networks resnet56-no-last-relu ;;
+    dense-controls) train --networks agdnet22-alpha-1 ;;
+    dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
+    deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
     more)
       train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 \
         resnet56-uniform-init hbnet56-uniform-init ;;
@@ -44,9 +48,9 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability stability-variants dense controls search search-warm-up random dense-controls deep-controls dense-plain deep-plain)
+  parts=(table5 small deep stability stability-variants dense controls search search-warm-up random deep-init dense-controls deep-controls dense-plain deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"
-  python "$here/page.py"
+  run page
 done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_recipe, name_seeds, numbers
+from claims import Claim, Row, Section, claims_table, grouped, name_images, name_recipe, name_seeds, numbers
 from comparison import compare, mean_and_spread
 from figures import draw_dots
 from networks import NETWORKS
@@ -14,7 +14,7 @@ from rows import read_rows
 __all__ = ["summary", "table4"]
 
 
-RECIPE = ("epochs", "train_images", "augmented")
+RECIPE = ("epochs", "train_images", "test_images", "augmented")
 HEAVY_BALL = [(f"hbnet{depth}", f"resnet{depth}") for depth in (20, 56, 110)]
 NESTEROV = [(f"agdnet{layers}", f"densenet{layers}") for layers in (22, 40, 52)]
 
@@ -37,9 +37,10 @@ def table4(folder: Path) -> Section:
     """Return errors and losses of the networks, a block for each recipe."""
     rows, claims, panels = read_rows(folder / "table4.csv"), [], {}
     lines = ["## Table 4: CIFAR-10", ""] if rows else []
-    for (epochs, images, augmented), block in grouped(rows, RECIPE).items():
+    for (epochs, images, tested, augmented), block in grouped(rows, RECIPE).items():
         found = {network: group for network in NETWORKS if (group := [r for r in block if r["network"] == network])}
-        title = f"{int(images):,} images, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
+        title = f"{name_images(images)}, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
+        title += f", {name_images(tested, 'test ')}" * (tested != "all")
         lines += [f"### {title}", "", *_table4_block(found, augmented == "1"), ""]
         here = _table4_claims(found, title, augmented == "1")
         for quantity, unit in (
@@ -52,17 +53,18 @@ def table4(folder: Path) -> Section:
         errors = {NETWORKS[name].label: numbers(group, "test_error") for name, group in found.items()}
         panels[title] = {label: values for label, values in errors.items() if values}
     panels = {title: lines for title, lines in panels.items() if lines}
-    if panels:
-        lines += ["![Test errors of all seeds](results/table4.png)", ""]
-    return Section(lines, claims, {"table4": draw_dots(panels, "test error (%)")} if panels else {})
+    figure = {"table4": ("Test errors of all seeds", draw_dots(panels, "test error (%)"))} if panels else {}
+    return Section(lines, claims, figure)
 
 
 def summary(folder: Path) -> list[str]:
     """Return the README's table: each family beside its special case."""
     lines = [
-        "| CIFAR-10, test error | ours, measured | special case, measured | difference, measured | so it is | "
-        "ours, paper | special case, paper |",
-        "|---|---:|---:|---:|---|---:|---:|",
+        "± behind an error is the standard deviation over seeds, behind a difference half of its 95 % interval.",
+        "",
+        "| CIFAR-10, test error in % | ours, measured | special case, measured | seeds | difference, measured | "
+        "so it is | ours, paper | special case, paper |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     for (*_, augmented), block in grouped(read_rows(folder / "table4.csv"), RECIPE).items():
         for names in [*HEAVY_BALL, *NESTEROV]:
@@ -70,7 +72,8 @@ def summary(folder: Path) -> list[str]:
             if all(errors):
                 verdict = compare(*errors)
                 labels = " against ".join(NETWORKS[name].label for name in names)
-                measured = [*map(mean_and_spread, errors), verdict.to_text(2), verdict.word]
+                seeds = " and ".join(dict.fromkeys(str(len(values)) for values in errors))
+                measured = [*map(mean_and_spread, errors), seeds, verdict.to_text(2), verdict.word]
                 paper = [f"{TABLE4[name][augmented == '1']:.2f}" if name in TABLE4 else "" for name in names]
                 lines.append("| " + " | ".join([f"{labels}: {name_recipe(block[0])}", *measured, *paper]) + " |")
     return lines
@@ -80,8 +83,10 @@ def _table4_block(found: dict[str, list[Row]], augmented: bool) -> list[str]:
     first = next(iter(found.values()))[0]
     every = {row["seed"] for group in found.values() for row in group}
     lines = [
-        f"Tested once, after the last epoch, on {int(first['test_images']):,} images; the loss and error of training "
-        "images are those of the first so many, not augmented and in evaluation. The paper's are 300 epochs of all.",
+        f"Tested once, after the last epoch, on {name_images(first['test_images'], 'test ')}; the loss and error of "
+        "training images are those of the first so many, not augmented and in evaluation. The paper's are 300 epochs "
+        "of all: where the training error is high, a difference here is one of how fast a network learns, and not of "
+        "how well it does in the end.",
         "",
         "| network | parameters | test error, paper | test error, measured | training error | training loss | seeds |",
         "|---|---:|---:|---:|---:|---:|---|",

@@ -1,4 +1,4 @@
-"""Table 4 on CIFAR-10: test error and training loss of the networks, a row of ``docs/results/table4.csv`` each run.
+"""Table 4 on CIFAR-10: test error and training loss of the networks, a row of ``table4.csv`` each run.
 
     python examples/reproduce/table4.py --networks resnet20 hbnet20 --epochs 20 --train-images 20000
     python examples/reproduce/table4.py --networks resnet56 hbnet56 --full          # the paper's recipe
@@ -9,14 +9,11 @@ run at once. Learned coefficients go to ``coefficients.csv`` beside the results.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from commands import at_least, check_data, command_line, common_arguments, run_missing
+from commands import Place, at_least, command_line, common_arguments, place_of, run_missing
 from networks import NETWORKS, count_network, learned_coefficients
 from rows import add_rows, find, provenance
 from training import Recipe, train
@@ -25,62 +22,48 @@ from nni_spaces.data import read_images
 from optinspired_plugins.cli import quiet_hosts
 
 MEASURED = ("train_loss", "fit_loss", "fit_error", "test_loss", "test_error", "seconds")
-KEY = ("network", "augmented", "seed", "epochs", "train_images")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Where runs and results are, and on what they run."""
+def run(recipe: Recipe, place: Place) -> str:
+    """Train, add the row, and say what came out."""
 
-    out: Path
-    results: Path
-    accelerator: str = "auto"
+    def show(entry: dict[str, Any]) -> None:
+        print(f"  {name(recipe)} epoch {entry['epoch'] + 1}: loss {entry['train_loss']:.4f}", flush=True)
 
-    @property
-    def coefficients(self) -> Path:
-        """The file of learned coefficients."""
-        return self.results.with_name("coefficients.csv")
+    try:
+        measured, state = train(recipe, place.out / name(recipe), place.accelerator, show)
+    except FloatingPointError:  # a result, like any other
+        measured, state = {}, {}
+    key = identity(recipe)
+    coefficients = [{**key, **row} for row in learned_coefficients(state)]
+    if coefficients:
+        add_rows(place.results.with_name("coefficients.csv"), coefficients, list(key))
+    add_rows(place.results, [make_row(recipe, measured, place)], list(key))
+    return f"test error {measured['test_error']:.2f} %" if measured else "diverged"
 
-    def run(self, recipe: Recipe) -> str:
-        """Train, add the row, and say what came out."""
-        folder = self.out / name(recipe)
 
-        def show(entry: dict[str, Any]) -> None:
-            print(f"  {name(recipe)} epoch {entry['epoch'] + 1}: loss {entry['train_loss']:.4f}", flush=True)
-
-        try:
-            measured, state = train(recipe, folder, self.accelerator, show)
-        except FloatingPointError:  # a result, like any other
-            measured, state = {}, {}
-        key = identity(recipe)
-        coefficients = [{**key, **row} for row in learned_coefficients(state)]
-        if coefficients:
-            add_rows(self.coefficients, coefficients, KEY)
-        add_rows(self.results, [self.row(recipe, measured)], KEY)
-        return f"test error {measured['test_error']:.2f} %" if measured else "diverged"
-
-    def row(self, recipe: Recipe, measured: dict[str, Any]) -> dict[str, Any]:
-        """Return the row of a finished run; one that diverged has no figures."""
-        network, test = NETWORKS[recipe.network], read_images(recipe.data, recipe.test_images, "test")
-        parameters, macs = count_network(network, test.classes)
-        options = dict(networks=recipe.network, seeds=recipe.seed, augmentation="with" if recipe.augment else "without")
-        if (recipe.epochs, recipe.train_images) == (Recipe.epochs, None):
-            options["full"] = True
-        else:
-            options.update(epochs=recipe.epochs, train_images=recipe.train_images, test_images=recipe.test_images)
-        return {
-            **identity(recipe),
-            "test_images": len(test.labels),
-            "model": network.model,
-            "options": json.dumps(network.kwargs),
-            **{field: getattr(recipe, field) for field in ("batch_size", "lr", "weight_decay")},
-            "classes": test.classes,
-            "parameters": parameters,
-            "macs": macs,
-            **{field: measured.get(field, "") for field in MEASURED},
-            "diverged": int(not measured),
-            **provenance(command_line("table4", recipe.data, **options)),
-        }
+def make_row(recipe: Recipe, measured: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Return the row of a finished run; one that diverged has no figures."""
+    network, classes = NETWORKS[recipe.network], read_images(recipe.data, 1, "test").classes
+    parameters, macs = count_network(network, classes)
+    options = dict(networks=recipe.network, seeds=recipe.seed, augmentation="with" if recipe.augment else "without")
+    if (recipe.epochs, recipe.train_images, recipe.test_images) == (Recipe.epochs, None, None):
+        options["full"] = True
+    else:
+        options.update(epochs=recipe.epochs, train_images=recipe.train_images, test_images=recipe.test_images)
+    return {
+        **identity(recipe),
+        **place.shared,
+        "model": network.model,
+        "options": json.dumps(network.kwargs),
+        **{field: getattr(recipe, field) for field in ("batch_size", "lr", "weight_decay")},
+        "classes": classes,
+        "parameters": parameters,
+        "macs": macs,
+        **{field: measured.get(field, "") for field in MEASURED},
+        "diverged": int(not measured),
+        **provenance(command_line("table4", recipe.data, **options), place.device),
+    }
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -91,6 +74,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         seed=recipe.seed,
         epochs=recipe.epochs,
         train_images=recipe.train_images or "all",
+        test_images=recipe.test_images or "all",
     )
 
 
@@ -101,8 +85,8 @@ def name(recipe: Recipe) -> str:
     return f"{recipe.network}-{augmented}-{images}x{recipe.epochs}-seed{recipe.seed}"
 
 
-def parse_args(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Recipe]]:
-    """Return arguments and what to train: seed after seed, all networks of each."""
+def parse_args(arguments: Sequence[str] | None) -> tuple[list[Recipe], Place]:
+    """Return what to train, seed after seed, all networks of each, and where."""
     parser = common_arguments(__doc__.splitlines()[0], "table4", seeds=range(3))
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, required=True, metavar="NETWORK", help="what to train"
@@ -117,7 +101,6 @@ def parse_args(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         parser.error("argument --full: is the paper's recipe, must be without --epochs, --train-images, --test-images")
     if not args.full and args.epochs is None:
         parser.error("argument --epochs: must be given, or --full for the paper's 300")
-    check_data(parser, args.data)
     shortened = {} if args.full else {n: getattr(args, n) for n in ("epochs", "train_images", "test_images")}
     recipes = [
         Recipe(network, data=args.data, augment=augmentation == "with", seed=seed, **shortened)
@@ -125,15 +108,19 @@ def parse_args(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         for augmentation in args.augmentation
         for network in args.networks
     ]
-    return args, recipes
+    return recipes, place_of(parser, args, "table4")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has no row yet."""
-    args, recipes = parse_args(arguments)
-    table = Table(args.out, args.results, args.accelerator)
     with quiet_hosts():
-        run_missing(recipes, name, lambda recipe: find(table.results, identity(recipe)) is not None, table.run)
+        recipes, place = parse_args(arguments)
+        run_missing(
+            recipes,
+            name,
+            lambda recipe: find(place.results, identity(recipe)) is not None,
+            lambda recipe: run(recipe, place),
+        )
 
 
 if __name__ == "__main__":

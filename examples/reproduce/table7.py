@@ -4,7 +4,7 @@
 
 A row of ``table7.csv`` each method and seed. A random search trains ``--trials`` networks of the supernet's width and
 depth, and keeps the best by images held out of training. What is interrupted goes on. A genotype that was found is a
-file of the package: ``timm.create_model("cellnet_cifar", genotype="cifar10_agd_seed0")`` is its network.
+file: ``timm.create_model("cellnet_cifar", genotype="runs/reproduce/results/genotypes/cifar10_agd_seed0.json")``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from commands import at_least, check_data, command_line, common_arguments, run_missing
+from commands import Place, at_least, command_line, common_arguments, place_of, run_missing
 from nni.nas.strategy import Random
 from rows import add_rows, find, provenance
 
@@ -27,7 +27,7 @@ from nni_spaces.search import SearchSettings, search
 from nni_spaces.trial_evaluator import TrialEvaluator
 from nni_spaces.trials import read_trials, run_trials
 from optinspired_plugins.cli import quiet_hosts
-from optinspired_plugins.genotype import FOUND, Genotype
+from optinspired_plugins.genotype import Genotype
 
 
 class Method(NamedTuple):
@@ -68,9 +68,6 @@ class Budget:
     width: int = 16
 
 
-KEY = ("method", "seed", *(field.name for field in fields(Budget)))
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A method, a seed and the budget; where runs and genotypes go."""
@@ -79,20 +76,18 @@ class Experiment:
     seed: int
     budget: Budget
     data: str
-    out: Path
-    results: Path
+    place: Place
     genotypes: Path
-    accelerator: str
 
     @property
     def folder(self) -> Path:
         """The folder of the search; that of the retraining is inside."""
-        return self.out / f"{self.method}-seed{self.seed}"
+        return self.place.out / f"{self.method}-seed{self.seed}"
 
     @property
     def identity(self) -> dict[str, Any]:
         """What tells a run from another."""
-        return dict(method=self.method, seed=self.seed, **asdict(self.budget))
+        return dict(method=self.method, seed=self.seed)
 
     @property
     def settings(self) -> SearchSettings:
@@ -115,7 +110,8 @@ class Experiment:
         """Return what the method finds, and the seconds that took."""
         settings, b = self.settings, self.budget
         if METHODS[self.method].init:
-            found = search(settings, self.folder, accelerator=self.accelerator, on_epoch=partial(_show, self.method))
+            show = partial(_show, self.method)
+            found = search(settings, self.folder, accelerator=self.place.accelerator, on_epoch=show)
             return found, sum(entry["seconds"] for entry in read_history(self.folder))
         classes = read_images(self.data, b.images).classes
         evaluator = TrialEvaluator.from_images(
@@ -124,7 +120,7 @@ class Experiment:
             padding=settings.padding,
             seed=self.seed,
             epochs=b.trial_epochs,
-            accelerator=self.accelerator,
+            accelerator=self.place.accelerator,
         )
         model_space = settings.make_space(classes, in_chans=3)
         best, *_ = run_trials(model_space, Random(seed=self.seed), evaluator, self.folder, b.trials, self.seed)
@@ -137,7 +133,7 @@ class Experiment:
         """
         images = max(self.budget.images // 4, 128)
         settings = replace(self.settings, space="darts", init="zero", limit=images, epochs=2, warmup_epochs=0)
-        search(settings, self.folder / "darts", accelerator=self.accelerator)
+        search(settings, self.folder / "darts", accelerator=self.place.accelerator)
         seconds = read_history(self.folder / "darts")[-1]["seconds"]
         return seconds * self.budget.search_epochs * self.budget.images / images
 
@@ -164,7 +160,7 @@ class Experiment:
             seed=self.seed,
         )
         again = self.folder / "retrain"
-        test_top1 = retrain(settings, again, accelerator=self.accelerator, on_epoch=partial(_show, self.method))
+        test_top1 = retrain(settings, again, accelerator=self.place.accelerator, on_epoch=partial(_show, self.method))
         history, facts = read_history(again), json.loads((again / "run.json").read_text(encoding="utf-8"))
         self.genotypes.mkdir(parents=True, exist_ok=True)
         name = f"cifar10_{self.method.replace('-', '_')}_seed{self.seed}"
@@ -172,6 +168,7 @@ class Experiment:
         options = dict(methods=self.method, seeds=self.seed, **asdict(b))
         row = {
             **self.identity,
+            **self.place.shared,
             "test_images": len(read_images(self.data, b.images, "test").labels),
             "genotype": name,
             "parameters": facts["parameters"],
@@ -181,9 +178,9 @@ class Experiment:
             "search_seconds": round(search_seconds, 1),
             "darts_seconds": round(darts_seconds, 1),
             "seconds": round(search_seconds + sum(entry["seconds"] for entry in history), 1),
-            **provenance(command_line("table7", self.data, **options)),
+            **provenance(command_line("table7", self.data, **options), self.place.device),
         }
-        add_rows(self.results, [row], KEY)
+        add_rows(self.place.results, [row], list(self.identity))
         return f"test error {row['test_error']:.2f} %"
 
 
@@ -195,20 +192,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what has no row yet."""
     parser = common_arguments(__doc__.splitlines()[0], "table7", seeds=range(2))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="spaces and starts of α")
-    parser.add_argument("--genotypes", type=Path, default=FOUND, help="folder of the genotypes that are found")
+    parser.add_argument("--genotypes", type=Path, help="folder of the genotypes, default: in that of the results")
     for name, default in asdict(Budget()).items():
         kind = float if isinstance(default, float) else at_least(128 if name == "images" else 1)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help="budget of a method")
     args = parser.parse_args(arguments)
-    check_data(parser, args.data)
     budget = Budget(**{field.name: getattr(args, field.name) for field in fields(Budget)})
-    where = (args.data, args.out, args.results, args.genotypes, args.accelerator)
-    experiments = [Experiment(method, seed, budget, *where) for seed in args.seeds for method in args.methods]
     with quiet_hosts():
+        place = place_of(parser, args, "table7", **asdict(budget))
+        where = (args.data, place, args.genotypes or args.results / "genotypes")
+        experiments = [Experiment(method, seed, budget, *where) for seed in args.seeds for method in args.methods]
         run_missing(
             experiments,
             lambda experiment: f"{experiment.method}, seed {experiment.seed}",
-            lambda experiment: find(args.results, experiment.identity) is not None,
+            lambda experiment: find(place.results, experiment.identity) is not None,
             Experiment.run,
         )
 
