@@ -11,6 +11,7 @@ and the backward pass knows T_k(x_k) when it needs x_{k−1}. The plain form is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,7 +26,31 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from .batch_statistics import batch_statistics, move_running
 
-__all__ = ["Parts", "propagate", "recompute"]
+__all__ = ["GROWTH_LIMIT", "Parts", "growth", "propagate", "recompute"]
+
+# An iterate that is found again may lose five of float32's 24 bits.
+GROWTH_LIMIT = 32.0
+
+
+def growth(beta1: Sequence[float], beta2: Sequence[float]) -> float:
+    """Return how many times its size an error of one iterate can have in a lower one that is found again from it.
+
+    That is the largest |e_j| of e_{k−1} = (e_{k+1} − β1 e_k) / β2 from any e_{k+1} = 0, e_k = 1: what T makes of an
+    error is left out. It is 1 for (1, −1), and infinite where a β2 is 0.
+
+    Args:
+        beta1: β1 of every step.
+        beta2: β2 of every step.
+    """
+    if 0 in beta2:
+        return math.inf
+    largest = 1.0
+    for top in range(1, len(beta2) + 1):
+        above, error = 0.0, 1.0
+        for k in range(top, 0, -1):
+            above, error = error, (above - beta1[k - 1] * error) / beta2[k - 1]
+            largest = max(largest, abs(error))
+    return largest
 
 
 class _KeptBuffers:
@@ -146,6 +171,7 @@ class _Iterates:
         ]
         self.beta1, self.beta2 = ([0.0, *beta] for beta in values)  # step 0 has none
         self.known: dict[int, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}  # those that no backward pass of a T will find
 
     def wants(self, k: int) -> bool:
         """Say whether a gradient needs x_k: all but x_0, which only a learned coefficient does."""
@@ -168,9 +194,10 @@ class _Iterates:
 
     def get(self, k: int) -> Tensor:
         """Return x_k."""
-        if k not in self.known:
+        x = self.known.get(k, self.kept.get(k))
+        if x is None:
             raise RuntimeError(f"x_{k} is needed before T_{k + 1} was differentiated: is a gradient taken twice?")
-        return self.known[k]
+        return x
 
     @contextmanager
     def unkept(self, k: int, x: Tensor) -> Iterator[None]:
@@ -312,6 +339,8 @@ def propagate(
     for k, T in enumerate(transforms, start=1):
         stand_in = _Momentum.apply(x_prev, beta2[k - 1], iterates, k)
         t = _term(iterates, k, T, x.to(dtype)).to(wide)
+        if not t.requires_grad:  # T_k and all before it is frozen
+            iterates.kept[k - 1] = x_prev.detach()
         x_prev, x = x, _Step.apply(t, x, beta1[k - 1], stand_in, x_prev.detach(), (iterates, k))
     return _Exit.apply(x, x_prev.detach(), iterates).to(dtype)
 

@@ -361,6 +361,21 @@ def test_graphs_have_the_plain_forms_operations():
         torch.testing.assert_close(exported(x), expected, rtol=1e-10, atol=1e-10)
 
 
+def test_function_transforms():
+    """Gradients of each image by torch.func are those that autograd gives of one after the other."""
+    model = build().eval()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x[None],)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images())
+    for i, x in enumerate(images()):
+        expected = torch.autograd.grad(model(x[None]).square().sum(), list(model.parameters()))
+        for name, gradient in zip(parameters, expected):
+            torch.testing.assert_close(found[name][i], gradient, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lean", [False, True])
 def test_compiled(lean):

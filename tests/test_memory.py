@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optinspired_plugins import memory as memory_module
 from optinspired_plugins import pooled_norm
-from optinspired_plugins.memory import Parts, propagate, recompute
+from optinspired_plugins.memory import Parts, growth, propagate, recompute
 from optinspired_plugins.propagation import heavy_ball
 
 SMALL = dict(layers=(2, 3, 1, 4), channels=(8, 12, 16, 16), num_classes=3)
@@ -102,6 +102,16 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(rule(False, x, x, 1.0, -1.0).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_growth_is_that_of_the_recursion():
+    """(1, −1) has period 6 and never grows; two steps of β2 = −1/2 and β1 = 0 quadruple; β2 = 0 undoes nothing."""
+    assert growth([1.0] * 40, [-1.0] * 40) == 1
+    assert growth([0.0] * 4, [-0.5] * 4) == 4
+    assert growth([2.0] * 5, [-1.0] * 5) == 6
+    assert growth([0.0] * 3, [-1.0, -0.1, -1.0]) == pytest.approx(10), "from whichever step it is largest"
+    assert growth([1.0], [0.0]) == float("inf")
+    assert growth([], []) == 1
 
 
 @pytest.mark.parametrize(("depth", "limit"), [(8, 1e-6), (64, 1e-5)])
@@ -308,12 +318,79 @@ def test_two_hundred_steps_lie_on_the_stored_forms():
         torch.testing.assert_close(curves[memory], curves["stored"], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("beta2", [-0.1, -0.01, 0.0])
+@pytest.mark.parametrize("memory", ["semi", "reversible learned", "semi learned"])
+def test_where_errors_would_grow_iterates_are_not_found_again(memory, beta2):
+    """Found again with these coefficients, they would be wrong in the ninth digit already at −0.1."""
+    kind, learned = memory.split()[0], "learned" in memory
+    start = dict(learn_beta=True) if learned else dict(beta2=beta2)
+    stored, lean = (build("hbnet56", made, **start) for made in ("stored", kind))
+    if learned:
+        for stage in (*stored.stages(), *lean.stages()):
+            stage.beta2.data.fill_(beta2)
+    assert_same_function(lean, stored, images())
+
+
+@pytest.mark.parametrize("memory", LEAN)
+def test_learned_coefficients_of_frozen_layers(memory):
+    """Nothing before the first step has a gradient, so no backward pass of T_1 comes that finds x_0."""
+    results = []
+    for model in (build(learn_beta=True), build(memory=memory, learn_beta=True)):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("beta" in name or name.startswith("layer4"))
+        model(images()).square().sum().backward()
+        results.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert results[0].keys() == results[1].keys() >= {"layer1.beta1", "layer1.beta2", "layer2.beta2"}
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, rtol=1e-8, atol=1e-8)
+
+
+HOOKED = [("hbnet50", memory) for memory in ("stored", *LEAN)] + [("hbnet18", "semi"), ("optnet18", "stored")]
+
+
+@pytest.mark.parametrize(("name", "memory"), HOOKED)
+@pytest.mark.parametrize("place", ["layer2.0", "layer2.1", "layer2.1.last"])
+def test_hooks_see_and_change_what_a_transform_returns(name, memory, place):
+    """A kept output stays as it was, one that a hook doubles is doubled, and backward hooks get its gradient."""
+    torch.manual_seed(0)
+    if name == "optnet18":
+        small = dict(algorithm="hb", layers=SMALL["layers"], channels=SMALL["channels"])
+        model = randomise(timm.create_model(name, num_classes=3, **small).double()).train()
+    else:
+        model = build(name, memory)
+    transform = model.get_submodule(place.removesuffix(".last"))
+    module = transform.last_norm() if place.endswith("last") else transform
+    expected = copy.deepcopy(model)
+    for parameter in expected.get_submodule(place.removesuffix(".last")).last_norm().parameters():
+        parameter.data.mul_(2)
+
+    kept, gradients = [], []
+    handles = [
+        module.register_forward_hook(lambda module, args, out: kept.append((out, out.detach().clone()))),
+        module.register_full_backward_hook(lambda module, inputs, outputs: gradients.append(outputs[0])),
+    ]
+    model(images()).square().sum().backward()
+    for out, copied in kept:
+        assert torch.equal(out, copied)
+    assert [g.shape for g in gradients] == [kept[0][0].shape]
+    assert gradients[0].abs().sum() > 0
+    for handle in handles:
+        handle.remove()
+    module.register_forward_hook(lambda module, args, out: 2 * out)
+    torch.testing.assert_close(model(images()), expected(images()), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("options", [dict(post_act=True), dict(beta2=0.0), dict(memory="none")], ids=str)
 @pytest.mark.parametrize("name", ["hbnet50", "hbnet20"])
 def test_what_cannot_be_reversed_is_named(name, options):
     allowed = "must be one of 'stored', 'reversible'" if "memory" in options else f"{next(iter(options))}="
     with pytest.raises(ValueError, match=f"memory='.*{allowed}"):
         timm.create_model(name, **{"memory": "reversible", **options})
+
+
+def test_a_reversal_that_would_lose_too_much_is_named():
+    with pytest.raises(ValueError, match=r"memory='reversible' with .*beta2=-0.2: .* grow 4.75e\+04 times in 8 steps"):
+        timm.create_model("hbnet56", memory="reversible", beta2=-0.2)
 
 
 def test_checkpointing_where_nothing_can_be_reversed():

@@ -22,6 +22,7 @@ def is_eager(x: Tensor) -> bool:
         or torch.jit.is_tracing()
         or torch.compiler.is_compiling()
         or torch.onnx.is_in_onnx_export()
+        or torch._C._are_functorch_transforms_active()  # as torch's own Function asks
     )
 
 

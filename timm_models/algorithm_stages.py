@@ -12,6 +12,7 @@ from optinspired_plugins.memory import recompute
 from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
+from .stages import own
 from .strides import subsample
 
 __all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
@@ -112,9 +113,12 @@ class ProgramStage(nn.Sequential):
                 values[target] = weighted_sum(values, terms, in_place)
             x = u if self.sources[i] < 0 else values[self.sources[i]]
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                values[self.targets[i]] = self._recompute(T, x)
+                t = self._recompute(T, x)
             else:
-                values[self.targets[i]] = T(x)
+                t = T(x)
+            if not torch.jit.is_scripting():
+                t = own(T, t)
+            values[self.targets[i]] = t
         for target, in_place, terms in self.sums[-1]:
             values[target] = weighted_sum(values, terms, in_place)
         return values[self.result]

@@ -61,7 +61,7 @@ class HBNet(StagedResNet):
         **kwargs: Any,
     ) -> None:
         beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
-        check_memory(memory, beta2, post_act)
+        check_memory(memory, beta1, beta2, post_act, layers)
         super().__init__(block, layers, **kwargs)
         self.propagate_by_heavy_ball(beta1, beta2, learn_beta, post_act, memory)
 
@@ -104,7 +104,7 @@ class CifarHBNet(CifarStagedResNet):
         **kwargs: Any,
     ) -> None:
         beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
-        check_memory(memory, beta2, post_act)
+        check_memory(memory, beta1, beta2, post_act, layers)
         super().__init__(layers, **kwargs)
         rule = dict(beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act, memory=memory)
         self.propagate(partial(HeavyBallStage, **rule))  # type: ignore[arg-type]

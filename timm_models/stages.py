@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Sequence
 
 import torch
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from optinspired_plugins.memory import Parts, propagate, recompute
+from optinspired_plugins.memory import GROWTH_LIMIT, Parts, growth, propagate, recompute
 
 from ._checks import check_one_of
+from ._fusible import is_plain
 from .fusion import fold_into, fold_shortcut, stream_free
 from .strides import subsample
 
@@ -147,8 +149,9 @@ class HeavyBallStage(nn.Sequential):
         memory: ``"stored"``, or ``"reversible"`` to find the iterates again in the backward pass.
 
     With ``grad_checkpointing`` the iterates are found again, too, but only the last convolution of each transform is
-    computed again. It is plain checkpointing of each transform where nothing can be found again, with β2 = 0 or
-    ``post_act``.
+    computed again. It is plain checkpointing of each transform where iterates cannot be found again: with ``post_act``,
+    and where :func:`~optinspired_plugins.memory.growth` of the coefficients exceeds ``GROWTH_LIMIT``, as at β2 = 0.
+    Learned coefficients that come there are treated likewise, with ``memory="reversible"`` too.
 
     Raises:
         ValueError: ``memory`` is unknown, or the iterates cannot be found again.
@@ -165,7 +168,7 @@ class HeavyBallStage(nn.Sequential):
         post_act: bool = False,
         memory: str = "stored",
     ) -> None:
-        check_memory(memory, beta2, post_act)
+        check_memory(memory, beta1, beta2, post_act, [len(transforms)])
         super().__init__(*transforms)
         if not post_act:
             for transform in transforms:
@@ -173,8 +176,10 @@ class HeavyBallStage(nn.Sequential):
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
         self.reversible = memory == "reversible"
-        self.can_reverse = not post_act and beta2 != 0
-        self.learn_beta = learn_beta and len(transforms) > 1
+        steps = len(transforms) - 1
+        self.learn_beta = learn_beta and steps > 0
+        bounded = growth([beta1] * steps, [beta2] * steps) <= GROWTH_LIMIT
+        self.can_reverse = not post_act and (self.learn_beta or bounded)
         self.start = (float(beta1), float(beta2))
         if self.learn_beta:
             weight = next(self.parameters())
@@ -195,15 +200,18 @@ class HeavyBallStage(nn.Sequential):
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
         u = subsample(u, self.stride)
-        lean = (self.grad_checkpointing or self.reversible) and self.can_reverse
-        if lean and not torch.jit.is_scripting() and torch.is_grad_enabled():  # nothing is kept without a gradient
-            return self._propagate(u)
+        again = (self.grad_checkpointing or self.reversible) and torch.is_grad_enabled()  # else nothing is kept
+        if again and self.can_reverse and not torch.jit.is_scripting():  # noqa: SIM102  scripts read all of a condition
+            if self._can_reverse():
+                return self._propagate(u)
         x_prev = x = u
         for k, T in enumerate(self):
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if again and not torch.jit.is_scripting():
                 t = self._recompute(T, x)
             else:
                 t = T(x)
+            if not torch.jit.is_scripting():
+                t = own(T, t)
             if k == 0:
                 x_prev = T.downsample(u) if T.downsample is not None else u  # type: ignore[operator]
                 t += x_prev
@@ -227,19 +235,25 @@ class HeavyBallStage(nn.Sequential):
         return recompute(transform, transform, x)
 
     @torch.jit.ignore
+    @torch.compiler.disable
+    def _can_reverse(self) -> bool:
+        """Say whether learned coefficients are such that the iterates can be found again."""
+        betas: Any = self.beta1, self.beta2
+        return not self.learn_beta or growth(*(beta.tolist() for beta in betas)) <= GROWTH_LIMIT
+
+    @torch.jit.ignore
     def _propagate(self, u: Tensor) -> Tensor:
         """The same by :func:`~optinspired_plugins.memory.propagate`."""
         transforms: list[Any] = list(self)
         first = transforms[0]
         x0 = u if first.downsample is None else recompute(first.downsample, first.downsample, u)
-        if self.reversible:
-            t = recompute(first, first, u)
-            parts = [Parts(T, None, [T]) for T in transforms]
-        else:
-            parts = [T.parts() for T in transforms]
-            t = first.conv1(u)
-            for part in parts[0].others:
-                t = recompute(first, part, t)
+        parts = [Parts(T, None, [T]) if self.reversible else T.parts() for T in transforms]
+        for k, T in enumerate(transforms):
+            if not all(map(is_plain, T.modules())):  # hooks are those of a call
+                parts[k] = Parts(T, None, [partial(_call, T)])
+        t = u if parts[0].first is None else parts[0].first(u)
+        for part in parts[0].others:
+            t = recompute(first, part, t)
         steps = len(transforms) - 1
         beta1, beta2 = (list(b) if isinstance(b, Tensor) else [b] * steps for b in (self.beta1, self.beta2))
         return propagate(parts[1:], x0, t.add_(x0), beta1, beta2)
@@ -256,13 +270,28 @@ class HeavyBallStage(nn.Sequential):
         return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
 
 
-def check_memory(memory: str, beta2: float, post_act: bool) -> None:
-    """ValueError unless a stage's iterates can be had as ``memory`` says."""
+def own(T: nn.Module, t: Tensor) -> Tensor:
+    """Return T's output as one that may be overwritten: a hook may have kept it."""
+    return t if all(map(is_plain, T.modules())) else t.clone()
+
+
+def _call(T: nn.Module, x: Tensor) -> Tensor:
+    return own(T, T(x))
+
+
+def check_memory(memory: str, beta1: float, beta2: float, post_act: bool, layers: Sequence[int]) -> None:
+    """ValueError unless the iterates of stages can be had as ``memory`` says."""
     check_one_of("memory", memory, ("stored", "reversible"))
     if memory == "reversible" and post_act:
         raise ValueError("memory='reversible' with post_act=True: the activation cannot be undone, pass post_act=False")
     if memory == "reversible" and beta2 == 0:
         raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be found again")
+    steps = max(layers) - 1
+    if memory == "reversible" and (found := growth([beta1] * steps, [beta2] * steps)) > GROWTH_LIMIT:
+        raise ValueError(
+            f"memory='reversible' with beta1={beta1}, beta2={beta2}: errors of the iterates would grow {found:.3g} "
+            f"times in {steps} steps, must be at most {GROWTH_LIMIT:g}"
+        )
 
 
 class PadShortcut(nn.Module):
