@@ -140,8 +140,12 @@ class RunFolder(pl.Callback):
             self._settle()
 
     def _settle(self) -> None:
-        """Write the settings of a new folder; compare those and the images of an old one."""
+        """Write the settings of a new folder; compare those and the images of one that holds an epoch."""
         mine = asdict(self.settings)
+        if not self.checkpoint.exists() and not (self.folder / "history.json").exists():
+            # Settings that were refused, or failed in the first epoch, must not bind those that mend them.
+            for name in ("settings.json", "run.json"):
+                (self.folder / name).unlink(missing_ok=True)
         stored = _read(self.folder / "settings.json", lambda found: asdict(type(self.settings)(**found)))
         if stored is None:
             write_atomically(self.folder / "settings.json", json.dumps(mine, indent=2) + "\n")

@@ -201,7 +201,45 @@ def test_what_a_search_refuses(change, message, tmp_path):
         search(SearchSettings(**{**TINY, **change}), tmp_path)
 
 
+class Started(Exception):
+    pass
+
+
+def start(settings, folder):
+    """Search until the first batch is done."""
+
+    def on_batch():
+        raise Started
+
+    search(SearchSettings(**settings), folder, accelerator="cpu", on_batch=on_batch)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (dict(batch_size=64), "batch_size=64: must be at most 48"),
+        (dict(strategy="darts-second-order", skip_dropout=0.1), "skip_dropout=0.1 with strategy=DARTS"),
+    ],
+)
+def test_refused_settings_do_not_bind_the_folder(wrong, error, tmp_path):
+    with pytest.raises(ValueError, match=error):
+        start({**TINY, **wrong}, tmp_path)
+    with pytest.raises(Started):
+        start(TINY, tmp_path)
+    assert SearchSettings(**json.loads((tmp_path / "settings.json").read_text())) == SearchSettings(**TINY)
+
+
+def test_a_search_that_ends_in_its_first_epoch_does_not_bind_the_folder(tmp_path):
+    facts = []
+    for channels in (2, 4):
+        with pytest.raises(Started):
+            start({**TINY, "channels": channels}, tmp_path)
+        facts.append(json.loads((tmp_path / "run.json").read_text())["parameters"])
+    assert facts[0] < facts[1], "sizes of the search that is in the folder now"
+
+
 def test_a_folder_of_another_search_is_refused(tmp_path):
+    (tmp_path / "history.json").write_text("[]")
     (tmp_path / "settings.json").write_text(json.dumps({**TINY, "space": "agd"}))
     with pytest.raises(ValueError, match=r"holds a run with space='agd' \(here 'hb'\): choose another folder"):
         search(SearchSettings(**TINY), tmp_path)

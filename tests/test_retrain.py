@@ -277,6 +277,20 @@ def test_what_a_training_refuses(change, message, tmp_path):
         retrain(RetrainSettings(**{**TINY, **change}), tmp_path)
 
 
+def test_refused_settings_do_not_bind_the_folder(tmp_path):
+    class Started(Exception):
+        pass
+
+    def on_batch():
+        raise Started
+
+    for batch_size, error in ((97, ValueError), (16, Started)):
+        settings = RetrainSettings(**{**TINY, "batch_size": batch_size})
+        with pytest.raises(error):
+            retrain(settings, tmp_path, accelerator="cpu", on_batch=on_batch)
+    assert json.loads((tmp_path / "settings.json").read_text())["batch_size"] == 16
+
+
 def test_training_and_test_images_must_be_alike(tmp_path):
     arrays = dict(x_train=np.zeros((8, 8, 8, 1), np.uint8), y_train=np.arange(8) % 4)
     for change in (dict(y_test=np.arange(8)), dict(x_test=np.zeros((8, 9, 8, 1), np.uint8))):
