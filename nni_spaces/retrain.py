@@ -230,9 +230,12 @@ def retrain(
                 **trainer_options(run, settings.epochs, accelerator, devices),
             )
             trainer.fit(RetrainModule(model, settings), *loaders, **resume)
-            if not process_rank():
-                weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items() if "aux_head" not in k}
-                write_atomically(folder / "model.safetensors", save(weights))
+        weights = folder / "model.safetensors"
+        if not process_rank() and (run.first < settings.epochs or not weights.exists()):
+            # From the checkpoint: a run that was killed behind its last one has no other.
+            state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+            plain = {k.removeprefix("model."): v.contiguous() for k, v in state.items() if "aux_head" not in k}
+            write_atomically(weights, save(plain))
         return read_history(folder)[-1]["test_top1"]
 
 

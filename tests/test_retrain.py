@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 from dataclasses import fields
 
@@ -177,6 +178,15 @@ def test_a_finished_training_is_not_repeated(uninterrupted):
     top1 = retrain(RetrainSettings(**TINY), uninterrupted, accelerator="cpu")
     assert top1 == read_history(uninterrupted)[-1]["test_top1"]
     assert (uninterrupted / "checkpoint.pt").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_training_killed_before_its_weights_are_written_gets_them(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    (folder / "model.safetensors").unlink()
+    retrain(RetrainSettings(**TINY), folder, accelerator="cpu")
+    assert (folder / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
