@@ -7,7 +7,6 @@ function of seed, epoch and process, so a run that is resumed gives what an unin
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -44,7 +43,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: another process holds it.
+        NotImplementedError: the system has no record locks, as Windows.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise NotImplementedError(
+            f"out={str(folder)!r}: a run locks its folder by fcntl, which {platform.system()} has not: must be a Unix"
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     if process_rank():
         yield

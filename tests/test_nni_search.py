@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -251,6 +253,24 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"settings.json: not the settings of such a run"):
         search(SearchSettings(**TINY), tmp_path)
+
+
+def test_a_system_without_record_locks_is_named_when_a_run_begins(tmp_path):
+    code = """if True:
+        import sys
+        sys.modules["fcntl"] = None
+        from pathlib import Path
+        import nni_spaces
+        from nni_spaces.run_folder import locked
+        try:
+            with locked(Path("run")):
+                pass
+        except NotImplementedError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "out='run': a run locks its folder by fcntl, which Linux has not: must be a Unix" in done.stdout, done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
