@@ -120,6 +120,8 @@ class CellSpace(ModelSpace):
             self.initialization.alpha(self.rule, slot, [*names, ZERO])
         self._check_allowed(allowed or {}, zero_last(names), nodes)
         self.operations, self.options = names, EdgeOptions(partial_channels, skip_dropout, allowed or {})
+        sizes = dict(channels=channels, cells=cells, nodes=nodes, num_classes=num_classes, in_chans=in_chans)
+        self.sizes, self.stem = {name: int(value) for name, value in sizes.items()}, stem
         self.stem0, self.stem1 = make_stem(stem, in_chans, channels)
         self.cells = nn.ModuleList(
             self.make_cell(names, plan, nodes, "reduce" if plan.reduction else "normal") for plan in plans
@@ -210,6 +212,11 @@ class CellSpace(ModelSpace):
     def edge_label(self, sample: dict[str, Any], cell: str, choice: str) -> str:
         """Return the label of the edge whose operation is ``{cell}/{choice}`` of a sample."""
         return f"{cell}/{choice}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells the networks of this space from those of another of its class, as JSON holds it."""
+        allowed = {label: list(names) for label, names in self.options.allowed.items()}
+        return {**self.sizes, "stem": self.stem, "operations": self.operations, "allowed": allowed}
 
     def genotype(self, sample: dict[str, Any]) -> Genotype:
         """Return a sample as a genotype.

@@ -17,7 +17,7 @@ from torchmetrics.functional import accuracy
 from optinspired_plugins._checks import check_int
 
 from .data import EpochSampler, SeededImages, channel_moments, make_loader, read_images
-from .run_folder import finite
+from .run_folder import describe, finite
 from .search import SearchModule
 
 __all__ = ["TrialEvaluator", "TrialModule"]
@@ -90,6 +90,8 @@ class TrialEvaluator(Lightning):
     """
 
     module: Any
+    # What from_images made the loaders of, as JSON holds it; of others nothing is known.
+    source: dict[str, Any] = {"images": None}
 
     def __init__(
         self,
@@ -156,11 +158,14 @@ class TrialEvaluator(Lightning):
         moments = channel_moments(data.images[kept])
         train = SeededImages(data, kept, seed, padding, moments=moments)
         val = SeededImages(data, out, moments=moments)
-        return cls(
+        evaluator = cls(
             make_loader(train, batch_size, EpochSampler(len(kept), seed), workers),
             make_loader(val, batch_size, EpochSampler(len(out), None), workers, drop_last=False),
             **kwargs,
         )
+        options = dict(held_out=held_out, batch_size=batch_size, padding=padding, images_seed=seed)
+        evaluator.source = {"images": describe(data)["sha256"], **options}
+        return evaluator
 
     def _module(self) -> TrialModule:
         return TrialModule(**self.recipe)

@@ -198,10 +198,11 @@ def run_trials(
     _check_fit(space, strategy, evaluator)
     folder = Path(out)
     mine = dict(space=type(space).__name__, strategy=type(strategy).__name__, evaluator=_name(evaluator), seed=seed)
+    mine |= space.describe() | (evaluator.source if isinstance(evaluator, TrialEvaluator) else {})
     with locked(folder):
         settings, done = read_trials(folder)
         differ = [
-            f"{name}={settings[name]!r} (here {mine[name]!r})" for name in settings if settings[name] != mine[name]
+            f"{name}={value!r} (here {mine.get(name)!r})" for name, value in settings.items() if value != mine.get(name)
         ]
         if differ:
             raise ValueError(f"out={str(folder)!r}: holds trials with {', '.join(differ)}: choose another folder")

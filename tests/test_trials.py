@@ -27,6 +27,7 @@ from nni_spaces import (
     DARTSSpace,
     HBSpace,
     PolicyRL,
+    TrialEvaluator,
     read_trials,
     run_trials,
     sequential_config,
@@ -231,6 +232,50 @@ def test_a_folder_of_other_trials_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             run_trials(**{**options, **change})
     assert (tmp_path / "trials.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(channels=8),
+        dict(cells=4),
+        dict(nodes=3),
+        dict(in_chans=3),
+        dict(num_classes=5),
+        dict(stem="imagenet"),
+        dict(operations=["skip_connect", "sep_conv_3x3"]),
+        dict(allowed={"normal/op_2_0": ["skip_connect"]}),
+    ],
+)
+def test_trials_of_a_space_of_other_arguments_are_refused(change, tmp_path):
+    run_trials(HBSpace(**TINY), Random(seed=0), sized(), tmp_path, 1)
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"holds trials with {name}=.* \(here .*\): choose another folder"):
+        run_trials(HBSpace(**{**TINY, **change}), Random(seed=0), sized(), tmp_path, 2)
+
+
+def test_trials_on_other_images_are_refused(tmp_path):
+    images = torch.randint(256, (64, 8, 8, 1), dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(64) % 10)
+
+    def evaluator(source="digits", **options):
+        return TrialEvaluator.from_images(source, limit=64, accelerator="cpu", **{"batch_size": 16, **options})
+
+    def tried(judge):
+        return run_trials(HBSpace(**TINY), Random(seed=0), judge, tmp_path / "run", 1)
+
+    judge = evaluator()
+    assert tried(judge) == tried(evaluator())
+    for name, other in (
+        ("images", evaluator(tmp_path / "a.npz")),
+        ("images", TrialEvaluator(judge.train_dataloaders, judge.val_dataloaders)),
+        ("batch_size", evaluator(batch_size=32)),
+        ("padding", evaluator(padding=1)),
+        ("images_seed", evaluator(seed=1)),
+        ("held_out", evaluator(held_out=0.201)),
+    ):
+        with pytest.raises(ValueError, match=rf"holds trials with {name}="):
+            tried(other)
 
 
 @pytest.mark.parametrize(
