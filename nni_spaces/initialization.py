@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optinspired_plugins.operations import IDENTITY, NEGATIVE_IDENTITY
 
-__all__ = ["HeavyBallInit", "Initialization", "RandomInit", "ZeroInit"]
+__all__ = ["HeavyBallInit", "Initialization", "RandomInit", "ZeroInit", "check_initialization"]
 
 
 class Initialization(Protocol):
@@ -102,6 +102,15 @@ class HeavyBallInit:
         alpha = torch.zeros(len(names))
         alpha[list(names).index(favoured)] = self.logit
         return alpha
+
+
+def check_initialization(initialization: object) -> None:
+    """TypeError unless the object is an initialisation."""
+    if isinstance(initialization, type):
+        name = initialization.__name__
+        raise TypeError(f"initialization={name} is a class: must be an object, {name}(…)")
+    if not callable(getattr(initialization, "alpha", None)):
+        raise TypeError(f"initialization={initialization!r} has no method alpha: must have alpha(rule, slot, names)")
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -35,7 +35,7 @@ from .cells import (
     candidates,
     zero_last,
 )
-from .initialization import Initialization, RandomInit
+from .initialization import Initialization, RandomInit, check_initialization
 
 __all__ = ["AGDSpace", "DARTSSpace", "HBSpace", "check_partial_channels", "check_rate"]
 
@@ -85,6 +85,7 @@ class CellSpace(ModelSpace):
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: ``initialization`` has no method ``alpha``.
     """
 
     rule: str
@@ -115,6 +116,7 @@ class CellSpace(ModelSpace):
         check_int("num_classes", num_classes, 2)
         check_int("in_chans", in_chans, 1)
         self.initialization = RandomInit() if initialization is None else initialization
+        check_initialization(self.initialization)
         names = self._candidate_names(operations, zero_in_space)
         for slot in range(3):  # an initialisation that does not fit says so now, not when a search starts
             self.initialization.alpha(self.rule, slot, [*names, ZERO])

@@ -303,6 +303,14 @@ def test_wrong_spaces_are_named(kind, options, message):
         SPACES[kind](**options)
 
 
+@pytest.mark.parametrize("space", SPACES.values())
+def test_an_initialisation_that_is_none_is_named(space):
+    with pytest.raises(TypeError, match=r"initialization=ZeroInit is a class: must be an object, ZeroInit\(…\)"):
+        space(**SMALL, initialization=ZeroInit)
+    with pytest.raises(TypeError, match=r"initialization='zero' has no method alpha: must have alpha\(rule, slot, na"):
+        space(**SMALL, initialization="zero")
+
+
 def test_wrong_initialisations_and_strategies_are_named():
     with pytest.raises(ValueError, match="logit=0: must be a finite number > 0"):
         HeavyBallInit(0)
