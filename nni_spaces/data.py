@@ -162,7 +162,7 @@ class SeededImages(Dataset):
         seed: seed of the augmentation.
         padding: pixels that a random crop may shift by; 0 for no augmentation. Images wider than 8 pixels are flipped
             too, digits are not.
-        cutout: side of a square set to 0; 0 for none.
+        cutout: side of a square set to 0, clipped where it leaves the image; 0 for none.
         moments: mean and deviation of each channel, in grey levels; ``None`` for those of ``data``.
     """
 
@@ -205,7 +205,8 @@ class SeededImages(Dataset):
         if self.cutout:
             image = image.clone()
             y, x, half = *rng.integers(0, (height, width)), self.cutout // 2
-            image[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
+            # From half before the centre, as DARTS's, which takes even sides.
+            image[:, max(y - half, 0) : y - half + self.cutout, max(x - half, 0) : x - half + self.cutout] = 0
         return image
 
 

@@ -60,6 +60,21 @@ def test_augmentation_shifts_flips_and_cuts():
     assert abs(torch.stack([plain[0, i][0] for i in range(4)]).mean()) < 1e-5
 
 
+@pytest.mark.parametrize("side", [1, 3, 5, 16])
+def test_a_square_of_the_given_side_is_cut_out_and_clipped_by_the_image(side):
+    images = torch.arange(32 * 32).reshape(1, 1, 32, 32).remainder(251).to(torch.uint8)
+    data = ImageSet(images, torch.zeros(1, dtype=torch.int64), 2)
+    served = SeededImages(data, cutout=side)
+    seen = []
+    for epoch in range(60):
+        rows, columns = torch.nonzero(served[epoch, 0][0][0] == 0, as_tuple=True)
+        height, width = (int(where.max() - where.min()) + 1 for where in (rows, columns))
+        assert len(rows) == height * width
+        seen += [height, width]
+    assert max(seen) == side
+    assert min(seen) >= side // 2, "the centre is in the image"
+
+
 def test_halves_are_disjoint_and_cover_the_images():
     data = ImageSet(torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1), torch.arange(20), 20)
     first, second = (set(loader.dataset.labels.tolist()) for loader in make_loaders(data, 5, 0))
