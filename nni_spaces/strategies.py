@@ -209,7 +209,9 @@ class DARTS(StockDARTS):
         alpha_betas: Adam's momenta for them.
         gradient_clip_val: the weights' gradient norm is clipped to this; ``None`` for no clipping.
         order: 1 or 2. The second differentiates through one step of the weights; it needs SGD and three more passes.
-        **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``.
+        **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``. A penalty must
+            be of a subclass of ``ExpectationProfilerPenalty`` whose ``forward`` computes with α: NNI's own gets plain
+            numbers, without a gradient, and NNI's profilers know no shapes of these spaces.
 
     Raises:
         ValueError: ``order`` is neither, or 2 with a penalty.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("nni", reason="the extra 'nni' is not installed")
 pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
@@ -17,7 +18,10 @@ pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits,
 from nni.nas.evaluator.pytorch import Classification, Lightning, Trainer
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.experiment import NasExperimentConfig
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from nni.nas.profiler.pytorch.flops import NumParamsProfiler
 from nni.nas.space import RawFormatModelSpace
+from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import ENAS as StockENAS
 from nni.nas.strategy import TPE as StockTPE
 from nni.nas.strategy import Random, RandomOneShot
@@ -67,6 +71,19 @@ class Counted(TrialModule):
     def training_step(self, batch, batch_idx):
         self.steps.append(self.model)
         return super().training_step(batch, batch_idx)
+
+
+def test_nnis_profilers_know_no_shapes_of_a_space_and_its_penalty_has_no_gradient():
+    with pytest.raises(RuntimeError, match="no shape inference formula"):
+        NumParamsProfiler(HBSpace(**TINY), torch.zeros(1, 1, 8, 8))
+
+    class Space(ModelSpace):
+        def __init__(self):
+            super().__init__()
+            self.layer = LayerChoice([torch.nn.Linear(2, 2), torch.nn.ReLU()], label="layer")
+
+    given = StockDARTS().mutate_model(Space()).layer.export_probs({})
+    assert [type(probability) for probability in given["layer"].values()] == [float, float]
 
 
 def test_nnis_evaluator_trains_one_network_and_ours_all(monkeypatch, tmp_path):
