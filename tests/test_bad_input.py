@@ -33,10 +33,26 @@ BAD = [
     ("hbnet50", dict(init_last=NAN), r"init_last=nan: must be a finite number"),
     ("hbnet50", dict(init_last=0.5, zero_init_last=True), r"init_last=0.5 with zero_init_last=True: pass one of them"),
     ("hbnet20", dict(init_last="small"), r"init_last='small': must be a finite number"),
+    ("hbnet20", dict(learn_beta="false"), r"learn_beta='false': must be True or False"),
+    ("hbnet20", dict(post_act="true"), r"post_act='true': must be True or False"),
+    ("hbnet20", dict(zero_init_last="false"), r"zero_init_last='false': must be True or False"),
     ("hbnet20", dict(layers=(3, 3, 3, 3)), r"layers=\(3, 3, 3, 3\): must be a sequence of 3 integers"),
     ("hbnet20", dict(channels=(64, 32, 16)), r"channels=\(64, 32, 16\): must not decrease"),
     ("hbnet20", dict(num_classes=-1), r"num_classes=-1"),
     ("hbnet20", dict(beta1=NAN), r"beta1=nan"),
+    ("hbnet50", dict(learn_beta="false"), r"learn_beta='false': must be True or False"),
+    ("hbnet50", dict(post_act=0), r"post_act=0: must be True or False"),
+    ("hbnet50", dict(stride_in_1x1="false"), r"stride_in_1x1='false': must be True or False"),
+    ("hbnet50", dict(zero_init_last="false"), r"zero_init_last='false': must be True or False"),
+    ("hbnet50", dict(avg_down="false"), r"avg_down='false': must be True or False"),
+    ("hbnet50", dict(replace_stem_pool="false"), r"replace_stem_pool='false': must be True or False"),
+    ("optnet50", dict(stride_in_1x1="false"), r"stride_in_1x1='false': must be True or False"),
+    ("optnet20", dict(zero_init_last="false"), r"zero_init_last='false': must be True or False"),
+    ("cellnet_cifar", dict(aux_head="false"), r"aux_head='false': must be True or False"),
+    ("agdnet121", dict(learn_alpha="false"), r"learn_alpha='false': must be True or False"),
+    ("agdnet121", dict(memory_efficient="false"), r"memory_efficient='false': must be True or False"),
+    ("agdnet121", dict(aa_stem_only="false"), r"aa_stem_only='false': must be True or False"),
+    ("agdnet40_k12", dict(learn_alpha="false"), r"learn_alpha='false': must be True or False"),
     ("agdnet121", dict(beta=NAN), r"beta=nan: must be a finite number"),
     ("agdnet121", dict(block_config=()), r"block_config=\(\): must be a sequence of one or more integers"),
     ("agdnet121", dict(block_config=(6, 0)), r"block_config\[1\]=0: must be an integer ≥ 1"),
@@ -83,6 +99,21 @@ def test_the_smallest_image_is_known(name, smallest):
     for size, side in (((smallest - 1, smallest), "height"), ((smallest, smallest - 1), "width")):
         with pytest.raises(AssertionError, match=rf"image {side} {smallest - 1}: must be at least {smallest}"):
             model(torch.randn(1, 3, *size))
+
+
+@pytest.mark.parametrize("name", ["hbnet20", "cellnet_cifar"])
+def test_a_number_of_features_is_from_one_to_all_of_them(name):
+    small = dict(layers=(1, 1, 1)) if name == "hbnet20" else dict(cells=3, channels=2)
+    model = timm.create_model(name, **small).eval()
+    x = torch.randn(1, 3, 8, 8)
+    for count in (1, 4):
+        assert len(model.forward_intermediates(x, indices=count, intermediates_only=True)) == count
+    for count in (0, -1, 5, 10, True):
+        message = rf"indices={count}: must be an integer from 1 to 4, or a list of positions"
+        with pytest.raises(ValueError, match=message):
+            model.forward_intermediates(x, indices=count)
+        with pytest.raises(ValueError, match=message):
+            model.prune_intermediate_layers(count)
 
 
 @pytest.mark.parametrize("name", ["hbnet18", "hbnet20"])

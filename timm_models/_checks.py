@@ -10,6 +10,7 @@ from typing import List, Optional, Union
 from optinspired_plugins._checks import check_int
 
 __all__ = [
+    "check_bool",
     "check_feature_indices",
     "check_finite",
     "check_layers",
@@ -18,6 +19,12 @@ __all__ = [
     "check_positive_int",
     "check_rate",
 ]
+
+
+def check_bool(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a bool: the string that timm's scripts make of ``false`` would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: must be True or False")
 
 
 def check_finite(name: str, value: object) -> float:
@@ -59,9 +66,13 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 
 
 def check_feature_indices(indices: Optional[Union[int, List[int]]], count: int) -> List[int]:
-    """Return non-negative positions of features; ValueError unless they are in range."""
-    if indices is None or isinstance(indices, int):
-        indices = list(range(count))[-(count if indices is None else indices) :]
+    """Return non-negative positions of features, the last n for an int n; ValueError unless they are in range."""
+    if indices is None:
+        indices = count
+    if isinstance(indices, int):
+        if isinstance(indices, bool) or not 1 <= indices <= count:
+            raise ValueError(f"indices={indices!r}: must be an integer from 1 to {count}, or a list of positions")
+        return list(range(count - indices, count))
     if not indices or not all(-count <= i < count for i in indices):
         raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
     return [i % count for i in indices]

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from optinspired_plugins.memory import recompute
 
 from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import check_finite, check_layers, check_non_negative_int, check_one_of, check_positive_int, check_rate
+from ._checks import (
+    check_bool,
+    check_finite,
+    check_layers,
+    check_non_negative_int,
+    check_one_of,
+    check_positive_int,
+    check_rate,
+)
 from ._fusible import is_eager, is_plain, pool_first
 from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
 from .fusion import fold_into
@@ -57,6 +65,7 @@ class AGDNet(DenseNet):
         **kwargs: Any,
     ) -> None:
         beta = check_finite("beta", beta)
+        check_bool("learn_alpha", learn_alpha)
         _check_densenet_kwargs(dict(kwargs, growth_rate=growth_rate, block_config=block_config))
         super().__init__(growth_rate, block_config, **kwargs)
         self.propagate_by_nesterov(beta, learn_alpha)
@@ -189,6 +198,7 @@ class CifarAGDNet(AGDNet):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         beta = check_finite("beta", beta)
+        check_bool("learn_alpha", learn_alpha)
         _check_densenet_kwargs(
             dict(
                 growth_rate=growth_rate,
@@ -273,6 +283,8 @@ def _check_densenet_kwargs(kwargs: Dict[str, Any]) -> None:
     check_one_of("stem_type", kwargs.get("stem_type", ""), ("", "deep", "deep_tiered", "deep_tiered_narrow"))
     for name in ("drop_rate", "proj_drop_rate"):
         check_rate(name, kwargs.get(name, 0.0))
+    for name in ("memory_efficient", "aa_stem_only"):
+        check_bool(name, kwargs.get(name, False))
 
 
 def _create_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AGDNet:

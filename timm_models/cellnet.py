@@ -32,7 +32,14 @@ from optinspired_plugins.operations import (
 )
 
 from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import check_feature_indices, check_non_negative_int, check_one_of, check_positive_int, check_rate
+from ._checks import (
+    check_bool,
+    check_feature_indices,
+    check_non_negative_int,
+    check_one_of,
+    check_positive_int,
+    check_rate,
+)
 
 __all__ = ["AuxiliaryHead", "Cell", "CellNet"]
 
@@ -364,6 +371,7 @@ def _check_arguments(
     check_positive_int("in_chans", in_chans)
     check_rate("drop_rate", drop_rate)
     check_rate("drop_path_rate", drop_path_rate)
+    check_bool("aux_head", aux_head)
     if aux_head and num_classes == 0:
         raise ValueError("aux_head=True with num_classes=0: an auxiliary classifier needs classes")
 

@@ -18,7 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import check_finite
+from ._checks import check_bool, check_finite
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_memory
 
@@ -61,6 +61,8 @@ class HBNet(StagedResNet):
         **kwargs: Any,
     ) -> None:
         beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
+        check_bool("learn_beta", learn_beta)
+        check_bool("post_act", post_act)
         check_memory(memory, beta1, beta2, post_act, layers)
         super().__init__(block, layers, **kwargs)
         self.propagate_by_heavy_ball(beta1, beta2, learn_beta, post_act, memory)
@@ -104,6 +106,8 @@ class CifarHBNet(CifarStagedResNet):
         **kwargs: Any,
     ) -> None:
         beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
+        check_bool("learn_beta", learn_beta)
+        check_bool("post_act", post_act)
         check_memory(memory, beta1, beta2, post_act, layers)
         super().__init__(layers, **kwargs)
         rule = dict(beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act, memory=memory)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optinspired_plugins.memory import recompute
 
 from ._checks import (
+    check_bool,
     check_feature_indices,
     check_finite,
     check_layers,
@@ -68,6 +69,7 @@ class StagedResNet(ResNet):
         **kwargs: Any,
     ) -> None:
         init_last = _check_init_last(init_last, zero_init_last)
+        check_bool("stride_in_1x1", stride_in_1x1)
         check_one_of("block", block, (BasicTransform, BottleneckTransform))
         check_layers("layers", layers, stages=4)
         _check_resnet_kwargs(kwargs)
@@ -341,6 +343,7 @@ def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float]
 
 def _check_init_last(init_last: float, zero_init_last: bool) -> float:
     """Return where the last normalisations start."""
+    check_bool("zero_init_last", zero_init_last)
     if zero_init_last and init_last != 1:
         raise ValueError(f"init_last={init_last!r} with zero_init_last=True: pass one of them")
     return 0.0 if zero_init_last else check_finite("init_last", init_last)
@@ -356,3 +359,5 @@ def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:
         check_layers("channels", kwargs["channels"], stages=4)
     for name in ("drop_rate", "drop_path_rate", "drop_block_rate"):
         check_rate(name, kwargs.get(name, 0.0))
+    for name in ("replace_stem_pool", "avg_down"):
+        check_bool(name, kwargs.get(name, False))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optinspired_plugins.memory import GROWTH_LIMIT, Parts, growth, propagate, recompute
 
-from ._checks import check_one_of
+from ._checks import check_layers, check_one_of
 from ._fusible import is_plain
 from .fusion import fold_into, fold_shortcut, stream_free
 from .strides import subsample
@@ -282,12 +282,16 @@ def _call(T: nn.Module, x: Tensor) -> Tensor:
 def check_memory(memory: str, beta1: float, beta2: float, post_act: bool, layers: Sequence[int]) -> None:
     """ValueError unless the iterates of stages can be had as ``memory`` says."""
     check_one_of("memory", memory, ("stored", "reversible"))
-    if memory == "reversible" and post_act:
+    if memory == "stored":
+        return
+    if post_act:
         raise ValueError("memory='reversible' with post_act=True: the activation cannot be undone, pass post_act=False")
-    if memory == "reversible" and beta2 == 0:
+    if beta2 == 0:
         raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be found again")
+    check_layers("layers", layers)
     steps = max(layers) - 1
-    if memory == "reversible" and (found := growth([beta1] * steps, [beta2] * steps)) > GROWTH_LIMIT:
+    found = growth([beta1] * steps, [beta2] * steps)
+    if found > GROWTH_LIMIT:
         raise ValueError(
             f"memory='reversible' with beta1={beta1}, beta2={beta2}: errors of the iterates would grow {found:.3g} "
             f"times in {steps} steps, must be at most {GROWTH_LIMIT:g}"
