@@ -110,9 +110,11 @@ class TwoPathState(NamedTuple):
 class TwoPath:
     """The rule (20) with the newest states, as an algorithm: x'_{k+1} = T'(x'_k) + s_k, x_{k+1} = T(x_k) + s_k.
 
-    s_k = α x'_k + β x_k, but s_0 = 0 since the sums of (20) begin at t = 1. α = β = ½ is DMRNet (Table 3). It minimises
-    nothing; it has an algorithm's methods so that whatever takes one takes it. The result is the mean of both paths:
-    without a next step that merges them, one alone would leave the last T' without effect.
+    s_k = α x'_k + β x_k, but s_0 = 0 since the sums of (20) begin at t = 1; :func:`two_path` has s_0 = (α + β) x_0. So
+    α = β = ½ is DMRNet (Table 3) behind the first step, and from the first on where its layers are residual, as
+    those of ``optnet`` are. It minimises nothing; it has an algorithm's methods so that whatever takes one takes it.
+    The result is the mean of both paths: without a next step that merges them, one alone would leave the last T'
+    without effect.
 
     Args:
         alpha: α, finite.
@@ -282,12 +284,13 @@ def two_path(
     """The ADMM rule (20): x'_{k+1} = T'(x'_k) + s_k and x_{k+1} = T(x_k) + s_k.
 
     The paths share s_k = Σ_{t≤k} (α_{k,t} x'_t + β_{k,t} x_t). The sums run over the states after the start, and over
-    the start alone for the first step.
+    the start alone for the first step, where :class:`TwoPath` has none: its s_0 is 0.
 
     Args:
         transforms: (T', T) of each step, shape-preserving.
         x: the start of both paths, any shape.
-        alpha: ``alpha[k]`` of shape (max(k, 1),); ``None`` for ½ of the newest state, which is DMRNet (§7).
+        alpha: ``alpha[k]`` of shape (max(k, 1),); ``None`` for ½ of the newest state, which is DMRNet as
+            §7 prints it.
         beta: likewise for the other path.
 
     Returns:

@@ -163,6 +163,16 @@ def test_rule_20_sums_the_states_after_the_start():
         two_path([identity] * 3, torch.ones(1), alpha, [torch.ones(k) for k in (1, 2, 3)])
 
 
+def test_the_two_forms_of_rule_20_differ_by_the_start_in_the_first_step():
+    pairs, a, b = list(zip(layers(seed=1), layers(seed=2))), 0.2, 0.7
+    newest = [torch.eye(max(k, 1), dtype=torch.float64)[-1] for k in range(len(pairs))]
+    rule = two_path(pairs, start(), [a * row for row in newest], [b * row for row in newest])[-1]
+    first = [lambda x, T=T: T(x) + (a + b) * x for T in pairs[0]]
+    algorithm = Unrolled(TwoPath(a, b), [first, *pairs[1:]])(start())
+    torch.testing.assert_close(algorithm, (rule[0] + rule[1]) / 2, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(Unrolled(TwoPath(a, b), pairs)(start()), algorithm)
+
+
 # --- Unrolled ---------------------------------------------------------------------------------------------------------
 
 

@@ -107,7 +107,10 @@ class AGDNet(DenseNet):
                 nn.init.ones_(module.alpha)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the normalised output of the last block, shape (batch, num_features, height / 32, width / 32)."""
+        """Return the normalised output of the last block, shape (batch, num_features, height / r, width / r).
+
+        r is 2^(blocks + 1), and 2^(blocks − 1) in :class:`CifarAGDNet`: 32 and 4 by default.
+        """
         _assert(x.shape[-2] >= self.min_size, f"image height {x.shape[-2]}: must be at least {self.min_size}")
         _assert(x.shape[-1] >= self.min_size, f"image width {x.shape[-1]}: must be at least {self.min_size}")
         if not torch.jit.is_scripting():

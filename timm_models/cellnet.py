@@ -272,7 +272,10 @@ class CellNet(nn.Module):
         return s1, middle
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last cell's output, shape (batch, num_features, height, width)."""
+        """Return the last cell's output, shape (batch, num_features, height / r, width / r).
+
+        r is 4 behind the CIFAR stem and 32 behind the ImageNet one.
+        """
         return self.forward_cells(x)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
