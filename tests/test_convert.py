@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from equality import assert_same_function, randomise
+from timm.models import save_for_hf
 from torch import nn
 
 from timm_models import AGDNet, HBNet, to_heavy_ball, to_nesterov
@@ -45,6 +46,89 @@ def test_a_converted_state_dict_loads_by_name():
     assert torch.equal(by_name(images()), agdnet(images()))
 
 
+SMALL = dict(layers=(2, 3, 1), num_classes=7, beta2=-0.6)
+HBNETS = [
+    ("hbnet20", SMALL),
+    ("hbnet20", dict(SMALL, memory="reversible")),
+    ("hbnet20_resnet", dict(SMALL, beta2=0.0)),
+    ("hbnet18", dict(num_classes=7, beta1=0.9)),
+    ("hbnet50", dict(num_classes=7, layers=(1, 2, 1, 2))),
+]
+
+
+@pytest.mark.parametrize("learn_beta", [False, True])
+@pytest.mark.parametrize(("name", "kwargs"), HBNETS)
+def test_an_hbnet_learns_from_its_own_coefficients(name, kwargs, learn_beta):
+    hbnet = randomise(timm.create_model(name, **kwargs).double()).eval()
+    new = to_heavy_ball(hbnet, learn_beta=learn_beta)
+    assert type(new) is type(hbnet)
+    assert [stage.reversible for stage in new.stages()] == [stage.reversible for stage in hbnet.stages()]
+    assert_same_function(new, hbnet, images().double(), tolerance=1e-12)
+    assert ("layer2.beta1" in new.state_dict()) == learn_beta
+    by_name = timm.create_model(name, **kwargs, learn_beta=learn_beta).double().eval()
+    by_name.load_state_dict(new.state_dict(), strict=True)
+    assert torch.equal(by_name(images().double()), new(images().double()))
+
+
+@pytest.mark.parametrize("learn_alpha", [False, True])
+def test_an_agdnet_learns_from_its_own_coefficients(learn_alpha):
+    kwargs = dict(block_config=(2, 3, 2), num_classes=7, beta=0.3, learn_alpha=learn_alpha)
+    agdnet = randomise(timm.create_model("agdnet40_k12", **kwargs).double()).eval()
+    new = to_nesterov(agdnet)
+    assert type(new) is type(agdnet)
+    assert_same_function(new, agdnet, images(16).double(), tolerance=1e-12)
+    assert "features.denseblock2.denselayer3.conv1.alpha" in new.state_dict()
+    assert to_nesterov(agdnet, learn_alpha=learn_alpha).state_dict().keys() == agdnet.state_dict().keys()
+
+
+SAVED = [
+    ("resnet18", {}, to_heavy_ball, {}, "hbnet18"),
+    ("resnet18", dict(in_chans=1), to_heavy_ball, dict(learn_beta=True), "hbnet18"),
+    ("resnet50", dict(layers=(1, 2, 1, 1)), to_heavy_ball, dict(beta2=-0.2, post_act=False), "hbnet50"),
+    ("hbnet50", dict(layers=(1, 2, 1, 1)), to_heavy_ball, dict(beta1=0.7), "hbnet50"),
+    ("hbnet20_resnet", {}, to_heavy_ball, dict(learn_beta=True), "hbnet20_resnet"),
+    ("densenet121", {}, to_nesterov, dict(beta=0.4), "agdnet121"),
+    ("agdnet40_k12_densenet", dict(block_config=(2, 2, 2)), to_nesterov, {}, "agdnet40_k12_densenet"),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "convert", "options", "saved"), SAVED)
+def test_a_converted_network_is_saved_as_itself(name, kwargs, convert, options, saved, tmp_path):
+    model = convert(randomise(timm.create_model(name, num_classes=7, **kwargs)), **options).eval()
+    save_for_hf(model, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert type(loaded) is type(model)
+    assert loaded.pretrained_cfg["architecture"] == saved
+    x = images(32, chans=model.in_chans)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "resnext50_32x4d", "resnetaa50", "resnet26"])
+def test_a_converted_network_that_no_name_builds_is_not_saved(name, tmp_path):
+    with pytest.raises(KeyError, match="architecture"):
+        save_for_hf(to_heavy_ball(timm.create_model(name)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "convert", "rule"),
+    [
+        ("hbnet18", to_heavy_ball, dict(beta1=1.0, beta2=0.0, post_act=True, stride_in_1x1=False)),
+        ("agdnet121", to_nesterov, dict(beta=0.0, learn_alpha=True)),
+    ],
+)
+def test_without_timms_record_of_arguments_they_are_the_callers(name, convert, rule, tmp_path):
+    """As in timm < 1.0.31, which keeps none."""
+    model = randomise(timm.create_model({"hbnet18": "resnet18", "agdnet121": "densenet121"}[name], num_classes=7))
+    del model._model_args
+    model = convert(model).eval()
+    with pytest.raises(KeyError, match="architecture"):
+        save_for_hf(model, tmp_path)
+    model.pretrained_cfg["architecture"] = name
+    save_for_hf(model, tmp_path, model_args=rule)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(loaded(images(32)), model(images(32)))
+
+
 CASES = [("resnet18", to_heavy_ball, "layer1.0.bn1"), ("densenet121", to_nesterov, "features.denseblock1")]
 
 
@@ -65,7 +149,8 @@ def test_what_belongs_to_the_model_is_kept(name, convert, frozen):
     for (key, buffer), (new_key, new_buffer) in zip(model.named_buffers(), new.named_buffers(), strict=True):
         assert key == new_key
         assert torch.equal(buffer, new_buffer)
-    assert new.default_cfg == model.default_cfg
+    names = {"resnet18": "hbnet18", "densenet121": "agdnet121"}
+    assert new.default_cfg == new.pretrained_cfg == dict(model.default_cfg, architecture=names[name])
 
 
 @pytest.mark.parametrize(("name", "convert", "frozen"), CASES)
@@ -123,7 +208,7 @@ class Odd(timm.models.BasicBlock):
             r"resnet is a timm.models.resnetv2.ResNetV2: must be",
         ),
         (to_heavy_ball, lambda: timm.create_model("densenet121"), r"resnet is a timm.models.densenet.DenseNet"),
-        (to_heavy_ball, lambda: timm.create_model("hbnet18"), r"resnet is a timm_models.hbnet.HBNet"),
+        (to_heavy_ball, lambda: timm.create_model("optnet18"), r"resnet is a timm_models.optnet.OptNet"),
         (
             to_heavy_ball,
             lambda: timm.models.ResNet(Odd, (1, 1, 1, 1)),
@@ -132,7 +217,6 @@ class Odd(timm.models.BasicBlock):
         (to_heavy_ball, lambda: nn.Linear(1, 1), r"resnet is a torch.nn.modules.linear.Linear"),
         (to_heavy_ball, lambda: timm.create_model("resnet18", features_only=True), r"FeatureListNet"),
         (to_nesterov, lambda: timm.create_model("resnet18"), r"densenet is a timm.models.resnet.ResNet: must be"),
-        (to_nesterov, lambda: timm.create_model("agdnet121"), r"densenet is a timm_models.agdnet.AGDNet"),
     ],
 )
 def test_an_unsupported_model_is_refused_by_name(convert, build, message):
@@ -140,6 +224,29 @@ def test_an_unsupported_model_is_refused_by_name(convert, build, message):
         model = build()
     with pytest.raises(TypeError, match=message):
         convert(model)
+
+
+def test_a_fused_stage_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"resnet.layer1 is a timm_models.fusion.StreamFreeStage: must be exactly"):
+        to_heavy_ball(timm.create_model("hbnet50").eval().fuse())
+
+
+@pytest.mark.parametrize(
+    ("convert", "name", "start", "options", "message"),
+    [
+        (to_heavy_ball, "hbnet20", dict(learn_beta=True), {}, r"resnet.layer1 has learn_beta=True: must have constant"),
+        (to_heavy_ball, "hbnet20", {}, dict(post_act=True), r"post_act=True: must be False or None, the model has no"),
+        (to_heavy_ball, "resnet18", {}, dict(learn_beta="false"), r"learn_beta='false': must be True or False"),
+        (to_heavy_ball, "resnet18", {}, dict(post_act="false"), r"post_act='false': must be True or False"),
+        (to_nesterov, "agdnet40_k12", {}, dict(learn_alpha=False), r"learn_alpha=False: must be True for a model that"),
+        (to_nesterov, "densenet121", {}, dict(learn_alpha="false"), r"learn_alpha='false': must be True or False"),
+    ],
+)
+def test_an_option_that_does_not_fit_the_start_is_named(convert, name, start, options, message):
+    with torch.device("meta"):
+        model = timm.create_model(name, **start)
+    with pytest.raises(ValueError, match=message):
+        convert(model, **options)
 
 
 def test_a_parametrised_layer_is_refused_by_name():

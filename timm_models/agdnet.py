@@ -78,8 +78,8 @@ class AGDNet(DenseNet):
         for name in names:
             dense = getattr(self.features, name)
             layers = [_source_layer(layer) for layer in dense.values()]
-            if learn_alpha:
-                for k, layer in enumerate(layers):
+            for k, layer in enumerate(layers):
+                if learn_alpha and not isinstance(layer.conv1, SourceConv2d):
                     layer.conv1 = SourceConv2d(layer.conv1, layer.growth, sources=k + 1)
             block = NesterovBlock(layers, beta)
             block.training = dense.training
