@@ -56,6 +56,8 @@ def test_the_search_snippets_run(tmp_path):
         assert done.stdout.count("epoch ") == (0 if "report" in command else 2)
     for name in ("genotype.json", "retrain/model.safetensors", "report.html"):
         assert (tmp_path / "runs" / "hb" / name).exists()
+    (call,) = re.findall(r"`(timm\.create_model\([^`]*model\.safetensors\"\))`", README)
+    subprocess.run([sys.executable, "-c", f"import timm; {call}"], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
 """Warm start: a trained ResNet or DenseNet of timm's as the HBNet or AGDNet that computes the same function.
 
 Both families contain the older one as a special case, so training can go on from its weights with coefficients that
-start there: ``to_heavy_ball(resnet, learn_beta=True)``
-starts at β1 = 1, β2 = 0,
-``to_nesterov(densenet)`` at α = 1, β = 0. An HBNet or AGDNet goes on from its own.
+start there: ``to_heavy_ball(resnet, learn_beta=True)`` starts at β1 = 1, β2 = 0, ``to_nesterov(densenet)`` at α = 1,
+β = 0. An HBNet or AGDNet starts at its own.
 
 timm ≥ 1.0.31 saves the result, with its arguments, under the name of ours that builds it:
 ``save_for_hf(hbnet, "folder")`` and ``timm.create_model("local-dir:folder", pretrained=True)``. Where there is no such
