@@ -277,12 +277,10 @@ def test_coefficients_by_depth(tmp_path, capsys):
     assert places["layer1", 1] == places["layer1", 2] == pytest.approx([-0.9, -0.4])
     assert places["layer2", 2] == pytest.approx([-0.8, -0.3])
     coefficients.main(["--results", str(tmp_path)])
-    assert line(capsys.readouterr().out, "HBNet-20, β learned: 16,000 images, 10 epochs, augmented")[1:] == [
-        "β2",
-        "-1",
-        "-0.600",
-        "-0.90 … -0.30",
-        "2",
+    label = "HBNet-20, β learned: 16,000 images, 10 epochs, augmented"
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        f"| {label} | β2 of stage 1 | -1 | -0.650 | -0.90 … -0.40 | 2 |",
+        f"| {label} | β2 of stage 2 | -1 | -0.550 | -0.80 … -0.30 | 2 |",
     ]
     (axes,) = figure(tmp_path, "coefficients")
     assert drawn(axes, "ydata")[0] == pytest.approx([-0.65, -0.65, -0.55, -0.55])

@@ -66,14 +66,15 @@ def summary(rows: Rows) -> list[str]:
 
 
 def _parts(coefficient: str, places: Places) -> dict[str, list[float]]:
-    """Return the values by what the page calls them: α apart by how near its source is."""
-    if coefficient != "alpha":
-        return {NAMES[coefficient]: [value for values in places.values() for value in values]}
+    """Return the values by what the page calls them: β by stage, α by how near its source is."""
     latest = {layer: max(j for other, j in places if other == layer) for layer, _ in places}
     parts: dict[str, list[float]] = {}
     for (layer, j), values in places.items():
-        source = "the block's input" if j == 0 else "the layer before" if j == latest[layer] else "other layers"
-        parts.setdefault(f"α of {source}", []).extend(values)
+        if coefficient != "alpha":
+            place = f"stage {layer.removeprefix('layer')}"
+        else:
+            place = "the block's input" if j == 0 else "the layer before" if j == latest[layer] else "other layers"
+        parts.setdefault(f"{NAMES[coefficient]} of {place}", []).extend(values)
     return parts
 
 
