@@ -32,6 +32,8 @@ SEARCH_PAIRS = [
     ("hb", "random-hb"),
     ("hb-dagger", "random-hb"),
     ("agd", "random-agd"),
+    ("random-hb", "random-darts"),
+    ("random-agd", "random-darts"),
     ("darts-warm-up", "darts"),
     ("agd-warm-up", "agd"),
     ("agd-warm-up", "darts"),
