@@ -324,6 +324,11 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     assert {words[words.index("--genotypes") + 1] for words in ran["table7"]} == {"runs/reproduce/results/genotypes"}
 
     (tmp_path / "log").unlink()
+    subprocess.run([*script, data], env=env, check=True)
+    pages = (tmp_path / "log").read_text().count("page.py")
+    assert pages == len(parts) - README.count(", not by default |") == 15, "the README says what runs by default"
+
+    (tmp_path / "log").unlink()
     subprocess.run([*script, data, "search"], env={**env, "RESULTS": "a", "GENOTYPES": "b"}, check=True)
     assert re.findall(r"--(?:results|genotypes) (\w+)", (tmp_path / "log").read_text()) == ["a", "b", "a"]
 

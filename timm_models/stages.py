@@ -202,7 +202,7 @@ class HeavyBallStage(nn.Sequential):
         u = subsample(u, self.stride)
         again = (self.grad_checkpointing or self.reversible) and torch.is_grad_enabled()  # else nothing is kept
         if again and self.can_reverse and not torch.jit.is_scripting():  # noqa: SIM102  scripts read all of a condition
-            if self._can_reverse():
+            if self._is_bounded():
                 return self._propagate(u)
         x_prev = x = u
         for k, T in enumerate(self):
@@ -236,7 +236,7 @@ class HeavyBallStage(nn.Sequential):
 
     @torch.jit.ignore
     @torch.compiler.disable
-    def _can_reverse(self) -> bool:
+    def _is_bounded(self) -> bool:
         """Say whether learned coefficients are such that the iterates can be found again."""
         betas: Any = self.beta1, self.beta2
         return not self.learn_beta or growth(*(beta.tolist() for beta in betas)) <= GROWTH_LIMIT
@@ -247,10 +247,8 @@ class HeavyBallStage(nn.Sequential):
         transforms: list[Any] = list(self)
         first = transforms[0]
         x0 = u if first.downsample is None else recompute(first.downsample, first.downsample, u)
-        parts = [Parts(T, None, [T]) if self.reversible else T.parts() for T in transforms]
-        for k, T in enumerate(transforms):
-            if not all(map(is_plain, T.modules())):  # hooks are those of a call
-                parts[k] = Parts(T, None, [partial(_call, T)])
+        whole = [self.reversible or _is_hooked(T) for T in transforms]  # hooks are those of a call
+        parts = [Parts(T, None, [partial(_call, T)]) if all_of else T.parts() for T, all_of in zip(transforms, whole)]
         t = u if parts[0].first is None else parts[0].first(u)
         for part in parts[0].others:
             t = recompute(first, part, t)
@@ -270,9 +268,13 @@ class HeavyBallStage(nn.Sequential):
         return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
 
 
+def _is_hooked(T: nn.Module) -> bool:
+    return not all(map(is_plain, T.modules()))
+
+
 def own(T: nn.Module, t: Tensor) -> Tensor:
     """Return T's output as one that may be overwritten: a hook may have kept it."""
-    return t if all(map(is_plain, T.modules())) else t.clone()
+    return t.clone() if _is_hooked(T) else t
 
 
 def _call(T: nn.Module, x: Tensor) -> Tensor:

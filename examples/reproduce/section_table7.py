@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
@@ -39,7 +40,7 @@ SEARCH_PAIRS = [
     ("agd-warm-up", "darts"),
     ("agd-warm-up", "darts-warm-up"),
 ]
-BUDGET = tuple(Budget.__dataclass_fields__)
+BUDGET = tuple(field.name for field in fields(Budget))
 
 
 def table7(folder: Path) -> Section:
