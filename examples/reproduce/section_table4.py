@@ -14,6 +14,12 @@ from rows import read_rows
 __all__ = ["summary", "table4"]
 
 
+ABOUT = (
+    "Tested once, after the last epoch, on all test images unless a number is named; the loss and error of training "
+    "images are those of the first so many, not augmented and in evaluation. The paper's are 300 epochs of all: where "
+    "the training error is high, a difference here is one of how fast a network learns, and not of how well it does in "
+    "the end."
+)
 RECIPE = ("epochs", "train_images", "test_images", "augmented")
 HEAVY_BALL = [(f"hbnet{depth}", f"resnet{depth}") for depth in (20, 56, 110)]
 NESTEROV = [(f"agdnet{layers}", f"densenet{layers}") for layers in (22, 40, 52)]
@@ -36,7 +42,7 @@ def _pairs() -> list[tuple[str, str]]:
 def table4(folder: Path) -> Section:
     """Return errors and losses of the networks, a block for each recipe."""
     rows, claims, panels = read_rows(folder / "table4.csv"), [], {}
-    lines = ["## Table 4: CIFAR-10", ""] if rows else []
+    lines = ["## Table 4: CIFAR-10", "", ABOUT, ""] if rows else []
     for (epochs, images, tested, augmented), block in grouped(rows, RECIPE).items():
         found = {network: group for network in NETWORKS if (group := [r for r in block if r["network"] == network])}
         title = f"{name_images(images)}, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
@@ -80,14 +86,8 @@ def summary(folder: Path) -> list[str]:
 
 
 def _table4_block(found: dict[str, list[Row]], augmented: bool) -> list[str]:
-    first = next(iter(found.values()))[0]
     every = {row["seed"] for group in found.values() for row in group}
     lines = [
-        f"Tested once, after the last epoch, on {name_images(first['test_images'], 'test ')}; the loss and error of "
-        "training images are those of the first so many, not augmented and in evaluation. The paper's are 300 epochs "
-        "of all: where the training error is high, a difference here is one of how fast a network learns, and not of "
-        "how well it does in the end.",
-        "",
         "| network | parameters | test error, paper | test error, measured | training error | training loss | seeds |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
