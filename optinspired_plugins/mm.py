@@ -30,7 +30,7 @@ from torch.serialization import safe_globals
 
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
 from optinspired_plugins.memory import recompute
-from timm_models._checks import check_one_of
+from timm_models._checks import check_bool, check_one_of
 
 __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "OptNet"]
 
@@ -106,6 +106,8 @@ class Backbone(BaseModule):
             raise ValueError(
                 f"pretrained={options['pretrained']!r}: must be None, also in the base's model; {NAME_A_FILE}"
             )
+        check_bool("norm_eval", norm_eval)
+        check_bool("with_cp", with_cp)
         _pretrained_cfg(init_cfg)
         super().__init__(init_cfg)
         self.name, self.options = name, dict(options, in_chans=in_channels)

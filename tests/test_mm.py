@@ -293,6 +293,8 @@ LOCAL = r"checkpoint='.*': must be a local file; nothing is downloaded"
         (dict(type="HBNet", frozen_stages=-2), r"frozen_stages=-2"),
         (dict(type="HBNet", frozen_stages=True), r"frozen_stages=True"),
         (dict(type="HBNet", frozen_stages=None), r"frozen_stages=None"),
+        (dict(type="HBNet", norm_eval="false"), r"norm_eval='false': must be True or False"),
+        (dict(type="AGDNet", with_cp=1), r"with_cp=1: must be True or False"),
         (dict(type="HBNet", output_stride=4), r"output_stride=4: must be one of 8, 16, 32"),
         (dict(type="HBNet", in_channels=0), r"in_chans=0"),
         (dict(type="HBNet", pretrained="open-mmlab://resnet50"), r"pretrained='open-mmlab://resnet50': must be None"),
