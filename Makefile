@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Threads that wait must not spin: on a busy machine two of them can take ten times as long.
 export OMP_WAIT_POLICY = passive
+# Processes that test side by side, one thread each.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-all check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train HBNet and AGDNet on real digits beside their special cases, and search both spaces"
-	@echo "make test      lint, type check and tests"
+	@echo "make test      lint, type check and tests, in WORKERS=2 processes"
 	@echo "make test-all  also timm's own test file on every registered model"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -27,10 +30,10 @@ check: .venv/.installed
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m "not every_model"
+	$(PYTEST) -m "not every_model"
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf .venv runs
