@@ -22,16 +22,16 @@ ABOUT = (
 )
 RECIPE = ("epochs", "train_images", "test_images", "augmented")
 HEAVY_BALL = [(f"hbnet{depth}", f"resnet{depth}") for depth in (20, 56, 110)]
+SMALL_INIT = [(f"{hb}-small-init", f"{resnet}-small-init") for hb, resnet in HEAVY_BALL]
 NESTEROV = [(f"agdnet{layers}", f"densenet{layers}") for layers in (22, 40, 52)]
 
 
 def _pairs() -> list[tuple[str, str]]:
     """What is compared: each family with its special case, then with each control."""
     pairs = []
-    for hb, resnet in HEAVY_BALL:
+    for (hb, resnet), small in zip(HEAVY_BALL, SMALL_INIT):
         pairs += [(hb, resnet), (f"{resnet}-no-last-relu", resnet), (hb, f"{resnet}-no-last-relu")]
-        pairs += [(f"{hb}-small-init", hb), (f"{resnet}-small-init", resnet)]
-        pairs += [(f"{hb}-small-init", f"{resnet}-small-init")]
+        pairs += [*zip(small, (hb, resnet)), small]
         pairs += [(f"{hb}-uniform-init", f"{resnet}-uniform-init"), (hb, f"{resnet}-preact")]
         pairs += [(f"{hb}-post-act", hb), (f"{hb}-learn-beta", hb)]
     for agd, dense in NESTEROV:
@@ -72,9 +72,8 @@ def summary(folder: Path) -> list[str]:
         "so it is | ours, paper | special case, paper |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
-    small = [(f"{ours}-small-init", f"{peer}-small-init") for ours, peer in HEAVY_BALL]
     for (*_, augmented), block in grouped(read_rows(folder / "table4.csv"), RECIPE).items():
-        for names in [*HEAVY_BALL, *small, *NESTEROV]:
+        for names in [*HEAVY_BALL, *SMALL_INIT, *NESTEROV]:
             errors = [numbers((row for row in block if row["network"] == name), "test_error") for name in names]
             if all(errors):
                 verdict = compare(*errors)
