@@ -270,9 +270,12 @@ def test_other_errors_end_the_command():
         ),
         (stability.main, ["--data", "none.npz"], "data='none.npz': must be"),
         (stability.main, ["--steps", "1"], "1: must be at least 2"),
+        (stability.main, ["--lr=-0.1"], "argument --lr: -0.1: must be at least 0, and finite"),
+        (stability.main, ["--lr", "nan"], "argument --lr: nan: must be at least 0, and finite"),
         (table7.main, ["--methods", "enas"], "invalid choice: 'enas'"),
         (table7.main, ["--data", "none"], "data='none': must be"),
         (table7.main, ["--images", "100"], "100: must be at least 128"),
+        (table7.main, ["--alpha-lr", "inf"], "argument --alpha-lr: inf: must be at least 0, and finite"),
     ],
 )
 def test_bad_arguments_are_named(main, arguments, message, capsys, tmp_path, monkeypatch):

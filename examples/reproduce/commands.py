@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,16 @@ from rows import RESULTS, require
 from nni_spaces.data import read_images
 from nni_spaces.run_folder import describe
 
-__all__ = ["Place", "at_least", "command_line", "common_arguments", "fingerprint", "place_of", "run_missing"]
+__all__ = [
+    "Place",
+    "at_least",
+    "command_line",
+    "common_arguments",
+    "fingerprint",
+    "not_negative",
+    "place_of",
+    "run_missing",
+]
 
 Job = TypeVar("Job")
 
@@ -31,6 +41,13 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def not_negative(text: str) -> float:
+    """Parse a finite number, 0 or more."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0, and finite")
+    return float(text)
 
 
 def common_arguments(description: str, table: str, seeds: Iterable[int]) -> argparse.ArgumentParser:

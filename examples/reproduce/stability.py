@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from commands import Place, at_least, command_line, common_arguments, place_of, run_missing
+from commands import Place, at_least, command_line, common_arguments, not_negative, place_of, run_missing
 from networks import NETWORKS
 from rows import add_rows, find, provenance
 from training import Recipe, make_loaders, make_optimizer
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = common_arguments(__doc__.splitlines()[0], "stability", seeds=range(5))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NETWORK", default=["resnet110", "hbnet110"])
     parser.add_argument("--steps", type=at_least(2), default=200, help="steps of 64 images")
-    parser.add_argument("--lr", type=float, default=Recipe.lr, help="learning rate, the paper's by default")
+    parser.add_argument("--lr", type=not_negative, default=Recipe.lr, help="learning rate, the paper's by default")
     args = parser.parse_args(arguments)
     with quiet_hosts():
         place = place_of(parser, args, "stability")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from commands import Place, at_least, command_line, common_arguments, place_of, run_missing
+from commands import Place, at_least, command_line, common_arguments, not_negative, place_of, run_missing
 from nni.nas.strategy import Random
 from rows import add_rows, find, provenance
 
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="spaces and starts of α")
     parser.add_argument("--genotypes", type=Path, help="folder of the genotypes, default: in that of the results")
     for name, default in asdict(Budget()).items():
-        kind = float if isinstance(default, float) else at_least(128 if name == "images" else 1)
+        kind = not_negative if isinstance(default, float) else at_least(128 if name == "images" else 1)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help="budget of a method")
     args = parser.parse_args(arguments)
     budget = Budget(**{field.name: getattr(args, field.name) for field in fields(Budget)})
