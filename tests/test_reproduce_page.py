@@ -99,6 +99,16 @@ def test_a_win_within_the_spread_is_noise_and_one_beyond_it_is_a_claim(tmp_path)
     assert drawn(axes)[4:] == [[25.0, 27.0, 29.0], [27.0], [24.0, 26.0, 28.0], [26.0]]
 
 
+def test_a_network_has_its_line_in_all_panels(tmp_path):
+    rows = [run("resnet20", 0, 30.0), run("resnet56", 0, 25.0), run("resnet56", 0, 45.0, augmented=0)]
+    write_csv(tmp_path / "table4.csv", rows)
+    panels = figure(tmp_path, "table4")
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["ResNet-20", "ResNet-56"]
+    assert drawn(panels[1]) == [[45.0], [45.0]]
+    assert drawn(panels[1], "ydata") == drawn(panels[0], "ydata")[2:]
+    assert panels[0].get_xlim() == panels[1].get_xlim()
+
+
 @pytest.mark.parametrize(("error", "sign"), [(20.0, "does not agree"), (30.0, "agrees")])
 def test_agreement_is_about_the_papers_sign(tmp_path, error, sign):
     """With augmentation and n = 9 the paper's HBNet has the larger error, by 0.14."""

@@ -17,18 +17,20 @@ Rows = Sequence[Mapping[str, str]]
 
 
 def draw_dots(groups: Mapping[str, Mapping[str, Sequence[float]]], quantity: str) -> Figure:
-    """Draw a panel a group: a dot for each value, a bar at the mean, a line for each name."""
-    height = 1.2 + 0.32 * max(len(lines) for lines in groups.values())
-    figure = Figure(figsize=(2 + 4.5 * len(groups), height), layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items()):
-        for y, values in enumerate(lines.values()):
+    """Draw a panel a group, a line a name, all to one scale: a dot for each value, a bar at the mean."""
+    names = list(dict.fromkeys(name for lines in groups.values() for name in lines))
+    figure = Figure(figsize=(3 + 4 * len(groups), 1.2 + 0.32 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, (title, lines) in zip(panels, groups.items()):
+        for name, values in lines.items():
+            y = names.index(name)
             axes.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.7, markersize=5)
             axes.plot([mean(values)], [y], "|", color=RED, markersize=16, markeredgewidth=2)
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel(quantity)
-        axes.set_yticks(range(len(lines)), list(lines))
-        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
+from claims import Claim, Row, Section, claims_table, grouped, name_images, name_seeds, numbers
 from comparison import compare, mean_and_spread
 from figures import draw_dots
 from paper_figures import TABLE7
@@ -54,7 +54,7 @@ def table7(folder: Path) -> Section:
     lines = ["## Table 7: searches", "", *_table7_block(found), ""]
     lines += [*claims_table(claims, "difference of test error, points"), ""] if claims else []
     first = rows[0]
-    panel = f"{first['images']} images, {first['search_epochs']} + {first['retrain_epochs']} epochs"
+    panel = f"{name_images(first['images'])}, {first['search_epochs']} + {first['retrain_epochs']} epochs"
     errors = {METHODS[method]: numbers(group, "test_error") for method, group in found.items()}
     shown = "Test errors of the networks that were found"
     return Section(lines, claims, {"table7": (shown, draw_dots({panel: errors}, "test error (%)"))})
