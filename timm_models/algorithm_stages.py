@@ -12,6 +12,7 @@ from optinspired_plugins.memory import recompute
 from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
+from .layout import align_gradient
 from .stages import own
 from .strides import subsample
 
@@ -52,7 +53,9 @@ class AlgorithmStage(nn.Module):
         for k, count in enumerate(self.layers):
             state = self.algorithm.step(state, self._gradient(transforms[first : first + count], u if k == 0 else None))
             first += count
-        return self.algorithm.result(state)
+        x = self.algorithm.result(state)
+        align_gradient(x)
+        return x
 
     def _gradient(self, transforms: Sequence[nn.Module], u: Optional[Tensor]) -> Gradient:
         layers = iter(transforms)
@@ -121,7 +124,10 @@ class ProgramStage(nn.Sequential):
             values[self.targets[i]] = t
         for target, in_place, terms in self.sums[-1]:
             values[target] = weighted_sum(values, terms, in_place)
-        return values[self.result]
+        x = values[self.result]
+        if not torch.jit.is_scripting():
+            align_gradient(x)
+        return x
 
     @torch.jit.ignore
     def _recompute(self, transform: nn.Module, x: Tensor) -> Tensor:

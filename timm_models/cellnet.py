@@ -40,6 +40,7 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from .layout import align_gradient
 
 __all__ = ["AuxiliaryHead", "Cell", "CellNet"]
 
@@ -83,6 +84,8 @@ class Cell(nn.Module):
                 h = self.drop_path(h)
             node = h if i % self.edges_per_node == 0 else node + h
             if i % self.edges_per_node == self.edges_per_node - 1:
+                if not torch.jit.is_scripting():
+                    align_gradient(node)
                 states.append(node)
         return torch.cat(states[2:], 1)
 

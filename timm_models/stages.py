@@ -15,6 +15,7 @@ from optinspired_plugins.memory import GROWTH_LIMIT, Parts, growth, propagate, r
 from ._checks import check_layers, check_one_of
 from ._fusible import is_plain
 from .fusion import fold_into, fold_shortcut, stream_free
+from .layout import align_gradient
 from .strides import subsample
 
 __all__ = ["BasicTransform", "BottleneckTransform", "HeavyBallStage", "PadShortcut"]
@@ -203,7 +204,9 @@ class HeavyBallStage(nn.Sequential):
         again = (self.grad_checkpointing or self.reversible) and torch.is_grad_enabled()  # else nothing is kept
         if again and self.can_reverse and not torch.jit.is_scripting():  # noqa: SIM102  scripts read all of a condition
             if self._is_bounded():
-                return self._propagate(u)
+                x = self._propagate(u)
+                align_gradient(x)
+                return x
         x_prev = x = u
         for k, T in enumerate(self):
             if again and not torch.jit.is_scripting():
@@ -228,6 +231,8 @@ class HeavyBallStage(nn.Sequential):
                     t = t.add_(x_prev, alpha=self.beta2)
                 x_prev = x
             x = T.activate(t)  # type: ignore[operator]
+        if not torch.jit.is_scripting():
+            align_gradient(x)
         return x
 
     @torch.jit.ignore
