@@ -72,6 +72,10 @@ DEEP = [
     *((Form("hbnet101", form), Form("resnet101")) for form in ("default", "semi", "reversible")),
     *((Form("agdnet201", form), Form("densenet201")) for form in ("default", "lean")),
 ]
+CHANNELS_LAST = [
+    *((Form("hbnet50", form), Form("resnet50")) for form in ("default", "semi", "reversible")),
+    *((Form("agdnet121", form), Form("densenet121")) for form in ("default", "lean")),
+]
 COMPILED = [
     (Form("hbnet50", "compiled"), Form("resnet50", "compiled")),
     (Form("agdnet121"), Form("densenet121", "compiled")),
@@ -80,9 +84,12 @@ COMPILED = [
 INFERENCE = [(Form("hbnet50"), Form("resnet50")), (Form("agdnet121"), Form("densenet121"))]
 
 
-def training_step(model: nn.Module, batch: int, size: int) -> Callable[[], Any]:
+def training_step(
+    model: nn.Module, batch: int, size: int, layout: torch.memory_format = torch.contiguous_format
+) -> Callable[[], Any]:
     """Return a function that takes gradients of cross-entropy on one batch."""
-    x, y = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
+    model = model.to(memory_format=layout)
+    x, y = torch.randn(batch, 3, size, size).contiguous(memory_format=layout), torch.randint(10, (batch,))
     return lambda: F.cross_entropy(model(x)[:, :10], y).backward()
 
 
@@ -116,12 +123,17 @@ def compare(functions: list[Callable[[], Any]], rounds: int, memory: bool = True
 
 
 def training(
-    batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]] = TRAINING, memory: bool = True
+    batch: int,
+    size: int,
+    rounds: int,
+    pairs: list[tuple[Form, Form]] = TRAINING,
+    memory: bool = True,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[Row]:
     """Steps of training against timm's networks."""
     for peer in dict.fromkeys(peer for _, peer in pairs):
         forms = [ours for ours, other in pairs if other == peer] + [peer]
-        steps = [training_step(form.build(), batch, size) for form in forms]
+        steps = [training_step(form.build(), batch, size, layout) for form in forms]
         for i, quantity, found in compare(steps, rounds, memory):
             yield dict(_names(forms[i], peer), quantity=quantity, batch=batch, size=size, **found)
 
@@ -164,6 +176,11 @@ def growth(batch: int, size: int, rounds: int) -> Iterator[Row]:
 def deep(batch: int, size: int, rounds: int) -> Iterator[Row]:
     """Steps of training of other depths."""
     return training(batch, size, rounds, DEEP)
+
+
+def channels_last(batch: int, size: int, rounds: int) -> Iterator[Row]:
+    """Steps of training in channels last, both sides."""
+    return training(batch, size, rounds, CHANNELS_LAST, layout=torch.channels_last)
 
 
 def compiled(batch: int, size: int, rounds: int) -> Iterator[Row]:
@@ -209,6 +226,7 @@ def _names(ours: Form, peer: Form) -> Row:
 SUBJECTS = dict(
     training=training,
     deep=deep,
+    channels_last=channels_last,
     compiled=compiled,
     inference=inference,
     growth=growth,

@@ -29,12 +29,13 @@ LINES = {
 }
 
 
-FILES = ("training", "inference", "search", "deep", "compiled", "reversible", "growth")
+FILES = ("training", "inference", "search", "deep", "channels_last", "compiled", "reversible", "growth")
 TITLES = {
     "training": "Steps of training",
     "inference": "Inference, normalisations folded on both sides",
     "search": "Steps of a search: one of the weights, one of α",
     "deep": "Steps of training, other depths",
+    "channels_last": "Steps of training in channels last, both sides",
     "compiled": "Steps of training under torch.compile",
     "reversible": "A reversible stage and momentumnet, on the same modules",
     "growth": "Memory against depth, resolution and batch",

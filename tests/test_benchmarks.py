@@ -39,6 +39,27 @@ def test_training_rows(form, less):
     assert (memory["ratio"] < 0.7) == less
 
 
+def test_channels_last_rows(monkeypatch):
+    """Both sides are trained in that layout."""
+    seen, build = [], Form.build
+
+    def watched(form):
+        model = build(form)
+        model.conv1.register_forward_hook(
+            lambda m, args, out: seen.append((form.name, *strided(args[0], out, m.weight)))
+        )
+        return model
+
+    def strided(*tensors):
+        return [t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors]
+
+    monkeypatch.setattr(Form, "build", watched)
+    monkeypatch.setattr(speed_and_memory, "CHANNELS_LAST", [(Form("hbnet20"), Form("hbnet20_resnet"))])
+    time, memory = speed_and_memory.channels_last(4, 32, 1)
+    assert (time["model"], time["peer"], memory["quantity"]) == ("hbnet20", "hbnet20_resnet", "memory")
+    assert set(seen) == {("hbnet20", True, True, True), ("hbnet20_resnet", True, True, True)}
+
+
 def test_the_peers_normalisations_are_folded():
     for name in ("resnet18", "densenet121"):
         model = Form(name).build().eval()
