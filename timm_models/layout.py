@@ -16,8 +16,8 @@ def align_gradient(x: Tensor) -> None:
     """Make the gradient of x, shape (batch, channels, height, width), channels last where x is.
 
     A pooled map, a slice and a concatenation hand back gradients of other strides, and sums pass them on from stage to
-    stage. ReLU would put them right, but the rules have none after their sums, and torch's normalisations take about three
-    times as long where the gradient is not as their input.
+    stage. ReLU would put them right, but the rules have none after their sums, and torch's normalisations take about
+    three times as long where the gradient is not as their input.
     """
     if is_eager(x) and x.requires_grad and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         x.register_hook(_channels_last)
