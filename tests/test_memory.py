@@ -173,7 +173,8 @@ def test_an_output_that_was_overwritten_is_an_error(memory):
 def test_iterates_are_found_again_in_reduced_precision(dtype):
     """The iterates are float32: what is found again gives, rounded, what was there, so that both forms agree.
 
-    Neither strays further from float32 than the stored form does, up to chance.
+    Neither strays further from float32 than the stored form does, up to chance. Shifts that a later normalisation takes
+    out have gradients of rounding errors alone, which are left out.
     """
     x = images(batch=16, dtype=torch.float32)
     options = dict(layers=(2, 8, 2, 2), drop_path_rate=0.2)
@@ -183,9 +184,13 @@ def test_iterates_are_found_again_in_reduced_precision(dtype):
     for kind in ("stored", *LEAN):
         with torch.autocast("cpu", dtype=dtype):
             found[kind] = output_and_gradients(build(memory=kind, **options).float(), x)
-        errors[kind] = sum((found[kind][key] - value).norm() / value.norm() for key, value in exact.items())
-    assert max(errors[kind] for kind in LEAN) < 1.5 * errors["stored"]
-    for key, value in found["semi"].items():
+        errors[kind] = {key: (found[kind][key] - value).norm() / value.norm() for key, value in exact.items()}
+    keys = [key for key, error in errors["stored"].items() if error < 1]
+    assert len(keys) > 0.9 * len(exact)
+    totals = {kind: sum(each[key] for key in keys) for kind, each in errors.items()}
+    assert max(totals[kind] for kind in LEAN) < 1.5 * totals["stored"]
+    for key in keys:
+        value = found["semi"][key]
         assert (found["reversible"][key] - value).norm() <= 0.01 * value.norm(), key
 
 
