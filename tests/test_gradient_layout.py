@@ -72,7 +72,9 @@ def test_no_normalisation_meets_a_gradient_of_other_strides(name, options):
     assert strange_gradients(last, x.to(memory_format=LAST)) == []
     model(x).square().sum().backward()
     for (place, p), q in zip(model.named_parameters(), last.parameters()):
-        torch.testing.assert_close(q.grad, p.grad, rtol=1e-8, atol=1e-8, msg=lambda text, place=place: f"{place}: {text}")
+        torch.testing.assert_close(
+            q.grad, p.grad, rtol=1e-8, atol=1e-8, msg=lambda text, place=place: f"{place}: {text}"
+        )
 
 
 def test_checkpointing_keeps_them_too():
