@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import safe_globals
 
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 from timm_models._checks import check_bool, check_one_of
 
 __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "OptNet"]

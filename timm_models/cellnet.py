@@ -20,7 +20,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from optinspired_plugins.genotype import CellGenotype, Genotype, load_genotype
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 from optinspired_plugins.operations import (
     IDENTITY,
     NEGATIVE_IDENTITY,

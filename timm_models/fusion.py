@@ -25,8 +25,7 @@ def fold(conv: nn.Module, norm: nn.Module) -> Optional[nn.Conv2d]:
     """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` where that is no convolution."""
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
         return None
-    # α of an AGDNet is folded, too.
-    weight: Any = getattr(conv, "folded", lambda: conv.weight)()
+    weight: Any = conv.weight
     bias: Any = conv.bias
     found = nn.Conv2d(
         conv.in_channels,
