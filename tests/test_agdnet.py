@@ -39,10 +39,7 @@ def plain_block(block, z):
     layers = list(block.values())
     sizes = [z.shape[1]] + [layer.growth for layer in layers]
     transforms = [source_transform(layer, sizes[: k + 1], block.training) for k, layer in enumerate(layers)]
-    alpha = [
-        torch.ones(k + 1) if layer.alpha is None else layer.alpha
-        for k, layer in enumerate(layers)
-    ]
+    alpha = [torch.ones(k + 1) if layer.alpha is None else layer.alpha for k, layer in enumerate(layers)]
     finish = [lambda s, layer=layer: layer.conv2(layer.norm2(s)) for layer in layers]
     return torch.cat(nesterov(transforms, z, alpha, block.beta, finish), 1)
 

@@ -119,7 +119,7 @@ def test_gradcheck(bottleneck, training, lean):
 
 
 def test_statistics_are_those_of_a_source_and_taken_once(monkeypatch):
-    """Once for each source that a layer reads, and for each of the 2 + 3 + 4 bottlenecks; the last source is not read."""
+    """Once for each source of a block but the last, which no layer reads, and for each of the 2 + 3 + 4 bottlenecks."""
     shapes, original = [], dense_memory.batch_statistics
     monkeypatch.setattr(dense_memory, "batch_statistics", lambda x: shapes.append(x.shape[1]) or original(x))
     build()(images())

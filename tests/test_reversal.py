@@ -69,7 +69,7 @@ def test_a_coefficient_that_is_zero_is_refused():
 def test_a_second_derivative_is_refused():
     """Where the first one is taken: an error in its graph could be cut off by ``inputs=``."""
     x = torch.ones(1, 3, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match="create_graph=True: a heavy-ball stage .* has no second derivative"):
+    with pytest.raises(RuntimeError, match=r"create_graph=True: a heavy-ball stage .* has no second derivative"):
         torch.autograd.grad(rule(False, x, x, 1.0, -1.0).sum(), x, create_graph=True)
 
 

@@ -19,6 +19,7 @@ from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from optinspired_plugins.memory.eager import is_eager
 from optinspired_plugins.memory.recompute import recompute
 
 from ._cfgs import cifar_cfg, imagenet_cfg
@@ -121,7 +122,8 @@ class AGDNet(DenseNet):
     @torch.jit.ignore
     def _features(self, x: Tensor) -> Tensor:
         names = [name for name, _ in self.features.named_children()]
-        if "pool0" not in names or not torch.is_grad_enabled() or not is_unmodified(self.features, nn.Sequential):
+        graph_or_inference = not torch.is_grad_enabled() or not is_eager(x)
+        if "pool0" not in names or graph_or_inference or not is_unmodified(self.features, nn.Sequential):
             return self.features(x)
         pool = names.index("pool0")
         x = self.features[: pool - 1](x)

@@ -24,7 +24,7 @@ from ._checks import check_layers, check_one_of
 from .fusion import fold_into, fold_shortcut, stream_free
 from .layout import align_gradient
 from .strides import subsample
-from .unmodified import is_unmodified_inside
+from .unmodified import is_unmodified, is_unmodified_inside
 
 __all__ = ["BasicTransform", "BottleneckTransform", "HeavyBallStage", "PadShortcut"]
 
@@ -66,6 +66,11 @@ class BasicTransform(BasicBlock):
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation that ResNet puts after its addition, or x where there is none."""
         return self.act2(x)
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless :meth:`activate` is nothing but the identity."""
+        return not is_unmodified(self.act2, nn.Identity)
 
     @torch.jit.ignore
     def drop_activation(self) -> None:
@@ -130,6 +135,11 @@ class BottleneckTransform(Bottleneck):
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation that ResNet puts after its addition, or x where there is none."""
         return self.act3(x)
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless :meth:`activate` is nothing but the identity."""
+        return not is_unmodified(self.act3, nn.Identity)
 
     @torch.jit.ignore
     def drop_activation(self) -> None:
@@ -205,12 +215,6 @@ class HeavyBallStage(nn.Sequential):
             for parameter, value in zip((self.beta1, self.beta2), self.start):
                 nn.init.constant_(parameter, value)  # type: ignore[arg-type]
 
-    @torch.jit.ignore
-    def set_memory(self, memory: str) -> None:
-        """Store the iterates, or recover them: ``"stored"`` or ``"reversible"``, as the constructor takes it."""
-        check_memory(memory, *self.start, self.post_act, [len(self)])
-        self.reversible = memory == "reversible"
-
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
         u = subsample(u, self.stride)
@@ -277,9 +281,11 @@ class HeavyBallStage(nn.Sequential):
     @torch.jit.ignore
     def _can_recover(self) -> bool:
         """Return True if iterates lose little where they are recovered, by the present coefficients."""
+        if any(T.is_activated() for T in self):  # type: ignore[operator]
+            return False
         steps, betas = len(self) - 1, (self.beta1, self.beta2)
         beta1, beta2 = (b.tolist() if isinstance(b, Tensor) else [b] * steps for b in betas)
-        return not self.post_act and error_growth(beta1, beta2) <= MAX_ERROR_GROWTH
+        return error_growth(beta1, beta2) <= MAX_ERROR_GROWTH
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -299,9 +305,9 @@ def writable(T: nn.Module, t: Tensor) -> Tensor:
     It is a copy where a hook may hold the output, where a replaced method may return anything, and where the backward
     pass of T's last operation reads its output.
     """
-    if is_unmodified_inside(T) and (not is_eager(t) or not t.requires_grad or keeps_no_output(t)):
-        return t
-    return t.clone()
+    if not is_eager(t):  # a compiler makes a copy cost nothing, and a trace has no hooks
+        return t.clone() if torch.compiler.is_compiling() else t
+    return t if is_unmodified_inside(T) and (not t.requires_grad or keeps_no_output(t)) else t.clone()
 
 
 def _call(T: nn.Module, x: Tensor) -> Tensor:

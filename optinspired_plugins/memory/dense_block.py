@@ -245,7 +245,7 @@ class _DenseBlock(torch.autograd.Function):
         flat, tensors = rest[:count], iter(rest[count:])
         saved = [_Saved(*layer) for layer in zip(*[tensors] * len(_Saved._fields))]
         with torch.autocast(gradient.device.type, enabled=False):
-            if is_plain_backward():
+            if is_plain_backward(gradient):
                 found = plain_gradients(partial(_plain, plan, saved), (z, *flat), gradient, ctx.needs_input_grad[3:])
             else:
                 needs = plan.by_layer(ctx.needs_input_grad[4:])

@@ -13,9 +13,10 @@ from .eager import are_transforms_active
 __all__ = ["is_plain_backward", "plain_gradients"]
 
 
-def is_plain_backward() -> bool:
+def is_plain_backward(gradient: Tensor) -> bool:
     """Return True in a backward pass that records a graph, or that takes a batch of gradients at once."""
-    return torch.is_grad_enabled() or are_transforms_active()
+    batched = are_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(gradient)
+    return torch.is_grad_enabled() or batched
 
 
 def plain_gradients(
