@@ -184,6 +184,41 @@ def test_alpha_scales_the_contribution_of_its_source_only():
     torch.testing.assert_close(layer(zs), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_low_rank_adapters_of_every_convolution_can_be_trained_and_merged():
+    """As PEFT makes them: two convolutions of the base's own type beside it, whose product is added to its weight."""
+
+    class Adapted(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            make = type(base)
+            self.base = base
+            self.down = make(base.in_channels, 2, base.kernel_size, base.stride, base.padding, bias=False).double()
+            self.up = make(2, base.out_channels, 1, bias=False).double()
+
+        def forward(self, x):
+            return self.base(x) + self.up(self.down(x))
+
+        def merged(self):
+            with torch.no_grad():
+                self.base.weight += torch.einsum("or,rikl->oikl", self.up.weight[:, :, 0, 0], self.down.weight)
+            return self.base
+
+    model = randomise(timm.create_model("agdnet40_k12", **SMALL).double()).eval()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, Adapted(child))
+    adapters = [module for module in model.modules() if isinstance(module, Adapted)]
+    out = model(images())
+    gradients = torch.autograd.grad(out.square().sum(), [adapter.down.weight for adapter in adapters])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Adapted):
+                setattr(parent, name, child.merged())
+    torch.testing.assert_close(model(images()), out, rtol=1e-9, atol=1e-9)
+
+
 def test_checkpointing_gives_the_same_gradients():
     for kwargs in (dict(), dict(bn_size=4)):
         model = randomise(timm.create_model("agdnet40_k12", **SMALL, **kwargs)).eval()

@@ -144,6 +144,22 @@ def test_an_empty_batch(form, training):
         assert value.isfinite().all()
 
 
+@pytest.mark.parametrize("form", TWINS)
+def test_an_empty_batch_of_twins(form):
+    outcomes = []
+    for model in (build(form), twin_of(form)):
+        out = model(images(0))
+        out.sum().backward()
+        outcomes.append((out.shape, {name: p.grad for name, p in model.named_parameters()}, model))
+    (shape, gradients, model), (expected_shape, expected, twin) = outcomes
+    assert shape == expected_shape == (0, 3)
+    for name, value in expected.items():
+        assert torch.equal(gradients[name], value), name
+    buffers = dict(model.named_buffers())
+    for name, value in twin.named_buffers():
+        assert torch.equal(buffers[name], value), name
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_one_image(form):
     model, reference = copies(form)
