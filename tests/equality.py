@@ -60,7 +60,9 @@ def put_strides_back(model):
     """Give every stride that a stage took back to timm's convolutions, in place."""
     for stage in model.stages():
         if stage.stride > 1:
-            for conv in (stage[0].conv1, stage[0].downsample[0]):
+            blocks = [block for name, block in stage.named_children() if name.isdigit()]
+            taken = [block.conv1 for block in blocks if block.conv1.in_channels == blocks[0].conv1.in_channels]
+            for conv in (*taken, blocks[0].downsample[0]):
                 conv.stride = (stage.stride, stage.stride)
             stage.stride = 1
     return model

@@ -127,7 +127,8 @@ class StagedResNet(ResNet):
         for name, blocks in self.named_children():
             if name.startswith("layer"):
                 stage = make_stage(list(blocks))
-                stage.stride = take_stride(list(blocks))  # type: ignore[assignment]
+                transforms = [T for T in stage.children() if isinstance(T, (BasicTransform, BottleneckTransform))]
+                stage.stride = take_stride(transforms)  # type: ignore[assignment]
                 stage.training, stage.grad_checkpointing = blocks.training, checkpointing
                 setattr(self, name, stage)
 
