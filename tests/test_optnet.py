@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from equality import assert_same_function, put_strides_back, randomise
+from equality import assert_same_function, put_strides_back, randomise, without_rules
 from my_algorithms import LearnedHeavyBall, OptimizedGradient
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -140,7 +140,8 @@ def test_two_path_algorithm_is_rule_20_behind_its_first_step():
 def test_one_path_costs_resnets_parameters_and_takes_its_state_dict(name):
     net = timm.create_model("optnet50", algorithm=name, device="meta")
     assert sum(p.numel() for p in net.parameters()) == 25_557_032
-    assert net.state_dict().keys() == timm.create_model("resnet50", device="meta").state_dict().keys()
+    state = without_rules(net.state_dict())
+    assert state.keys() == timm.create_model("resnet50", device="meta").state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["admm", "dmrnet"])

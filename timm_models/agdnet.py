@@ -10,7 +10,7 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
@@ -34,6 +34,7 @@ from ._checks import (
 from ._fusible import is_eager, is_plain, pool_first
 from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
 from .fusion import fold_into
+from .rules import announce, learned_hint
 
 __all__ = ["AGDNet", "CifarAGDNet"]
 
@@ -84,6 +85,7 @@ class AGDNet(DenseNet):
             block = NesterovBlock(layers, beta)
             block.training = dense.training
             setattr(self.features, name, block)
+        announce([getattr(self.features, name) for name in names], type(self).__name__, "timm's DenseNet")
         for module in self.features.children():
             if type(module) is DenseTransition and isinstance(module.pool, nn.AvgPool2d):
                 module.__class__ = PooledTransition
@@ -91,6 +93,19 @@ class AGDNet(DenseNet):
         # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
         self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, timm's too, as ``torch.nn.Module`` does.
+
+        Raises:
+            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            own = self.state_dict()
+            hint = learned_hint(own, state_dict, ("alpha",), "learn_alpha", "to_nesterov") if strict else ""
+            raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
     def init_weights(self) -> None:

@@ -14,6 +14,7 @@ from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
 from .layout import align_gradient
+from .rules import StageRule, program_coefficients
 from .stages import own
 from .strides import subsample
 
@@ -22,7 +23,7 @@ __all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
 Terms = List[Tuple[int, float]]
 
 
-class AlgorithmStage(nn.Module):
+class AlgorithmStage(StageRule):
     """A stage that propagates by an algorithm, restarted for it.
 
     With u the input and S the shortcut projection the algorithm starts at x_0 = S(u). What its first step calls at x_0
@@ -38,6 +39,8 @@ class AlgorithmStage(nn.Module):
         layers: how many layers each step calls.
     """
 
+    prefers_names = True
+
     def __init__(self, transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> None:
         super().__init__()
         for i, transform in enumerate(transforms):
@@ -48,6 +51,11 @@ class AlgorithmStage(nn.Module):
         self.algorithm = as_learnable(algorithm)
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
+        self.set_rule([getattr(transforms[0], "stride_in_1x1", False)])
+
+    def is_twin(self) -> bool:
+        """Return False: timm has no such network."""
+        return False
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
@@ -89,7 +97,7 @@ class AlgorithmStage(nn.Module):
         return recompute(T, T, x) if self.grad_checkpointing else T(x)
 
 
-class ProgramStage(nn.Sequential):
+class ProgramStage(StageRule, nn.Sequential):
     """The same, executed as a :class:`~optinspired_plugins.tracing.Program`: weighted sums between the layers.
 
     It runs where the algorithm's code could not, in TorchScript, and has the sums that are left when z − (z − T(z)) is
@@ -100,6 +108,7 @@ class ProgramStage(nn.Sequential):
         program: traced with ``transition=True``; as many calls as there are transforms.
     """
 
+    prefers_names = True
     sums: List[List[Tuple[int, bool, Terms]]]
     sources: List[int]
     targets: List[int]
@@ -124,6 +133,11 @@ class ProgramStage(nn.Sequential):
                 terms = sorted(instruction.terms, key=lambda term: term.register != fresh)
                 self.sums[-1].append((slots[i + 1], fresh >= 0, [(slots[r], weight) for r, weight in terms]))
         self.result = slots[program.result]
+        self.set_rule([*program_coefficients(program), False, getattr(transforms[0], "stride_in_1x1", False)])
+
+    def is_twin(self) -> bool:
+        """Return False: ResNet has an activation behind its additions."""
+        return False
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""

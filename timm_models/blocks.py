@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from optinspired_plugins.memory import recompute
 
 from ._fusible import is_eager, is_fusible_norm, is_plain
 from .fusion import ChannelClamp, fold_before, fold_into
+from .rules import Ruled
 
 __all__ = ["NesterovBlock", "SourceConv2d", "SourceLayer"]
 
@@ -129,7 +130,7 @@ class PooledTransition(DenseTransition):
         return self.pool(self.norm(x))
 
 
-class NesterovBlock(nn.ModuleDict):
+class NesterovBlock(Ruled, nn.ModuleDict):
     """A block that propagates by the Nesterov rule (21) and returns the concatenation of z_0, z_1, ….
 
     The h-term needs no sum: m_{k+1} = z_k − Σ_j h_{k+1,j} z_j obeys m_1 = 0 and m_{k+1} = c_k (m_k − z_k) with
@@ -141,11 +142,22 @@ class NesterovBlock(nn.ModuleDict):
         beta: β, finite.
     """
 
+    conversion, convertible = "timm_models.to_nesterov", ("beta",)
+
     def __init__(self, layers: Sequence[nn.Module], beta: float = 0.1) -> None:
         super().__init__({f"denselayer{k + 1}": layer for k, layer in enumerate(layers)})
         self.beta = beta
         self.growth = int(layers[0].growth)  # type: ignore[arg-type]
         self.momentum: List[float] = momentum(len(layers)).tolist()
+        self.set_rule([beta if len(layers) > 1 else 0.0])  # m is 0 at the first layer
+
+    def is_twin(self) -> bool:
+        """Return True if timm's dense block computes the same from the same weights and α."""
+        return self.rule_values == [0.0]
+
+    def describe(self, values: Optional[Sequence[float]] = None) -> Dict[str, Any]:
+        """Return a rule, by default the own, as arguments of the network."""
+        return dict(beta=float(f"{(values or self.rule_values)[0]:.3g}"))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return z_0, z_1, … concatenated, shape (batch, first + layers · growth, height, width)."""

@@ -12,30 +12,22 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from optinspired_plugins.algorithms import ALGORITHMS, Algorithm, HeavyBall, load_algorithm
+from optinspired_plugins.algorithms import Algorithm, load_algorithm
 from optinspired_plugins.probing import calls_at_start, layers_per_step
-from optinspired_plugins.propagation import TwoPath
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
 from .algorithm_stages import make_stage
+from .rules import NETWORK_ALGORITHMS
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform
 
 __all__ = ["NETWORK_ALGORITHMS", "CifarOptNet", "OptNet"]
-
-# The names of section 3, with the β of §7.1 for the heavy ball, and the last row of Table 3.
-NETWORK_ALGORITHMS: Dict[str, Callable[[], Any]] = {
-    **ALGORITHMS,
-    "hb": partial(HeavyBall, beta=1.0),
-    "dmrnet": TwoPath,
-}
 
 
 class OptNet(StagedResNet):

@@ -7,7 +7,7 @@ its transforms is :meth:`StagedResNet.propagate`'s argument.
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
@@ -29,6 +29,7 @@ from ._checks import (
 )
 from ._fusible import is_plain, pool_first
 from .fusion import StreamFreeStage, fold_into
+from .rules import announce, learned_hint
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
 from .strides import take_stride
 
@@ -131,6 +132,20 @@ class StagedResNet(ResNet):
                 stage.stride = take_stride(transforms)  # type: ignore[assignment]
                 stage.training, stage.grad_checkpointing = blocks.training, checkpointing
                 setattr(self, name, stage)
+        announce(self.stages(), type(self).__name__, "timm's ResNet")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, timm's too, as ``torch.nn.Module`` does.
+
+        Raises:
+            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            own = self.state_dict()
+            hint = learned_hint(own, state_dict, ("beta1", "beta2"), "learn_beta", "to_heavy_ball") if strict else ""
+            raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = False, init_last: float = 1.0) -> None:
