@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from optinspired_plugins.algorithms import Algorithm, load_algorithm
@@ -22,6 +22,7 @@ from optinspired_plugins.probing import calls_at_start, layers_per_step
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
+from ._host import build_model
 from .algorithm_stages import make_stage
 from .rules import NETWORK_ALGORITHMS
 from .skeleton import CifarStagedResNet, StagedResNet
@@ -129,11 +130,11 @@ def _copies(block: Any, models: Sequence[Any]) -> List[Any]:
 
 
 def _create_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> OptNet:
-    return build_model_with_cfg(OptNet, variant, pretrained, **kwargs)
+    return build_model(OptNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarOptNet:
-    return build_model_with_cfg(CifarOptNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+    return build_model(CifarOptNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
 
 
 default_cfgs = generate_default_cfgs(

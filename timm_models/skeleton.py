@@ -28,6 +28,7 @@ from ._checks import (
     check_rate,
 )
 from ._fusible import is_plain, pool_first
+from ._host import checks_features
 from .fusion import StreamFreeStage, fold_into
 from .rules import announce, learned_hint
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
@@ -39,6 +40,7 @@ __all__ = ["CifarStagedResNet", "StagedResNet"]
 COEFFICIENTS = re.compile(r"layer\d+\.(?:beta\d|algorithm\..*)")
 
 
+@checks_features
 class StagedResNet(ResNet):
     """timm's ResNet up to the rule of its stages.
 
