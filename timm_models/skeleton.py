@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Typ
 
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
-from timm.models.resnet import ResNet
+from timm.models.resnet import ResNet, drop_blocks
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -221,6 +221,7 @@ class CifarStagedResNet(StagedResNet):
         norm_layer: normalisation.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last transform, growing linearly from 0.
+        drop_block_rate: rate of DropBlock in the last two stages, with timm's sizes of blocks.
         zero_init_last: as for :class:`StagedResNet`.
         init_last: as for :class:`StagedResNet`.
         device: device of the parameters.
@@ -241,6 +242,7 @@ class CifarStagedResNet(StagedResNet):
         norm_layer: Union[str, Type[nn.Module]] = "batchnorm2d",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_block_rate: float = 0.0,
         zero_init_last: bool = False,
         init_last: float = 1.0,
         device: Optional[torch.device] = None,
@@ -251,9 +253,8 @@ class CifarStagedResNet(StagedResNet):
         check_layers("channels", channels, stages=3)
         if sorted(channels) != list(channels):
             raise ValueError(f"channels={channels!r}: must not decrease, the shortcut can only add channels")
-        _check_resnet_kwargs(
-            dict(num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        )
+        rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
+        _check_resnet_kwargs(dict(num_classes=num_classes, in_chans=in_chans, **rates))
         nn.Module.__init__(self)  # not ResNet's, whose stem and four stages are ImageNet's
         dd: Dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
@@ -268,9 +269,10 @@ class CifarStagedResNet(StagedResNet):
         self.feature_info: List[Dict[str, Any]] = [dict(num_chs=channels[0], reduction=1, module="act1")]
 
         drop_path = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").split(list(layers))
-        for i, planes in enumerate(channels):
+        kinds = dict(act_layer=act, norm_layer=norm, **dd)
+        for i, (planes, drop_block) in enumerate(zip(channels, drop_blocks(drop_block_rate)[1:])):
             inplanes, stride = (channels[i - 1], 2) if i else (channels[0], 1)
-            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), act_layer=act, norm_layer=norm, **dd)
+            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), drop_block=drop_block, **kinds)
             self.add_module(f"layer{i + 1}", stage)
             self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
 
