@@ -1,6 +1,7 @@
 """OptNet: every algorithm as a network of ResNet's shape, and HBNet as one of them."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -278,10 +279,14 @@ def test_what_is_no_algorithm_is_named(name, algorithm, error, message):
         timm.create_model(name, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("layers", [(0, 1, 1), (1, 1), 3])
-def test_zero_steps_are_named(layers):
-    with pytest.raises(ValueError, match="layers"):
-        timm.create_model("optnet20", layers=layers)
+@pytest.mark.parametrize("layers", [(0, 1, 1), (1, 0, 1, 1), (1, 1), 3, "3463"])
+@pytest.mark.parametrize(("name", "stages"), [("optnet20", 3), ("optnet50", 4)])
+def test_layers_that_are_none_are_named(name, stages, layers):
+    message = (
+        rf"layers(\[\d\]=0: must be an integer ≥ 1|={re.escape(repr(layers))}: must be a sequence of {stages} integers)"
+    )
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, layers=layers)
 
 
 def test_options_of_the_other_families_are_refused():
