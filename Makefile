@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workstea
 help:
 	@echo "make demo      train HBNet and AGDNet on real digits beside their special cases, and search both spaces"
 	@echo "make test      lint, type check and tests, in WORKERS=2 processes"
-	@echo "make test-all  also timm's own test file on every registered model"
+	@echo "make test-all  also timm's own test file on every registered model, and every pair of options"
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

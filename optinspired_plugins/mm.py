@@ -31,6 +31,7 @@ from torch.serialization import safe_globals
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
 from optinspired_plugins.memory.recompute import recompute
 from timm_models._checks import check_bool, check_one_of
+from timm_models.rules import is_rule
 
 __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "OptNet"]
 
@@ -194,9 +195,10 @@ class Backbone(BaseModule):
         found = {_timm_key(key): value for key, value in state_dict.items()}
         own = {_timm_key(key): value for key, value in self.body.state_dict().items()}
         whole = self._skeleton().state_dict()
-        shapes = {key: (tuple(found[key].shape), tuple(value.shape)) for key, value in own.items() if key in found}
+        common = [key for key in own if key in found and not is_rule(key)]
+        shapes = {key: (tuple(found[key].shape), tuple(own[key].shape)) for key in common}
         faults = {
-            "missing": [key for key in own if key not in found],
+            "missing": [key for key in own if key not in found and not is_rule(key)],
             "unknown": [key for key in found if key not in whole and key.split(".")[0] not in HEADS],
             "of another shape": [
                 f"{key} {got}, not {wanted}" for key, (got, wanted) in shapes.items() if got != wanted
@@ -206,7 +208,12 @@ class Backbone(BaseModule):
             text = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
             hint = ". prefix='backbone.' takes the backbone of a whole model" if faults["unknown"] else ""
             raise ValueError(f"checkpoint={path!r}: must hold the weights of {self.name}; {text}{hint}")
-        self.body.load_state_dict({key: found[_timm_key(key)] for key in self.body.state_dict()})
+        fitting = {key: found[_timm_key(key)] for key in self.body.state_dict() if _timm_key(key) in found}
+        try:
+            self.body.load_state_dict({key: value for key, value in fitting.items() if is_rule(key)}, strict=False)
+        except RuntimeError as error:  # the rules differ
+            raise ValueError(f"checkpoint={path!r}: must hold the weights of {self.name}; {error}") from error
+        self.body.load_state_dict(fitting)
 
     def _skeleton(self) -> Any:
         """Return the whole network without values."""

@@ -16,7 +16,7 @@ from . import rates
 from .algorithms import ALGORITHMS, Algorithm
 from .cell_layout import COLOURS, HEIGHT, LOOKS, WIDTH, Box, Point, lay_out, rounded
 from .genotype import CellGenotype, Genotype
-from .propagation import layers_per_step
+from .probing import layers_per_step
 from .simulation import PAPER, Run
 from .tracing import Call, Program, Sum, trace
 

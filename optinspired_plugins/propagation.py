@@ -8,13 +8,12 @@ computes in the paper's own symbols, over any transform ``T``, without a thought
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_int
 from .algorithms import Algorithm, Gradient, check_algorithm, check_coefficient, check_same_shape
 from .coefficients import nesterov_weights
 
@@ -25,7 +24,6 @@ __all__ = [
     "concatenated",
     "extrapolated",
     "heavy_ball",
-    "layers_per_step",
     "nesterov",
     "nesterov_coefficients",
     "two_path",
@@ -50,8 +48,8 @@ class Unrolled(nn.Module):
 
     Raises:
         TypeError: the algorithm lacks a method, or a transform cannot be called.
-        ValueError: there is no transform; a step asks for more gradients than its sequence has transforms; a transform
-            changes the shape.
+        ValueError: there is no transform; a step asks for more or fewer gradients than its sequence has transforms; a
+            transform changes the shape.
     """
 
     def __init__(self, algorithm: Algorithm, transforms: Sequence[Transform | Sequence[Transform]]) -> None:
@@ -66,7 +64,9 @@ class Unrolled(nn.Module):
         """Return the algorithm's result after one step a transform, shape of x."""
         state = self.algorithm.init(x)
         for k, T in enumerate(self.transforms):
-            state = self.algorithm.step(state, _gradient(T, k))
+            calls = _Calls(T, f"transforms[{k}]")
+            state = self.algorithm.step(state, calls.gradient)
+            calls.check_all_used()
         return self.algorithm.result(state)
 
 
@@ -145,46 +145,6 @@ class TwoPath:
         return (state.x1 + state.x2) / 2
 
 
-def layers_per_step(algorithm: Algorithm, steps: int) -> tuple[int, ...]:
-    """Run an algorithm on a small tensor, to check it and to count the gradients that each step asks for.
-
-    Args:
-        algorithm: the algorithm.
-        steps: number of steps, ≥ 1.
-
-    Returns:
-        The count of each step: as many layers does it need.
-
-    Raises:
-        TypeError: the algorithm lacks a method.
-        ValueError: ``steps`` is below 1; a step asks for no gradient, gives a tensor of another shape or one that is
-            not finite.
-    """
-    check_algorithm(algorithm)
-    check_int("steps", steps, 1)
-    counts = [0] * steps
-    parameter = next(algorithm.parameters(), None) if isinstance(algorithm, nn.Module) else None
-    x = torch.ones(1, 2, 3, 3, device="cpu" if parameter is None else parameter.device)
-
-    def gradient(z: Tensor) -> Tensor:
-        counts[k] += 1
-        return z / 2
-
-    with torch.no_grad():
-        state = algorithm.init(x)
-        for k in range(steps):
-            state = algorithm.step(state, gradient)
-            result, step = algorithm.result(state), f"step {k} of {type(algorithm).__name__}"
-            if counts[k] == 0:
-                raise ValueError(f"{step} asks for no gradient: a step must have a layer")
-            if not isinstance(result, Tensor) or result.shape != x.shape:
-                found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-                raise ValueError(f"{step} makes of shape {tuple(x.shape)} the result {found}: must keep the shape")
-            if not (result.is_meta or result.isfinite().all()):
-                raise ValueError(f"{step} gives a result that is not finite: coefficients must be finite")
-    return tuple(counts)
-
-
 class _Function(nn.Module):
     """A callable that is no module, as one."""
 
@@ -206,20 +166,26 @@ def _as_module(transform: object, name: str) -> nn.Module:
     return _Function(transform)
 
 
-def _gradient(T: nn.Module, k: int) -> Gradient:
-    """∇f(z) = z − T(z); a list of transforms serves the calls of one step in turn."""
-    name = f"transforms[{k}]"
-    if not isinstance(T, nn.ModuleList):
-        return lambda z: z - check_same_shape(z, T(z), name)
-    parts: Iterator[nn.Module] = iter(T)
+class _Calls:
+    """The gradients ∇f(z) = z − T(z) of one step; a list of transforms serves its calls in turn."""
 
-    def gradient(z: Tensor) -> Tensor:
-        part = next(parts, None)
-        if part is None:
-            raise ValueError(f"{name} has {len(T)} transforms: the algorithm asks for more gradients a step")
-        return z - check_same_shape(z, part(z), name)
+    def __init__(self, T: nn.Module, name: str) -> None:
+        self.T, self.name = T, name
+        self.rest: list[nn.Module] = list(T) if isinstance(T, nn.ModuleList) else []
 
-    return gradient
+    def gradient(self, z: Tensor) -> Tensor:
+        part = self.T
+        if isinstance(part, nn.ModuleList):
+            if not self.rest:
+                raise ValueError(
+                    f"{self.name} has {len(part)} transforms: the algorithm asks for more gradients a step"
+                )
+            part = self.rest.pop(0)
+        return z - check_same_shape(z, part(z), self.name)
+
+    def check_all_used(self) -> None:
+        if self.rest:
+            raise ValueError(f"{self.name} has {len(self.rest)} transforms too many: the algorithm asks for no more")
 
 
 def heavy_ball(

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ._checks import check_int
 from ._files import write_atomically
 from .algorithms import ALGORITHMS
-from .propagation import Unrolled, layers_per_step
+from .probing import layers_per_step
+from .propagation import Unrolled
 
 __all__ = ["PAPER", "Cell", "Recipe", "Run", "build", "read_runs", "simulate", "summarise", "to_markdown", "train"]
 

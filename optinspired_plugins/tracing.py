@@ -199,8 +199,8 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
     Args:
         algorithm: an object with ``init``, ``step`` and ``result``.
         steps: number of steps, ≥ 1.
-        transition: the layers of the first step act on another tensor u, of another shape than x_0, and are residual:
-            T(x_0) is T_0(u) + x_0, so ∇f = −T_0(u).
+        transition: the layers that the first step calls at x_0 act on another tensor u, of another shape than x_0, and
+            are residual: T(x_0) is T_0(u) + x_0, so ∇f(x_0) = −T_0(u). Its calls at other points are ordinary.
 
     Returns:
         The program.
@@ -218,10 +218,10 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
         gradients: list[_Symbol] = []
 
         def gradient(z: Any, k: int = k, gradients: list[_Symbol] = gradients) -> Any:
-            if k == 0 and transition:
+            point = recorder.register(_symbol(z), k, "point")
+            if k == 0 and transition and point == 0:
                 gradients.append(-recorder.call(k, len(gradients), -1))
             else:
-                point = recorder.register(_symbol(z), k, "point")
                 gradients.append(z - recorder.call(k, len(gradients), point))
             return gradients[-1]
 

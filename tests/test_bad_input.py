@@ -1,6 +1,7 @@
 """Bad arguments are named with their value and what is allowed, before anything is allocated."""
 
 import math
+import re
 
 import pytest
 import timm
@@ -86,10 +87,38 @@ def test_a_normalisation_without_weight_starts_nowhere(name):
     timm.create_model(name, norm_layer=torch.nn.InstanceNorm2d)
 
 
-@pytest.mark.parametrize("name", ["hbnet50", "hbnet20", "agdnet121", "agdnet40_k12"])
-def test_an_unknown_argument_is_a_type_error(name):
-    with pytest.raises(TypeError, match="bta2"), torch.device("meta"):
-        timm.create_model(name, bta2=-1.0)
+NAMES = ["hbnet50", "hbnet20", "optnet50", "optnet20", "agdnet121", "agdnet40_k12", "cellnet_cifar", "cellnet_imagenet"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_argument_names_the_model_and_what_it_takes(name):
+    with pytest.raises(TypeError) as caught, torch.device("meta"):
+        timm.create_model(name, bta2=-1.0, foo=1)
+    found = re.fullmatch(r"(\w+): unknown argument (.*); it takes (.*)", str(caught.value))
+    assert found.group(1, 2) == (name, "bta2, foo")
+    takes = set(found[3].split(", "))
+    own = {"hbnet": {"beta1", "init_last"}, "optne": {"algorithm"}, "agdne": {"learn_alpha"}, "celln": {"genotype"}}
+    assert own[name[:5]] | {"num_classes", "in_chans", "drop_rate", "device"} <= takes
+    assert ("output_stride" in takes) == (name in ("hbnet50", "optnet50"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_index_of_a_feature_is_in_range(name):
+    with torch.device("meta"):
+        model, x = timm.create_model(name), torch.randn(1, 3, 64, 64)
+    last = len(model.feature_info) - 1
+    for indices in ([9], [0, last + 1], [-last - 2], []):
+        message = rf"indices={re.escape(str(indices))}: must be integers from {-last - 1} to {last}, at least one"
+        with pytest.raises(ValueError, match=message):
+            model.forward_intermediates(x, indices=indices)
+        with pytest.raises(ValueError, match=message):
+            model.prune_intermediate_layers(indices)
+    with pytest.raises(ValueError, match=rf"indices={last + 2}: must be an integer from 1 to {last + 1}"):
+        model.forward_intermediates(x, last + 2)
+    with pytest.raises(ValueError, match=r"output_fmt='NLC': must be one of 'NCHW'"):
+        model.forward_intermediates(x, output_fmt="NLC")
+    assert len(model.forward_intermediates(x, indices=[0, -1], intermediates_only=True)) == 2
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1]
 
 
 @pytest.mark.parametrize(("name", "smallest"), [("agdnet121", 29), ("agdnet40_k12", 4)])

@@ -56,8 +56,10 @@ def test_alpha_of_agdnet121_are_535():
 
 
 def test_supplied_resnets_and_densenets_have_timms_counts():
-    for ours, theirs in (("hbnet50", "resnet50"), ("hbnet34", "resnet34")):
-        assert count(ours)[0] == count(theirs)[0]
+    depths = [(family, depth) for family in ("hbnet", "optnet") for depth in (18, 34, 50, 101)] + [("hbnet", 152)]
+    for family, depth in depths:
+        ours, theirs = (timm.create_model(f"{name}{depth}", device="meta") for name in (family, "resnet"))
+        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert count("agdnet121", learn_alpha=False)[0] == count("densenet121")[0]
 
 

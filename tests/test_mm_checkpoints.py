@@ -67,7 +67,10 @@ def test_checkpoints_load(cfg, indices, save, tmp_path):
 
 def test_a_resnet_of_timms_loads_into_hbnet(tmp_path):
     settings = save_plain(timm.create_model("resnet18"), tmp_path)
-    build(dict(type="HBNet", depth=18, init_cfg=dict(type="Pretrained", **settings))).init_weights()
+    backbone = build(dict(type="HBNet", depth=18, init_cfg=dict(type="Pretrained", **settings)))
+    with pytest.warns(UserWarning, match=r"this HBNet has beta1=1.0, beta2=-1.0, post_act=False") as caught:
+        backbone.init_weights()
+    assert len(caught) == 1
 
 
 @small
@@ -117,6 +120,10 @@ def _without(key):
             r"of another shape: layer1.0.conv1.weight ",
         ),
         (lambda: _without("layer2.1.conv2.weight"), r"1 missing: layer2.1.conv2.weight$"),
+        (
+            lambda: whole(SMALL[0], beta2=-0.5).state_dict(),
+            r"the checkpoint's network has beta2=-0.5, this one beta2=-1.0: pass beta2=-0.5 to load it",
+        ),
         (lambda: _state(extra=torch.zeros(1)), r"1 unknown: extra"),
         (
             lambda: _state(**{"conv1.weight": torch.zeros(64, 1, 7, 7)}),

@@ -27,6 +27,18 @@ def test_it_is_the_same_function(options, size):
         torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [64, 57])
+@pytest.mark.parametrize("algorithm", ["admm", "dmrnet", "hb"])
+def test_it_is_the_same_function_with_several_layers_a_step(algorithm, size):
+    torch.manual_seed(0)
+    ours = randomise(timm.create_model("optnet50", **SMALL, algorithm=algorithm).double()).train()
+    assert [stage.stride for stage in ours.stages()] == [1, 2, 2, 2]
+    twin, x = put_strides_back(copy.deepcopy(ours)), torch.randn(2, 3, size, size, dtype=torch.float64)
+    expected, got = output_and_gradients(twin, x), output_and_gradients(ours, x)
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["hbnet50", "optnet50"])
 def test_it_is_the_same_function_fused(name):
     ours = randomise(timm.create_model(name, num_classes=3).double()).eval()

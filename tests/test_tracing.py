@@ -181,3 +181,17 @@ def test_a_stored_gradient_costs_no_register():
             return state.z
 
     assert {i.name for i in trace(Averaged(), 4).instructions if isinstance(i, Sum)} == {"z"}
+
+
+def test_a_layer_whose_output_reaches_no_result_stays():
+    """Each layer belongs to a call: without this one, all behind it would take the place of another."""
+
+    class Watched(Base):
+        def step(self, state, grad):
+            grad(state[0] / 2)
+            return (state[0] - grad(state[0]), state[0])
+
+    program = trace(Watched(), 3)
+    assert [i.path for i in program.instructions if isinstance(i, Call)] == [0, 1] * 3 == [0, 1, 0, 1, 0, 1]
+    T, x = layers(6), torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(execute(program, T, x), T[5](T[3](T[1](x))), rtol=0, atol=0)

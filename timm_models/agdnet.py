@@ -10,11 +10,11 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -32,14 +32,17 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from ._host import build_model, checks_features
 from .blocks import NesterovBlock, PooledTransition, SourceLayer
 from .fusion import fold_into
+from .rules import announce, learned_hint
 from .stem import pool_first
 from .unmodified import is_unmodified
 
 __all__ = ["AGDNet", "CifarAGDNet"]
 
 
+@checks_features
 class AGDNet(DenseNet):
     """AGDNet on timm's DenseNet: the same layers and names, blocks propagated by (21) (§7.2).
 
@@ -86,6 +89,7 @@ class AGDNet(DenseNet):
             block = NesterovBlock(layers, beta)
             block.training = dense.training
             setattr(self.features, name, block)
+        announce([getattr(self.features, name) for name in names], type(self).__name__, "timm's DenseNet")
         for module in self.features.children():
             if type(module) is DenseTransition and isinstance(module.pool, nn.AvgPool2d):
                 module.__class__ = PooledTransition
@@ -93,6 +97,19 @@ class AGDNet(DenseNet):
         # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
         self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, timm's too, as ``torch.nn.Module`` does.
+
+        Raises:
+            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            own = self.state_dict()
+            hint = learned_hint(own, state_dict, ("alpha",), "learn_alpha", "to_nesterov") if strict else ""
+            raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
     def init_weights(self) -> None:
@@ -305,12 +322,12 @@ def _check_densenet_kwargs(kwargs: Dict[str, Any]) -> None:
 
 
 def _create_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AGDNet:
-    return build_model_with_cfg(AGDNet, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
+    return build_model(AGDNet, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
 
 
 def _create_cifar_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
     feature_cfg = dict(flatten_sequential=True, out_indices=(0, 1, 2, 3))
-    return build_model_with_cfg(CifarAGDNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_model(CifarAGDNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 _DEPTHS = (121, 161, 169, 201)

@@ -2,17 +2,19 @@
 
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
 
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from optinspired_plugins.algorithms import Algorithm, Gradient
 from optinspired_plugins.memory.recompute import recompute
+from optinspired_plugins.probing import calls_at_start
 from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
 from .layout import align_gradient
+from .rules import StageRule, program_coefficients
 from .stages import writable
 from .strides import subsample
 
@@ -21,18 +23,23 @@ __all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
 Terms = List[Tuple[int, float]]
 
 
-class AlgorithmStage(nn.Module):
+class AlgorithmStage(StageRule):
     """A stage that propagates by an algorithm, restarted for it.
 
-    With u the input and S the shortcut projection the algorithm starts at x_0 = S(u). The layer of its first step is
-    ResNet's transition block T_0(u) + S(u), so ∇f(x_0) = −T_0(u); from then on ∇f(z) = z − T_k(z).
+    With u the input and S the shortcut projection the algorithm starts at x_0 = S(u). What its first step calls at x_0
+    is ResNet's transition block T_0(u) + S(u), so ∇f(x_0) = −T_0(u). Elsewhere, and from then on, ∇f(z) = z − T(z).
+    Which calls are at x_0 is decided once, by :func:`~optinspired_plugins.probing.calls_at_start`. One of them that is
+    elsewhere in some forward pass, as under a condition, still has the layer T_0(u) + S(u): ∇f(z) = z − T_0(u) − S(u).
 
     Args:
         transforms: the layers in the order in which the algorithm calls them: T_0, T_1, …, or T'_0, T_0, T'_1, … for
-            one with two paths. The first may hold S as ``downsample``.
+            one with two paths. The first holds S as ``downsample``, or ``None``. Those that the first step calls at x_0
+            map from u; all others keep the shape.
         algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned.
         layers: how many layers each step calls.
     """
+
+    prefers_names = True
 
     def __init__(self, transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> None:
         super().__init__()
@@ -40,36 +47,57 @@ class AlgorithmStage(nn.Module):
             self.add_module(str(i), transform)
             transform.drop_activation()  # type: ignore[operator]
         self.layers = tuple(layers)
+        self.at_start = calls_at_start(algorithm, layers[0])
         self.algorithm = as_learnable(algorithm)
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
+        self.set_rule([getattr(transforms[0], "stride_in_1x1", False)])
+
+    def is_twin(self) -> bool:
+        """Return False: timm has no such network."""
+        return False
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
         u = subsample(u, self.stride)
         transforms = [self.get_submodule(str(i)) for i in range(sum(self.layers))]
-        state = self.algorithm.init(_start(transforms[0], u))
+        x0 = _start(transforms[0], u)
+        state = self.algorithm.init(x0)
         first = 0
         for k, count in enumerate(self.layers):
-            state = self.algorithm.step(state, self._gradient(transforms[first : first + count], u if k == 0 else None))
+            group = transforms[first : first + count]
+            gradient = self._gradient(group, k) if k else self._first_gradient(group, u, x0)
+            state = self.algorithm.step(state, gradient)
             first += count
         x = self.algorithm.result(state)
         align_gradient(x)
         return x
 
-    def _gradient(self, transforms: Sequence[nn.Module], u: Optional[Tensor]) -> Gradient:
+    def _gradient(self, transforms: Sequence[nn.Module], k: int) -> Gradient:
         layers = iter(transforms)
 
         def gradient(z: Tensor) -> Tensor:
-            T = next(layers)
-            x = z if u is None else u
-            t = recompute(T, T, x) if self.grad_checkpointing else T(x)
-            return z - t if u is None else -t
+            return z - self._call(_next(layers, k), z)
 
         return gradient
 
+    def _first_gradient(self, transforms: Sequence[nn.Module], u: Tensor, x0: Tensor) -> Gradient:
+        layers, at_start = iter(transforms), iter(self.at_start)
 
-class ProgramStage(nn.Sequential):
+        def gradient(z: Tensor) -> Tensor:
+            T = _next(layers, 0)
+            if not next(at_start):
+                return z - self._call(T, z)
+            t = self._call(T, u)
+            return -t if z is x0 else z - x0 - t
+
+        return gradient
+
+    def _call(self, T: nn.Module, x: Tensor) -> Tensor:
+        return recompute(T, T, x) if self.grad_checkpointing else T(x)
+
+
+class ProgramStage(StageRule, nn.Sequential):
     """The same, executed as a :class:`~optinspired_plugins.tracing.Program`: weighted sums between the layers.
 
     It runs where the algorithm's code could not, in TorchScript, and has the sums that are left when z − (z − T(z)) is
@@ -80,6 +108,7 @@ class ProgramStage(nn.Sequential):
         program: traced with ``transition=True``; as many calls as there are transforms.
     """
 
+    prefers_names = True
     sums: List[List[Tuple[int, bool, Terms]]]
     sources: List[int]
     targets: List[int]
@@ -104,6 +133,11 @@ class ProgramStage(nn.Sequential):
                 terms = sorted(instruction.terms, key=lambda term: term.register != fresh)
                 self.sums[-1].append((slots[i + 1], fresh >= 0, [(slots[r], weight) for r, weight in terms]))
         self.result = slots[program.result]
+        self.set_rule([*program_coefficients(program), False, getattr(transforms[0], "stride_in_1x1", False)])
+
+    def is_twin(self) -> bool:
+        """Return False: ResNet has an activation behind its additions."""
+        return False
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
@@ -157,6 +191,14 @@ def make_stage(transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Se
     except NotLinearError:
         return AlgorithmStage(transforms, algorithm, layers)
     return ProgramStage(transforms, program)
+
+
+def _next(layers: Iterator[nn.Module], k: int) -> nn.Module:
+    """The layer of the next call; ValueError if all that step k has were called."""
+    layer = next(layers, None)
+    if layer is None:
+        raise ValueError(f"step {k} of the algorithm asks for more gradients than when the network was built")
+    return layer
 
 
 def _start(transform: Any, u: Tensor) -> Tensor:

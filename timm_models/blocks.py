@@ -3,7 +3,7 @@
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
 
 from functools import partial
-from typing import Any, Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from optinspired_plugins.memory.pooled_norm import average_pooled_norm
 from optinspired_plugins.memory.recompute import recompute
 
 from .fusion import ChannelClamp, fold_before, fold_into
+from .rules import Ruled
 from .unmodified import fits, is_rectified_norm, is_same_size_convolution, is_unmodified
 
 __all__ = ["NesterovBlock", "PooledTransition", "SourceLayer"]
@@ -143,7 +144,7 @@ class PooledTransition(DenseTransition):
         return average_pooled_norm(x, norm, pool) if may_stand_in else pool(norm(x))
 
 
-class NesterovBlock(nn.ModuleDict):
+class NesterovBlock(Ruled, nn.ModuleDict):
     """A block that propagates by the Nesterov rule (21) and returns the concatenation of z_0, z_1, ….
 
     The h-term needs no sum: m_{k+1} = z_k − Σ_j h_{k+1,j} z_j obeys m_1 = 0 and m_{k+1} = c_k (m_k − z_k) with
@@ -155,11 +156,22 @@ class NesterovBlock(nn.ModuleDict):
         beta: β, finite.
     """
 
+    conversion, convertible = "timm_models.to_nesterov", ("beta",)
+
     def __init__(self, layers: Sequence[nn.Module], beta: float = 0.1) -> None:
         super().__init__({f"denselayer{k + 1}": layer for k, layer in enumerate(layers)})
         self.beta = beta
         self.growth = int(layers[0].growth)  # type: ignore[arg-type]
         self.momentum: List[float] = momentum(len(layers)).tolist()
+        self.set_rule([beta if len(layers) > 1 else 0.0])  # m is 0 at the first layer
+
+    def is_twin(self) -> bool:
+        """Return True if timm's dense block computes the same from the same weights and α."""
+        return self.rule_values == [0.0]
+
+    def describe(self, values: Optional[Sequence[float]] = None) -> Dict[str, Any]:
+        """Return a rule, by default the own, as arguments of the network."""
+        return dict(beta=float(f"{(values or self.rule_values)[0]:.3g}"))
 
     def forward(self, z: Tensor) -> Tensor:
         """Return z_0, z_1, … concatenated, shape (batch, first + layers · growth, height, width)."""

@@ -27,6 +27,7 @@ from ._checks import check_bool, check_finite
 from .agdnet import AGDNet, CifarAGDNet
 from .blocks import NesterovBlock, SourceLayer
 from .hbnet import CifarHBNet, HBNet
+from .rules import announce
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage
 
 __all__ = ["to_heavy_ball", "to_nesterov"]
@@ -76,6 +77,7 @@ def to_heavy_ball(
         for name, stage in net.named_children():
             if name.startswith("layer"):
                 setattr(net, name, _stage_like(stage, rule))
+        announce(net.stages(), type(net).__name__, "timm's ResNet")
         _name(net, **rule)
         return net
     # Network and blocks keep every attribute: only what their forward computes changes.

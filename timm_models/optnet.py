@@ -1,10 +1,10 @@
 """OptNet: networks of ResNet's shape for any optimisation algorithm, also one that the user wrote.
 
-A stage restarts the algorithm at x_0 = S(u), the projected shortcut of its input u. The layer of its first step is
-ResNet's transition block, T_0(u) + S(u); from then on step k uses ∇f(z) = z − T_k(z), which gives (7) and (11)-(14).
+A stage restarts the algorithm at x_0 = S(u), the projected shortcut of its input u. What its first step calls at x_0 is
+ResNet's transition block, T_0(u) + S(u); at other points and from then on ∇f(z) = z − T(z), which gives (7), (11)-(14).
 The transforms and names are ResNet's, so one ``resnet50`` state dict loads strictly into ``optnet50`` for
-every algorithm with one path. Algorithms with two paths (ADMM, DMRNet) have a transform for each call, in the order of
-calls: ``layer1.0`` is T'_0, ``layer1.1`` is T_0.
+every algorithm with one gradient a step. Algorithms with several (ADMM and DMRNet with two paths, the extragradient
+method) have a transform for each call, in the order of calls: ``layer1.0`` is T'_0, ``layer1.1`` is T_0.
 
 Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`.
 """
@@ -12,29 +12,23 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from optinspired_plugins.algorithms import ALGORITHMS, Algorithm, HeavyBall, load_algorithm
-from optinspired_plugins.propagation import TwoPath, layers_per_step
+from optinspired_plugins.algorithms import Algorithm, load_algorithm
+from optinspired_plugins.probing import calls_at_start, layers_per_step
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
+from ._host import build_model
 from .algorithm_stages import make_stage
+from .rules import NETWORK_ALGORITHMS
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform
 
 __all__ = ["NETWORK_ALGORITHMS", "CifarOptNet", "OptNet"]
-
-# The names of section 3, with the β of §7.1 for the heavy ball, and the last row of Table 3.
-NETWORK_ALGORITHMS: Dict[str, Callable[[], Any]] = {
-    **ALGORITHMS,
-    "hb": partial(HeavyBall, beta=1.0),
-    "dmrnet": TwoPath,
-}
 
 
 class OptNet(StagedResNet):
@@ -62,7 +56,7 @@ class OptNet(StagedResNet):
         rule = load_algorithm(algorithm, NETWORK_ALGORITHMS)
         counts = layers_per_step(rule, max(layers))
         super().__init__(block, layers, **kwargs)
-        _propagate(self, rule, counts, kwargs)
+        _propagate(self, rule, counts, kwargs, lambda: StagedResNet(block, (2,) * 4, **kwargs))
 
 
 class CifarOptNet(CifarStagedResNet):
@@ -83,40 +77,64 @@ class CifarOptNet(CifarStagedResNet):
         rule = load_algorithm(algorithm, NETWORK_ALGORITHMS)
         counts = layers_per_step(rule, max(layers))
         super().__init__(layers, **kwargs)
-        _propagate(self, rule, counts, kwargs)
+        _propagate(self, rule, counts, kwargs, lambda: CifarStagedResNet((2,) * 3, **kwargs))
 
 
-def _propagate(net: StagedResNet, algorithm: Algorithm, counts: Sequence[int], kwargs: Dict[str, Any]) -> None:
-    """Give every stage of the network the algorithm and as many transforms as it calls."""
+def _propagate(
+    net: StagedResNet,
+    algorithm: Algorithm,
+    counts: Sequence[int],
+    kwargs: Dict[str, Any],
+    make_deeper: Callable[[], StagedResNet],
+) -> None:
+    """Give every stage of the network the algorithm and as many transforms as it calls.
+
+    ``make_deeper`` makes a network with a second block in every stage, for stages that have none to copy.
+    """
+    at_start = calls_at_start(algorithm, counts[0])
+    stages = net.stages()
+    lacking = not all(at_start) and any(len(blocks) == 1 and blocks[0].downsample is not None for blocks in stages)
+    seconds = iter([blocks[1] for blocks in make_deeper().stages()] if lacking else [None] * len(stages))
 
     def stage(blocks: List[nn.Module]) -> nn.Module:
+        second = next(seconds)
         layers = counts[: len(blocks)]
-        transforms = [T for block, count in zip(blocks, layers) for T in _paths(block, count)]
+        transforms = _first_step(blocks, at_start, second)
+        transforms += [T for block, count in zip(blocks[1:], layers[1:]) for T in _copies(block, [block] * count)]
         own = copy.deepcopy(algorithm)
         if isinstance(own, nn.Module):
             own.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
         return make_stage(transforms, own, layers)
 
     net.propagate(stage)
-    if max(counts) > 1:
+    if max(counts) > 1 or not all(at_start):
         start = {name: kwargs[name] for name in ("zero_init_last", "init_last") if name in kwargs}
-        net.init_weights(**start)  # the paths start apart
+        net.init_weights(**start)  # the copies start apart
 
 
-def _paths(block: Any, count: int) -> List[nn.Module]:
-    """The block and copies of it, one a call of its step; they share its shortcut."""
-    copies = [copy.deepcopy(block) for _ in range(count - 1)]
+def _first_step(blocks: Sequence[Any], at_start: Sequence[bool], second: Any) -> List[Any]:
+    """The transforms of a first step: the transition block for calls at x_0, for others one that keeps the shape."""
+    first = blocks[0]
+    keeps_shape = blocks[1] if len(blocks) > 1 else first if first.downsample is None else second
+    return _copies(first, [first if at else keeps_shape for at in at_start])
+
+
+def _copies(block: Any, models: Sequence[Any]) -> List[Any]:
+    """``models``, copied, in the place of a block: the first has its shortcut, all have its rate of drop path."""
+    shortcut, block.downsample = block.downsample, None
+    copies = [model if model is block and i == 0 else copy.deepcopy(model) for i, model in enumerate(models)]
     for other in copies:
-        other.downsample = None
-    return [block, *copies]
+        other.drop_path = copy.deepcopy(block.drop_path)
+    copies[0].downsample = shortcut
+    return copies
 
 
 def _create_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> OptNet:
-    return build_model_with_cfg(OptNet, variant, pretrained, **kwargs)
+    return build_model(OptNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarOptNet:
-    return build_model_with_cfg(CifarOptNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+    return build_model(CifarOptNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
 
 
 default_cfgs = generate_default_cfgs(

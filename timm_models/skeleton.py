@@ -7,11 +7,11 @@ its transforms is :meth:`StagedResNet.propagate`'s argument.
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
-from timm.models.resnet import ResNet
+from timm.models.resnet import ResNet, drop_blocks
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -27,7 +27,9 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from ._host import checks_features
 from .fusion import StreamFreeStage, fold_into
+from .rules import announce, learned_hint
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
 from .stem import pool_first
 from .strides import take_stride
@@ -39,6 +41,7 @@ __all__ = ["CifarStagedResNet", "StagedResNet"]
 COEFFICIENTS = re.compile(r"layer\d+\.(?:beta\d|algorithm\..*)")
 
 
+@checks_features
 class StagedResNet(ResNet):
     """timm's ResNet up to the rule of its stages.
 
@@ -132,9 +135,24 @@ class StagedResNet(ResNet):
         for name, blocks in self.named_children():
             if name.startswith("layer"):
                 stage = make_stage(list(blocks))
-                stage.stride = take_stride(list(blocks))  # type: ignore[assignment]
+                transforms = [T for T in stage.children() if isinstance(T, (BasicTransform, BottleneckTransform))]
+                stage.stride = take_stride(transforms)  # type: ignore[assignment]
                 stage.training, stage.grad_checkpointing = blocks.training, checkpointing
                 setattr(self, name, stage)
+        announce(self.stages(), type(self).__name__, "timm's ResNet")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, timm's too, as ``torch.nn.Module`` does.
+
+        Raises:
+            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            own = self.state_dict()
+            hint = learned_hint(own, state_dict, ("beta1", "beta2"), "learn_beta", "to_heavy_ball") if strict else ""
+            raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = False, init_last: float = 1.0) -> None:
@@ -208,6 +226,7 @@ class CifarStagedResNet(StagedResNet):
         norm_layer: normalisation.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last transform, growing linearly from 0.
+        drop_block_rate: rate of DropBlock in the last two stages, with timm's sizes of blocks.
         zero_init_last: as for :class:`StagedResNet`.
         init_last: as for :class:`StagedResNet`.
         device: device of the parameters.
@@ -228,6 +247,7 @@ class CifarStagedResNet(StagedResNet):
         norm_layer: Union[str, Type[nn.Module]] = "batchnorm2d",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_block_rate: float = 0.0,
         zero_init_last: bool = False,
         init_last: float = 1.0,
         device: Optional[torch.device] = None,
@@ -238,9 +258,8 @@ class CifarStagedResNet(StagedResNet):
         check_layers("channels", channels, stages=3)
         if sorted(channels) != list(channels):
             raise ValueError(f"channels={channels!r}: must not decrease, the shortcut can only add channels")
-        _check_resnet_kwargs(
-            dict(num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        )
+        rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
+        _check_resnet_kwargs(dict(num_classes=num_classes, in_chans=in_chans, **rates))
         nn.Module.__init__(self)  # not ResNet's, whose stem and four stages are ImageNet's
         dd: Dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
@@ -255,9 +274,10 @@ class CifarStagedResNet(StagedResNet):
         self.feature_info: List[Dict[str, Any]] = [dict(num_chs=channels[0], reduction=1, module="act1")]
 
         drop_path = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").split(list(layers))
-        for i, planes in enumerate(channels):
+        kinds = dict(act_layer=act, norm_layer=norm, **dd)
+        for i, (planes, drop_block) in enumerate(zip(channels, drop_blocks(drop_block_rate)[1:])):
             inplanes, stride = (channels[i - 1], 2) if i else (channels[0], 1)
-            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), act_layer=act, norm_layer=norm, **dd)
+            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), drop_block=drop_block, **kinds)
             self.add_module(f"layer{i + 1}", stage)
             self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
 

@@ -23,6 +23,7 @@ from optinspired_plugins.memory.recompute import recompute
 from ._checks import check_layers, check_one_of
 from .fusion import fold_into, fold_shortcut, stream_free
 from .layout import align_gradient
+from .rules import StageRule, heavy_ball_coefficients
 from .strides import subsample
 from .unmodified import is_unmodified, is_unmodified_inside
 
@@ -92,10 +93,13 @@ class BottleneckTransform(Bottleneck):
         **kwargs: likewise.
     """
 
+    stride_in_1x1 = False  # there is a stride, and it is there; also for a block that timm made
+
     def __init__(
         self, inplanes: int, planes: int, stride: int = 1, *args: Any, stride_in_1x1: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(inplanes, planes, 1 if stride_in_1x1 else stride, *args, **kwargs)
+        self.stride_in_1x1 = stride_in_1x1 and stride > 1
         if stride_in_1x1:
             self.conv1.stride = (stride, stride)
             self.stride = stride
@@ -152,7 +156,7 @@ class BottleneckTransform(Bottleneck):
         return self.bn3
 
 
-class HeavyBallStage(nn.Sequential):
+class HeavyBallStage(StageRule, nn.Sequential):
     """A stage that propagates by the heavy-ball rule (16).
 
     With u the input, S the shortcut projection and T_0 the transform that changes shape: x_0 = S(u),
@@ -178,6 +182,7 @@ class HeavyBallStage(nn.Sequential):
     """
 
     __constants__ = ["learn_beta"]
+    convertible = ("beta1", "beta2", "learn_beta", "post_act")
 
     def __init__(
         self,
@@ -207,6 +212,14 @@ class HeavyBallStage(nn.Sequential):
             self.reset_parameters()
         else:
             self.beta1, self.beta2 = self.start
+        coefficients = () if self.learn_beta else heavy_ball_coefficients(len(transforms), *self.start)
+        self.post_act = post_act
+        self.set_rule([*coefficients, post_act, getattr(transforms[0], "stride_in_1x1", False)])
+
+    def is_twin(self) -> bool:
+        """Return True if timm's ResNet computes the same from the same weights."""
+        start = self.start if len(self) > 1 else (1.0, 0.0)
+        return start == (1.0, 0.0) and self.post_act and not self.rule_values[-1]
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
