@@ -7,13 +7,25 @@ export OMP_WAIT_POLICY = passive
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all check clean
+# What the tests of numbers must not depend on: torch's kernels, oneDNN's, and how many threads share a sum.
+KERNELS = ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 ONEDNN_MAX_CPU_ISA=AVX2
+ifneq ($(shell grep -s avx512_bf16 /proc/cpuinfo),)
+KERNELS += ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16
+endif
+THREADS = 1 2
+# Files whose verdict is about processes, files and hosts.
+OTHERS = autoload base_install cell_layout cli distributed_search examples genotype layering mm_checkpoints mm_runner \
+  nni_data nni_faults nni_search packaging plotting progressive readme report report_browser reproduce \
+  reproduce_commands reproduce_page retrain timm_scripts timm_suite trials
+
+.PHONY: demo test test-all test-portable check clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      train HBNet and AGDNet on real digits beside their special cases, and search both spaces"
-	@echo "make test      lint, type check and tests, in WORKERS=2 processes"
-	@echo "make test-all  also timm's own test file on every registered model, and every pair of options"
+	@echo "make demo           train HBNet and AGDNet on real digits beside their special cases, and search both spaces"
+	@echo "make test           lint, type check and tests, in WORKERS=2 processes"
+	@echo "make test-all       also timm's own test file on every registered model, and every pair of options"
+	@echo "make test-portable  the fast tests of numbers under the kernels of other processors, with one thread and two"
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +46,13 @@ test: check
 
 test-all: check
 	$(PYTEST)
+
+test-portable: .venv/.installed
+	@failed=; for kernels in $(KERNELS); do for threads in $(THREADS); do \
+	  echo "== $$kernels OMP_NUM_THREADS=$$threads"; \
+	  env $$kernels OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q \
+	    -m "not slow and not every_model" $(OTHERS:%=--ignore=tests/test_%.py) || failed="$$failed $$kernels,$$threads"; \
+	done; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 clean:
 	rm -rf .venv runs

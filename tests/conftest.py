@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from digits import write_digits
+from extras import needs
 
 
 def pytest_collection_modifyitems(items):
@@ -17,6 +17,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory):
     """320 real digits to train on and 100 to validate on, as an image folder."""
+    needs("sklearn")
+    from digits import write_digits
+
     return write_digits(tmp_path_factory.mktemp("digits") / "digits", 320, 100)
 
 

@@ -119,3 +119,18 @@ def copies(form):
 
 def convolutions(model):
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+# In `make test`; the other forms are in `make test-all`.
+FAST = ("hbnet18, checkpointing", "hbnet50, reversible", "agdnet121", "agdnet40_k12, checkpointing", *TWINS)
+
+
+def marked(forms, cases=(None,)):
+    """Return all pairs of forms and cases, or the forms alone, as parameters of a test."""
+    return [
+        pytest.param(
+            *((form,) if case is None else (form, case)), marks=() if form in FAST else pytest.mark.every_model
+        )
+        for form in forms
+        for case in cases
+    ]

@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 from equality import randomise
+from extras import needs
 
-pytest.importorskip("mmengine", reason="the extra 'mm' is not installed")
+needs("mmengine")
 
 from mmengine.registry import MODELS
 

@@ -6,6 +6,7 @@ import pytest
 import speed_and_memory
 import speed_table
 import torch
+from extras import needs
 from measure import interleaved, peak_memory, ratio
 from speed_and_memory import FIELDS, Form, folded
 
@@ -90,7 +91,7 @@ def test_the_command_writes_its_table(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_search_rows():
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     rows = list(speed_and_memory.search(2, 16, 1, channels=4, cells=3))
     memory = {(row["model"], row["form"]): row["ratio"] for row in rows if row["quantity"] == "memory"}
     assert len(rows) == 8

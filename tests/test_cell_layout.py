@@ -4,7 +4,10 @@ from collections import Counter
 from itertools import combinations, pairwise, product
 
 import pytest
+from extras import needs
 from report_runs import make_history
+
+needs("matplotlib")
 
 from optinspired_plugins import plotting
 from optinspired_plugins.cell_layout import COLOURS, HEIGHT, LOOKS, PITCH, WIDTH, lay_out, to_svg

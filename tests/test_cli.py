@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from extras import needs
 from report_runs import make_history, write_run
 from safetensors.torch import load_file
 
@@ -79,7 +80,7 @@ def test_wrong_options_are_a_message_and_no_traceback(tmp_path, arguments, messa
 
 
 def test_a_search_in_stages_shows_them(tmp_path):
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     options = "--data digits --limit 40 --batch-size 16 --channels 2 --nodes 1 --epochs 2 --warmup-epochs 1 --padding 0"
     options = ["search", "--out", "run", "--strategy", "p-darts", "--accelerator", "cpu", *options.split()]
     first = run(*options, folder=tmp_path).stdout
@@ -89,7 +90,7 @@ def test_a_search_in_stages_shows_them(tmp_path):
 
 @pytest.mark.parametrize(("space", "nodes"), [("hb", set()), ("darts", {"2", "3"})])
 def test_partial_channels_are_searched(space, nodes, tmp_path):
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     options = "--data digits --limit 40 --batch-size 16 --channels 4 --cells 3 --nodes 2 --epochs 4 --padding 0"
     options = ["search", "--out", "run", "--strategy", "pc-darts", "--accelerator", "cpu", *options.split()]
     first = run(*options, "--space", space, folder=tmp_path).stdout
@@ -102,7 +103,7 @@ def test_partial_channels_are_searched(space, nodes, tmp_path):
 
 
 def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path):
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]
     options = ["--init", "heavy-ball", "--data", "digits", "--channels", "2", "--nodes", "2", *shared]
     searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path)
@@ -127,7 +128,7 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_a_stopped_search_says_so_and_has_not_finished(tmp_path, number, status):
     """Its status stops ``search && retrain``."""
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     options = "--data digits --batch-size 16 --channels 2 --cells 3 --nodes 1 --epochs 1000 --accelerator cpu"
     search = command("search", "--out", "run", *options.split())
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -155,7 +156,7 @@ CIFAR = ROOT.parent / "shared" / "cifar10" / "export.py"
 @pytest.mark.skipif(not CIFAR.exists(), reason="CIFAR-10 is not beside the repository")
 @pytest.mark.parametrize(("space", "init"), [("hb", "heavy-ball"), ("agd", "zero")])
 def test_real_cifar10_is_searched_and_a_network_retrained(space, init, tmp_path):
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     export = [sys.executable, str(CIFAR), "npz", "c.npz", "--train", "160", "--test", "48"]
     subprocess.run(export, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     shared = ["--data", "c.npz", "--epochs", "1", "--cells", "3", "--batch-size", "16", "--accelerator", "cpu"]

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from forms import FORMS, RECOVERING, TWINS, assert_equal, build, copies, images, plainly, result, twin_of
+from forms import FORMS, RECOVERING, TWINS, assert_equal, build, copies, images, marked, plainly, result, twin_of
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -170,6 +170,7 @@ def test_one_image(form):
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
+REGIONS = [["Conv2d"], ["BasicTransform", "BottleneckTransform", "SourceLayer", "Cell"]]
 SAVING = [form for form in FORMS if "checkpointing" in form or "reversible" in form or "agdnet" in form]
 
 
@@ -186,7 +187,7 @@ def test_export_and_symbolic_traces(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", SAVING)
+@pytest.mark.parametrize("form", marked(SAVING))
 def test_one_graph_of_a_compiler(form):
     """No break; gradients and statistics as in the plain form, and statistics are updated once."""
     torch._dynamo.reset()
@@ -198,13 +199,12 @@ def test_one_graph_of_a_compiler(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", SAVING)
-@pytest.mark.parametrize("region", ["Conv2d", "Transform", "SourceLayer", "Cell"])
-def test_regional_compilation(form, region):
+@pytest.mark.parametrize("regions", REGIONS, ids=["convolutions", "blocks"])
+@pytest.mark.parametrize("form", marked(SAVING))
+def test_regional_compilation(form, regions):
     model, reference = copies(form)
-    modules = [module for module in model.modules() if type(module).__name__.endswith(region)]
-    if not modules:
-        pytest.skip(f"{form} has no {region}")
+    modules = [module for module in model.modules() if type(module).__name__ in regions]
+    assert modules
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=64):
         for module in modules:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
-pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+needs("nni", "sklearn")
 
 from nni_spaces.run_folder import read_history
 

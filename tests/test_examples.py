@@ -13,11 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-import digits
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from PIL import Image
+
+needs("sklearn", "matplotlib", "rich")
+
+import digits
 
 ROOT = Path(__file__).parents[1]
 
@@ -278,7 +282,7 @@ def test_own_algorithms_minimise_are_drawn_and_train(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_both_spaces_are_searched_retrained_reported_and_resumed(tmp_path: Path) -> None:
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / "03_search_on_digits.py"), "--out", "out", "--limit", "96"]
     runs = []
@@ -304,7 +308,7 @@ def test_both_spaces_are_searched_retrained_reported_and_resumed(tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_strategies_try_networks_and_go_on(tmp_path: Path) -> None:
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for trials, expected in (("2", [0, 1] * 2), ("5", [2, 3, 4] * 2)):
         command = [sys.executable, str(ROOT / "examples" / "04_multi_trial.py"), "--out", "out", "--limit", "80"]

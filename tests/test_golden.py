@@ -8,7 +8,7 @@ import timm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from architecture_table import BEGIN, END, ROWS, count, table  # noqa: E402
+from architecture_table import BEGIN, END, ROWS, count, table
 
 PARAMETERS = {
     "hbnet34": 21_797_672,

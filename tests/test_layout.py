@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
+from extras import needs
 from torch import nn
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+needs("nni")
 
 from nni_spaces.layout import training_layout
 from nni_spaces.retrain import RetrainModule, RetrainSettings

@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from equality import assert_same_function, output_and_gradients, randomise
+from equality import assert_close_in_norm, assert_same_function, output_and_gradients, randomise
 from measure import peak_memory
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -169,27 +169,49 @@ def test_an_output_that_was_overwritten_is_an_error(memory):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_iterates_are_found_again_in_reduced_precision(dtype):
-    """The iterates are float32: what is found again gives, rounded, what was there, so that both forms agree.
+    """The iterates are float32: what is found again gives, rounded, what was there, but for few elements on an edge.
 
-    Neither strays further from float32 than the stored form does, up to chance. Shifts that a later normalisation takes
-    out have gradients of rounding errors alone, which are left out.
+    Iterates in reduced precision would be wrong by a third of its rounding error from the first on.
     """
-    x = images(batch=16, dtype=torch.float32)
-    options = dict(layers=(2, 8, 2, 2), drop_path_rate=0.2)
-    torch.manual_seed(0)
+    model = build(memory="reversible", layers=(2, 5, 3, 2), act_layer=nn.SiLU).float()
+    inputs = {name: [] for name, _ in model.named_modules() if name.endswith(".conv1")}
+
+    def record(seen):
+        return lambda module, args: seen.append(args[0].detach().clone())
+
+    for name, seen in inputs.items():
+        model.get_submodule(name).register_forward_pre_hook(record(seen))
+    with torch.autocast("cpu", dtype=dtype):
+        model(images(64, batch=16, dtype=torch.float32)).square().sum().backward()
+    for name, (first, again) in inputs.items():
+        assert first.dtype == again.dtype == dtype
+        assert_close_in_norm(again.float(), first.float(), 0.2 * torch.finfo(dtype).eps, name)
+
+
+def _distance(a, b):
+    """Norm of the difference of two sets of gradients, over all of them together."""
+    return sum((a[key] - b[key]).square().sum().item() for key in a if key != "output") ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_reduced_precision(dtype):
+    """No form strays further from float32 than the stored form does, up to chance.
+
+    The two that keep less differ by less than rounding costs. The activation is smooth: an error that turns a ReLU off
+    would be as large as what passes it, and the comparison a matter of chance.
+    """
+    x = images(64, batch=16, dtype=torch.float32)
+    options = dict(layers=(2, 8, 2, 2), drop_path_rate=0.2, act_layer=nn.SiLU)
     exact = output_and_gradients(build(**options).float(), x)
-    found, errors = {}, {}
+    found = {}
     for kind in ("stored", *LEAN):
         with torch.autocast("cpu", dtype=dtype):
             found[kind] = output_and_gradients(build(memory=kind, **options).float(), x)
-        errors[kind] = {key: (found[kind][key] - value).norm() / value.norm() for key, value in exact.items()}
-    keys = [key for key, error in errors["stored"].items() if error < 1]
-    assert len(keys) > 0.9 * len(exact)
-    totals = {kind: sum(each[key] for key in keys) for kind, each in errors.items()}
-    assert max(totals[kind] for kind in LEAN) < 1.5 * totals["stored"]
-    for key in keys:
-        value = found["semi"][key]
-        assert (found["reversible"][key] - value).norm() <= 0.01 * value.norm(), key
+    rounding = _distance(found["stored"], exact)
+    assert 0 < rounding < 0.5 * _distance(exact, {key: 0 * value for key, value in exact.items()})
+    for kind in LEAN:
+        assert _distance(found[kind], exact) < 1.5 * rounding, kind
+    assert _distance(found["semi"], found["reversible"]) < 0.5 * rounding
 
 
 @pytest.mark.parametrize("memory", LEAN)

@@ -5,9 +5,10 @@ from itertools import product
 
 import pytest
 import torch
+from extras import needs
 from torch import nn
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+needs("nni")
 
 from nni_spaces import DARTS, AGDSpace, HBSpace
 from nni_spaces.cells import SkipDropout

@@ -9,11 +9,12 @@ import pytest
 import timm
 import torch
 from equality import assert_same_function, randomise
+from extras import needs
 from measure import peak_memory
 from mm_backbones import SMALL, build, image, small, summed
 from torch import nn
 
-pytest.importorskip("mmengine", reason="the extra 'mm' is not installed")
+needs("mmengine")
 
 from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from equality import randomise
+from extras import needs
 from torch import nn
 
-# ImportError: its OpenCV wants libGL.so.1 of the system.
-pytest.importorskip("mmengine.runner", reason="the extra 'mm' is not installed or incomplete", exc_type=ImportError)
+needs("mmengine.runner")
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -175,7 +175,7 @@ def test_options_of_the_backbone_under_the_runner(backbone, config, tmp_path):
 
 @pytest.mark.slow
 def test_mmpretrain_trains_a_classifier(digits_folder, tmp_path, monkeypatch):
-    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+    needs("mmpretrain")
     monkeypatch.setenv("DATA", str(digits_folder))
     config = Config.fromfile(EXAMPLES / "hbnet20_mmpretrain.py")
     config.log_level = "WARNING"
@@ -195,7 +195,7 @@ def test_mmpretrain_trains_a_classifier(digits_folder, tmp_path, monkeypatch):
 
 
 def test_mmpretrains_own_wrapper_of_timm_builds_the_names():
-    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+    needs("mmpretrain")
     from mmpretrain.models import TIMMBackbone
 
     x = torch.randn(2, 3, 32, 32)
@@ -211,7 +211,7 @@ def test_mmpretrains_own_wrapper_of_timm_builds_the_names():
 
 def test_mmpretrains_own_wrapper_loses_activations_to_sync_bn():
     """Why AGDNet has a backbone of its own that does not."""
-    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+    needs("mmpretrain")
     from mmpretrain.models import TIMMBackbone
 
     theirs = randomise(TIMMBackbone("agdnet40_k12", block_config=(2, 2, 2)))
@@ -234,7 +234,7 @@ def test_mmpretrains_own_wrapper_loses_activations_to_sync_bn():
 )
 def test_configs_of_libraries_that_need_compiled_operators(file, library, channels, strides, tmp_path, monkeypatch):
     """Merged with the library's base and built up to the backbone: no detector runs without mmcv's operators."""
-    pytest.importorskip(library, reason=f"{library} is not installed")
+    needs(library)
     source = MODELS.build(dict(type="HBNet", depth=50))
     torch.save(source.state_dict(), tmp_path / "hbnet50.pth")
     monkeypatch.setenv("WEIGHTS", str(tmp_path / "hbnet50.pth"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
-pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+needs("nni", "sklearn")
 
 from nni.nas.evaluator.pytorch import Classification, Lightning, Trainer
 from nni.nas.execution import SequentialExecutionEngine

@@ -11,9 +11,9 @@ import sys
 
 import pytest
 import torch
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
-pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+needs("nni", "sklearn")
 
 import search_runs
 

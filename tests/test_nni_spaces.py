@@ -5,9 +5,10 @@ import random
 import pytest
 import timm
 import torch
+from extras import needs
 from torch import nn
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+needs("nni")
 
 from equality import randomise
 from nni.nas.hub.pytorch import DARTS as HubDARTS

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
-pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+needs("nni", "sklearn")
 
 from nni.nas.evaluator.pytorch import Classification
 from nni.nas.experiment import NasExperiment

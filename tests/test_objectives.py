@@ -1,7 +1,9 @@
 """Lemma 1 and Table 1: value, gradient and continuity for all eight activations, and propagation as descent."""
 
+import numpy as np
 import pytest
 import torch
+from extras import needs
 
 from optinspired_plugins import ACTIVATIONS, GradientDescent, Objective, minimize
 from optinspired_plugins.objectives import dilogarithm_of_minus_exp, elu, leaky_relu, softplus
@@ -31,8 +33,7 @@ def test_psi_has_the_derivative_phi_on_the_whole_line(name):
 def test_psi_integrates_phi(name):
     """Values, not only derivatives: Ψ(b) − Ψ(a) is the integral of Φ, across 0 too (Gauss-Legendre)."""
     phi, psi = ACTIVATIONS[name]
-    numpy = pytest.importorskip("numpy")
-    nodes, weights = (torch.from_numpy(v) for v in numpy.polynomial.legendre.leggauss(200))
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(200))
     total = 0.0
     for a, b in ((-3.0, 0.0), (0.0, 2.0)):
         total += (phi((a + b) / 2 + (b - a) / 2 * nodes) * weights).sum() * (b - a) / 2
@@ -85,7 +86,9 @@ def test_parameters_of_activations():
 
 
 def test_dilogarithm_agrees_with_scipy_from_end_to_end():
-    special = pytest.importorskip("scipy.special")
+    needs("scipy")
+    from scipy import special
+
     u = torch.linspace(-60, 60, 4001, dtype=torch.float64)
     expected = torch.from_numpy(special.spence(1 + u.exp().numpy()))
     torch.testing.assert_close(dilogarithm_of_minus_exp(u), expected, rtol=1e-13, atol=1e-15)

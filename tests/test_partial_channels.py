@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+needs("nni")
 
 from nni.nas.strategy import Proxyless, RandomOneShot
 from test_nni_spaces import SMALL, SPACES, architecture, export, perturb, random_sample, supernet

@@ -4,7 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from extras import needs
 from my_algorithms import LearnedHeavyBall, OptimizedGradient
+
+needs("matplotlib")
 
 from optinspired_plugins import ALGORITHMS, HeavyBall, TwoPath, plotting, trace
 from optinspired_plugins.simulation import Run

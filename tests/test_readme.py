@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import needs
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "timm"
@@ -46,7 +47,7 @@ def test_shell_snippets_run(digits_folder, tmp_path):
 
 @pytest.mark.slow
 def test_the_search_snippets_run(tmp_path):
-    pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+    needs("nni")
     commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("optinspired ")]
     assert [shlex.split(command)[1] for command in commands] == ["search", "retrain", "report"]
     for command in commands:
@@ -62,8 +63,7 @@ def test_the_search_snippets_run(tmp_path):
 
 @pytest.mark.slow
 def test_the_mmengine_snippets_run(digits_folder, tmp_path):
-    reason = "the extra 'mm' is not installed, or OpenCV misses libGL.so.1"
-    pytest.importorskip("mmengine.runner", reason=reason, exc_type=ImportError)
+    needs("mmengine.runner")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(digits_folder)
     commands = [line for block in snippets("bash") for line in block.splitlines() if "examples/mm/train.py" in line]

@@ -7,8 +7,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+needs("nni")
 
 import rows
 import stability

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from extras import needs
 from PIL import Image
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
+needs("nni")
 
 import rows
 import stability

@@ -4,9 +4,13 @@ import csv
 import re
 from pathlib import Path
 
+import pytest
+from extras import needs
+
+needs("scipy", "matplotlib")
+
 import coefficients
 import page
-import pytest
 import section_table7
 from comparison import NOISE, ONE_SEED, compare, compare_counts
 from scipy.stats import t

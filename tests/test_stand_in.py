@@ -9,7 +9,7 @@ from types import MethodType
 
 import pytest
 import torch
-from forms import FORMS, TWINS, assert_equal, build, copies, images, plainly, result, twin_of
+from forms import FORMS, TWINS, assert_equal, build, copies, images, marked, plainly, result, twin_of
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -214,16 +214,6 @@ CHANGES = {
     "convolutions with bias": each(convs, add_bias),
     "reflecting convolutions": each(convs, lambda conv: setattr(conv, "padding_mode", "circular")),
 }  # fmt: skip
-FAST = ("hbnet18, checkpointing", "hbnet50, reversible", "agdnet121", "agdnet40_k12, checkpointing")
-
-
-def marked(forms, changes):
-    """All pairs; those of some forms in the fast part."""
-    return [
-        pytest.param(form, change, marks=() if form in FAST or form in TWINS else pytest.mark.slow)
-        for form in forms
-        for change in changes
-    ]
 
 
 def compare(form, change, between=lambda model: None, x=None):

@@ -4,13 +4,13 @@ import copy
 import pickle
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from equality import assert_close_in_norm, randomise
+from extras import needs
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -112,6 +112,9 @@ def test_exports_with_a_dynamic_batch(case):
 @pytest.mark.slow
 @small_models
 def test_onnxruntime_agrees(case, tmp_path):
+    needs("onnx", "onnxscript", "onnxruntime")
+    import onnxruntime
+
     model, x = build(case).eval(), images(case)
     torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, external_data=False)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
 import torch
+from extras import needs
 
 from optinspired_plugins import GENOTYPES
 
@@ -144,6 +144,9 @@ def test_benchmark_runs(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["hbnet20", "agdnet40_k12"])
 def test_onnx_export_runs_and_onnxruntime_agrees(name, tmp_path):
+    needs("onnx", "onnxscript", "onnxruntime")
+    import onnxruntime
+
     model = timm.create_model(name).eval()
     for module in model.modules():  # α away from 1, so that its folding shows
         if hasattr(module, "alpha"):

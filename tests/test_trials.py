@@ -8,9 +8,9 @@ import signal
 import numpy as np
 import pytest
 import torch
+from extras import needs
 
-pytest.importorskip("nni", reason="the extra 'nni' is not installed")
-pytest.importorskip("sklearn", reason="the extra 'viz', which brings the digits, is not installed")
+needs("nni", "sklearn")
 
 import nni
 from nni.nas.execution import SequentialExecutionEngine

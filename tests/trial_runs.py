@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-import pytest
+from extras import needs
 from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.experiment import NasExperiment
 from nni.nas.strategy import Random, RegularizedEvolution
@@ -38,7 +38,7 @@ def sized(report=count_parameters):
 
 def needs_tianshou():
     """Skip a test where the extra is not installed."""
-    pytest.importorskip("tianshou", reason="the extra 'rl' is not installed")
+    needs("tianshou")
 
 
 def count_updates(strategy):
