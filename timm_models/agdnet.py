@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from ._features import build_with_features
 from ._fusible import is_eager, is_plain, pool_first
 from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
 from .fusion import fold_into
@@ -291,12 +292,12 @@ def _check_densenet_kwargs(kwargs: Dict[str, Any]) -> None:
 
 
 def _create_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AGDNet:
-    return build_model_with_cfg(AGDNet, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
+    return build_with_features(AGDNet, variant, pretrained, flatten_sequential=True, **kwargs)
 
 
 def _create_cifar_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
-    feature_cfg = dict(flatten_sequential=True, out_indices=(0, 1, 2, 3))
-    return build_model_with_cfg(CifarAGDNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    indices = (0, 1, 2, 3)
+    return build_with_features(CifarAGDNet, variant, pretrained, indices, flatten_sequential=True, **kwargs)
 
 
 _DEPTHS = (121, 161, 169, 201)

@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import torch
 from timm.layers import DropPath, create_classifier
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from optinspired_plugins.genotype import CellGenotype, Genotype, load_genotype
@@ -40,6 +40,7 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from ._features import build_with_features
 from .layout import align_gradient
 
 __all__ = ["AuxiliaryHead", "Cell", "CellNet"]
@@ -383,8 +384,7 @@ def _check_arguments(
 
 
 def _create_cellnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNet:
-    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls="getter")
-    return build_model_with_cfg(CellNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_with_features(CellNet, variant, pretrained, feature_indices=(0, 1, 2, 3), is_chain=False, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any, Tuple, Type
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_bool, check_finite
+from ._features import build_with_features
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_memory
 
@@ -115,11 +116,11 @@ class CifarHBNet(CifarStagedResNet):
 
 
 def _create_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> HBNet:
-    return build_model_with_cfg(HBNet, variant, pretrained, **kwargs)
+    return build_with_features(HBNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    return build_model_with_cfg(CifarHBNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+    return build_with_features(CifarHBNet, variant, pretrained, feature_indices=(0, 1, 2, 3), **kwargs)
 
 
 _DEPTHS = (18, 34, 50, 101, 152)

@@ -15,7 +15,7 @@ import copy
 from functools import partial
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from optinspired_plugins.algorithms import ALGORITHMS, Algorithm, HeavyBall, load_algorithm
@@ -23,6 +23,7 @@ from optinspired_plugins.propagation import TwoPath, layers_per_step
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
+from ._features import build_with_features
 from .algorithm_stages import make_stage
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform
@@ -112,11 +113,11 @@ def _paths(block: Any, count: int) -> List[nn.Module]:
 
 
 def _create_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> OptNet:
-    return build_model_with_cfg(OptNet, variant, pretrained, **kwargs)
+    return build_with_features(OptNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarOptNet:
-    return build_model_with_cfg(CifarOptNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+    return build_with_features(CifarOptNet, variant, pretrained, feature_indices=(0, 1, 2, 3), **kwargs)
 
 
 default_cfgs = generate_default_cfgs(
