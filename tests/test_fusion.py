@@ -41,16 +41,18 @@ SHORT = {
 }
 
 
-def build(case):
-    torch.manual_seed(0)
-    name = case.split()[0]
-    size = dict(growth_rate=8, block_config=(2, 4, 3)) if name.startswith("agd") else {}
-    model = timm.create_model(name, num_classes=5, **size, **NETWORKS[case])
+def size_of(case):
+    return dict(growth_rate=8, block_config=(2, 4, 3)) if case.startswith("agd") else {}
+
+
+def build(case, seed=0):
+    torch.manual_seed(seed)
+    model = timm.create_model(case.split()[0], num_classes=5, **size_of(case), **NETWORKS[case])
     with torch.no_grad():
-        for module in randomise(model).modules():
+        for module in randomise(model, seed).modules():
             if isinstance(module, nn.BatchNorm2d):  # scales of both signs, and one that is 0
-                module.weight[::3] *= -1
-                module.weight[1] = 0
+                module.weight[seed % 3 :: 3] *= -1
+                module.weight[1 + seed] = 0
     return model.eval()
 
 
@@ -98,6 +100,34 @@ def test_a_fused_network_again_and_in_other_hands(tmp_path):
     torch.testing.assert_close(copied(images()), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match="Missing key"):
         timm.create_model("hbnet50", num_classes=5).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("case", [case for case in NETWORKS if not case.startswith("hbnet50 ")] + ["hbnet50 learned"])
+@torch.no_grad()
+def test_a_fused_network_is_a_function_of_its_state_dict(case):
+    """Of other weights and other signs of γ; coefficients that are learned begin where some weights vanish."""
+    model = build(case).fuse()
+    fresh = timm.create_model(case.split()[0], num_classes=5, **size_of(case), **NETWORKS[case]).eval().fuse()
+    for other in (build(case, seed=1).fuse(), fresh):
+        assert not torch.allclose(other(images()), model(images()))
+        other.load_state_dict(model.state_dict(), strict=True)
+        assert torch.equal(other(images()), model(images()))
+
+
+@torch.no_grad()
+def test_reduced_precision_passes_through_a_clamp():
+    """The bounds are float32 where weights are: they must not make the next convolution's input float32."""
+    model = build("agdnet121").fuse()
+    clamp = next(m for m in model.modules() if isinstance(m, ChannelClamp))
+    x = torch.randn(2, clamp.lower.numel(), 4, 4)
+    assert clamp(x.bfloat16()).dtype == torch.bfloat16
+    assert clamp(x.half()).dtype == torch.float16
+    inputs = []
+    model.features.denseblock1.denselayer2.conv1.register_forward_pre_hook(lambda _, args: inputs.append(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = model(images())
+    assert inputs == [torch.bfloat16]
+    torch.testing.assert_close(got.float(), model(images()), rtol=0.1, atol=0.1 * model(images()).abs().max().item())
 
 
 @pytest.mark.parametrize("case", ["hbnet50", "agdnet121"])

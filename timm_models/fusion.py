@@ -58,7 +58,7 @@ class ChannelClamp(nn.Module):
     """What is left of norm and ReLU in front of a 1×1 convolution: a bound for every channel.
 
     With factor f and offset o of a normalisation, max(f x + o, 0) = f · max(x, −o/f) + o for f > 0, and min in the
-    place of max for f < 0: one pass, and the convolution takes f and o.
+    place of max for f < 0, and the convolution takes f and o. What the module computes is a function of its buffers alone.
 
     Args:
         bound: −o/f, shape (channels,).
@@ -73,12 +73,11 @@ class ChannelClamp(nn.Module):
         infinity = torch.full_like(bound, torch.inf)
         self.register_buffer("lower", torch.where(below, bound, -infinity)[:, None, None])
         self.register_buffer("upper", torch.where(below, infinity, bound)[:, None, None])
-        self.below = bool(below.all())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the clamped x."""
-        x = torch.maximum(x, self.lower)
-        return x if self.below else torch.minimum(x, self.upper)
+        # Two passes, the second in place: torch.clamp with two tensors is not vectorised, and takes four times as long.
+        return torch.maximum(x, self.lower.type_as(x)).clamp_(max=self.upper.type_as(x))
 
 
 def fold_before(module: nn.Module, norm: str, conv: str) -> None:
@@ -216,7 +215,8 @@ def stream_free(stage: Any) -> Optional[StreamFreeStage]:
         return None
     mixes, sources = [], []
     for k in range(1, steps + 1):
-        used = [i for i in range(k + 1) if rows[k, i] != 0]
+        # Learned coefficients that are 0 today are not so in the next checkpoint: shapes do not depend on them.
+        used = [i for i in range(k + 1) if stage.learn_beta or rows[k, i] != 0]
         weight = torch.cat([rows[k, i] * wide[i].weight.detach().double().flatten(1) for i in used], 1)
         bias = torch.stack([rows[k, i] * wide[i].bias.detach().double() for i in used]).sum(0)  # type: ignore[union-attr]
         if k < steps:
