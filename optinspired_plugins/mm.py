@@ -19,9 +19,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import timm
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
-from mmengine.model.utils import _BatchNormXd
 from mmengine.registry import MODELS
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,8 +34,6 @@ InitCfg = Union[None, Dict[str, Any], List[Dict[str, Any]]]
 
 HEADS = ("fc", "classifier", "aux_head")
 NAME_A_FILE = "weights are named by init_cfg=dict(type='Pretrained', checkpoint='a local file')"
-# What conversions make of timm's norm with activation, which becomes a child that nobody calls -> what does call it.
-WITH_ACTIVATION = {nn.SyncBatchNorm: SyncBatchNormAct, _BatchNormXd: BatchNormAct2d}
 
 
 class _Ignored:
@@ -140,17 +136,8 @@ class Backbone(BaseModule):
         return self
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
-        """Register a child and mend what a conversion to ``SyncBatchNorm`` or back, which calls this, has done to it.
-
-        torch's and mmengine's make timm's ``BatchNormAct2d`` a normalisation that does not call its activation, and
-        mmengine's forgets which modules are in evaluation.
-        """
+        """Register a child; mmengine's conversion to ``SyncBatchNorm``, which calls this, forgets what is frozen."""
         super().add_module(name, module)
-        for norm in self.modules():
-            if "act" in norm._modules and type(norm) in WITH_ACTIVATION:
-                norm.__class__ = WITH_ACTIVATION[type(norm)]
-            elif "act" in norm._modules and type(norm).__module__.startswith("mmcv."):
-                norm.register_forward_pre_hook(_refuse)
         self.train(self.training)
 
     def init_weights(self) -> None:
@@ -355,7 +342,3 @@ def _parts(body: Any) -> Iterator[Tuple[str, nn.Module]]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def _refuse(norm: nn.Module, args: Any) -> None:
-    raise ValueError(f"sync_bn: must be 'torch'; {type(norm).__name__} of mmcv does not call the activation it has")

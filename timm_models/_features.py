@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from optinspired_plugins.memory import recompute
 
 from ._checks import check_one_of
+from ._conversions import KeepsActivations
 
 __all__ = ["DictFeatures", "GetterFeatures", "GraphFeatures", "HookFeatures", "ListFeatures", "build_with_features"]
 
 
-class _StagesOwn(nn.ModuleDict):
+class _StagesOwn(KeepsActivations, nn.ModuleDict):
     """Checkpointing for a wrapper that calls its children in order.
 
     It switches the children's own forms, and computes again what the stem has behind its last convolution.
@@ -136,7 +137,7 @@ class GetterFeatures(FeatureGetterNet):
         self.model.set_grad_checkpointing(enable)
 
 
-class GraphFeatures(FeatureGraphNet):
+class GraphFeatures(KeepsActivations, FeatureGraphNet):
     """timm's ``FeatureGraphNet``, which has no stages left that could be computed again."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -31,6 +31,7 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
+from ._conversions import KeepsActivations
 from ._features import build_with_features
 from ._fusible import is_eager, is_plain, pool_first
 from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
@@ -39,7 +40,7 @@ from .fusion import fold_into
 __all__ = ["AGDNet", "CifarAGDNet"]
 
 
-class AGDNet(DenseNet):
+class AGDNet(KeepsActivations, DenseNet):
     """AGDNet on timm's DenseNet: the same layers and names, blocks propagated by (21) (§7.2).
 
     Args:

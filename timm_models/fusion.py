@@ -58,7 +58,7 @@ class ChannelClamp(nn.Module):
     """What is left of norm and ReLU in front of a 1×1 convolution: a bound for every channel.
 
     With factor f and offset o of a normalisation, max(f x + o, 0) = f · max(x, −o/f) + o for f > 0, and min in the
-    place of max for f < 0, and the convolution takes f and o. What the module computes is a function of its buffers alone.
+    place of max for f < 0; the convolution takes f and o. What it computes is a function of its buffers alone.
 
     Args:
         bound: −o/f, shape (channels,).
