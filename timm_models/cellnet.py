@@ -133,8 +133,8 @@ class CellNet(nn.Module):
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
         drop_path_rate: rate at which operations are dropped; :meth:`set_drop_path_rate` changes it during training.
-        aux_head: an auxiliary classifier after two thirds of the cells. In training, ``forward`` then returns a pair,
-            logits and auxiliary logits; in evaluation logits alone. It needs images of the stem's own size.
+        aux_head: an auxiliary classifier after two thirds of the cells, for :meth:`set_auxiliary_training`. Until that
+            is called it is not used and its parameters need no gradient. It takes images of the stem's own size.
         device: device of the parameters.
         dtype: data type of the parameters.
 
@@ -168,10 +168,12 @@ class CellNet(nn.Module):
             self._build(genotype, cells, channels, stem, drop_path_rate)
             self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
             self.aux_head: Optional[AuxiliaryHead] = None
+            self.auxiliary_training = False
             if aux_head:
                 # The first cell of the last stage feeds it, as in DARTS; the whole stage has the same channels.
                 cifar = stem == "cifar"
                 self.aux_head = AuxiliaryHead(self.num_features, num_classes, 3 if cifar else 2, final_norm=cifar)
+                self.aux_head.requires_grad_(False)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         if dtype is not None:
             self.to(dtype)
@@ -204,6 +206,24 @@ class CellNet(nn.Module):
         for cell in self.cells:
             if isinstance(cell, Cell):
                 cell.drop_path.drop_prob = rate
+
+    @torch.jit.ignore
+    def set_auxiliary_training(self, enable: bool = True) -> None:
+        """Have ``forward`` return a pair in training, logits and auxiliary logits; call it before making an optimiser.
+
+        Scripts that know of no pair, as timm's, get logits alone. While it is off, the auxiliary head's parameters need
+        no gradient: distributed training takes a parameter that waits for one in vain for an error.
+
+        Raises:
+            ValueError: there is no auxiliary head.
+        """
+        check_bool("enable", enable)
+        if self.aux_head is None:
+            if enable:
+                raise ValueError("enable=True without an auxiliary head: must be False, or make it by aux_head=True")
+            return
+        self.auxiliary_training = enable
+        self.aux_head.requires_grad_(enable)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
@@ -247,6 +267,7 @@ class CellNet(nn.Module):
             self.aux_head = None
         if self.aux_head is not None:
             self.aux_head.fc = nn.Linear(self.aux_head.fc.in_features, num_classes)
+            self.aux_head.fc.requires_grad_(self.auxiliary_training)
             fresh.append(self.aux_head.fc)
         for module in fresh:
             module.to(device=parameter.device, dtype=parameter.dtype).train(self.training)
@@ -295,10 +316,10 @@ class CellNet(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
-        """Return logits, shape (batch, num_classes); in training with an auxiliary head, a pair of them."""
+        """Return logits, shape (batch, num_classes); a pair in training where :meth:`set_auxiliary_training` is on."""
         features, middle = self.forward_cells(x)
         logits = self.forward_head(features)
-        if self.aux_head is not None and self.training:
+        if self.aux_head is not None and self.auxiliary_training and self.training:
             return logits, self.aux_head(middle)
         return logits
 
