@@ -28,7 +28,12 @@ NETWORKS = {
     "agdnet121": {},
     "agdnet121 constant": dict(learn_alpha=False, beta=-0.7),
     "agdnet40_k12": {},
+    "agdnet40_k12 constant": dict(learn_alpha=False),
     "agdnet40_k12 bottleneck": dict(bn_size=4, compression=0.5),
+    "agdnet121 blurred": dict(aa_layer=timm.layers.BlurPool2d, aa_stem_only=False),
+    "cellnet_cifar": dict(cells=4, channels=4),
+    "cellnet_cifar hb": dict(cells=4, channels=6, genotype="cifar10_hb_dagger_seed0"),
+    "cellnet_imagenet": dict(cells=3, channels=6, genotype="p_darts"),
 }
 SHORT = {
     "hbnet50",
@@ -83,11 +88,32 @@ def test_a_fused_network_computes_the_same(case):
 
 @pytest.mark.parametrize(
     ("case", "left"),
-    [("hbnet50", 0), ("hbnet18", 0), ("hbnet20", 0), ("agdnet121", 3), ("agdnet40_k12 bottleneck", 3)],
+    [
+        ("hbnet50", 0),
+        ("hbnet18", 0),
+        ("hbnet20", 0),
+        ("optnet18", 0),
+        ("agdnet121", 1),
+        ("agdnet121 blurred", 1),
+        ("agdnet40_k12", 10),
+        ("agdnet40_k12 bottleneck", 1),
+        ("cellnet_cifar", 0),
+        ("cellnet_cifar hb", 0),
+        ("cellnet_imagenet", 0),
+    ],
 )
 def test_what_is_left_of_the_normalisations(case, left):
-    """In AGDNet those in front of a pooling, and the last."""
-    assert batch_norms(build(case).fuse()) == left
+    """In AGDNet the last, and those in front of a 3×3 convolution, which pads with what they give."""
+    fused = build(case).fuse()
+    assert batch_norms(fused) == left
+    assert not any(hasattr(module, "alpha") for module in fused.modules())
+
+
+def test_timms_function_leaves_the_stem_alone():
+    stem = {"hbnet18": 1, "agdnet121": 1, "agdnet40_k12": 0, "cellnet_cifar": 1, "cellnet_imagenet": 3}
+    for case, expected in stem.items():
+        model = build(case)
+        assert batch_norms(reparameterize_model(model)) - batch_norms(copy.deepcopy(model).fuse()) == expected
 
 
 def test_a_fused_network_again_and_in_other_hands(tmp_path):

@@ -34,7 +34,7 @@ from ._checks import (
 from ._conversions import KeepsActivations
 from ._features import build_with_features
 from ._fusible import is_eager, is_plain, pool_first
-from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer
+from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer, Transition
 from .fusion import fold_into
 
 __all__ = ["AGDNet", "CifarAGDNet"]
@@ -87,8 +87,8 @@ class AGDNet(KeepsActivations, DenseNet):
             block.training = dense.training
             setattr(self.features, name, block)
         for module in self.features.children():
-            if type(module) is DenseTransition and isinstance(module.pool, nn.AvgPool2d):
-                module.__class__ = PooledTransition
+            if type(module) is DenseTransition:
+                module.__class__ = PooledTransition if isinstance(module.pool, nn.AvgPool2d) else Transition
         self.recompute_stem = any(m.grad_checkpointing for m in self.modules() if isinstance(m, SourceLayer))
         # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
@@ -145,7 +145,8 @@ class AGDNet(KeepsActivations, DenseNet):
     def fuse(self) -> AGDNet:
         """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
 
-        α and the normalisations behind convolutions are folded into the convolutions.
+        α and the normalisations around 1×1 convolutions and in the stem are folded into the convolutions. Those in
+        front of a 3×3 one stay, and the last, which :meth:`forward_features` returns.
         """
         names = [name for name, _ in self.features.named_children()]
         for conv, norm in pairwise(names):

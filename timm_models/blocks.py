@@ -15,9 +15,9 @@ from optinspired_plugins.dense_memory import DenseLayer, dense_block, infer, rec
 from optinspired_plugins.memory import recompute
 
 from ._fusible import is_eager, is_fusible_norm, is_plain
-from .fusion import ChannelClamp, fold_before, fold_into
+from .fusion import ChannelClamp, fold_alpha, fold_before, fold_into
 
-__all__ = ["NesterovBlock", "SourceConv2d", "SourceLayer"]
+__all__ = ["NesterovBlock", "PooledTransition", "SourceConv2d", "SourceLayer", "Transition"]
 
 
 class SourceConv2d(nn.Conv2d):
@@ -110,7 +110,18 @@ class SourceLayer(nn.Module):
         return z
 
 
-class PooledTransition(DenseTransition):
+class Transition(DenseTransition):
+    """DenseNet's transition, which can be fused."""
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> Transition:
+        """Fold the normalisation into the convolution, but for a bound, for evaluation."""
+        fold_before(self, "norm", "conv")
+        return self
+
+
+class PooledTransition(Transition):
     """DenseNet's transition with the average pooling before the 1×1 convolution: they commute.
 
     That saves three quarters of the multiplications. What is pooled is computed again in the backward pass.
@@ -168,9 +179,13 @@ class NesterovBlock(nn.ModuleDict):
     @torch.jit.ignore
     @torch.no_grad()
     def fuse(self) -> NesterovBlock:
-        """Fold α and a bottleneck's normalisations into its first convolution, for evaluation."""
+        """Fold α into the first convolutions, and both normalisations of a bottleneck, for evaluation.
+
+        Without a bottleneck the one normalisation stays: the 3×3 convolution pads with what it gives.
+        """
         for layer in self.values():
             if isinstance(layer, SourceLayer):
+                fold_alpha(layer)
                 fold_into(layer, "conv1", "norm2")
                 fold_before(layer, "norm1", "conv1")
         return self

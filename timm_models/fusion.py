@@ -6,6 +6,7 @@ of our models, which folds the stem, too.
 
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
 
+from itertools import pairwise
 from typing import Any, List, Optional, Sequence
 
 import torch
@@ -13,21 +14,55 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from optinspired_plugins.operations import FactorizedReduce
+
 from .strides import subsample
 
-__all__ = ["ChannelClamp", "StreamFreeStage", "fold", "fold_before", "fold_into", "fold_shortcut", "stream_free"]
+__all__ = [
+    "ChannelClamp",
+    "StreamFreeStage",
+    "fold",
+    "fold_all",
+    "fold_alpha",
+    "fold_before",
+    "fold_into",
+    "fold_shortcut",
+    "stream_free",
+]
 
 # Beyond so many steps the convolutions of all sources cost more than the stream; larger factors would cost digits.
 LONGEST, LARGEST = 6, 4.0
 
 
-def fold(conv: nn.Module, norm: nn.Module) -> Optional[nn.Conv2d]:
-    """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` where that is no convolution."""
+def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Optional[nn.Conv2d]:
+    """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` where that is no convolution.
+
+    Args:
+        conv: the convolution.
+        norm: the normalisation.
+        channels: those of the normalisation that the convolution gives.
+    """
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
         return None
-    # α of an AGDNet is folded, too.
-    weight: Any = getattr(conv, "folded", lambda: conv.weight)()
-    bias: Any = conv.bias
+    of_norm: Any = norm
+    own = [None if p is None else p[channels] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
+    weight, bias = fuse_conv_bn_weights(_weight(conv), conv.bias, own[0], own[1], of_norm.eps, own[2], own[3])  # type: ignore[arg-type]
+    return _like(conv, weight, bias)
+
+
+def fold_alpha(layer: Any) -> None:
+    """Fold α of an AGDNet's layer into the weight of its first convolution."""
+    if hasattr(layer.conv1, "folded"):
+        layer.conv1 = _like(layer.conv1, nn.Parameter(_weight(layer.conv1)), layer.conv1.bias)
+
+
+def _weight(conv: Any) -> Any:
+    """Return a convolution's weight; α of an AGDNet is folded in."""
+    return conv.folded() if hasattr(conv, "folded") else conv.weight
+
+
+def _like(conv: nn.Conv2d, weight: Any, bias: Any) -> nn.Conv2d:
+    """Return a convolution of other parameters."""
     found = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -36,12 +71,10 @@ def fold(conv: nn.Module, norm: nn.Module) -> Optional[nn.Conv2d]:
         conv.padding,  # type: ignore[arg-type]
         conv.dilation,  # type: ignore[arg-type]
         conv.groups,
+        bias=bias is not None,
         device="meta",
     )
-    of_norm: Any = norm
-    found.weight, found.bias = fuse_conv_bn_weights(
-        weight, bias, of_norm.running_mean, of_norm.running_var, norm.eps, norm.weight, norm.bias
-    )
+    found.weight, found.bias = weight, bias
     return found.train(conv.training)
 
 
@@ -52,6 +85,20 @@ def fold_into(module: nn.Module, conv: str, norm: str) -> None:
     if found is not None:
         setattr(module, conv, found)
         setattr(module, norm, getattr(after, "act", nn.Identity()))
+
+
+def fold_all(module: nn.Module) -> None:
+    """Fold every normalisation of cells and their stems into the convolution, or the two convolutions, before it."""
+    for part in list(module.modules()):
+        if isinstance(part, FactorizedReduce):
+            split = part.conv_1.out_channels
+            first, second = fold(part.conv_1, part.bn, slice(split)), fold(part.conv_2, part.bn, slice(split, None))
+            if first is not None and second is not None:
+                part.conv_1, part.conv_2 = first, second
+                part.bn = nn.Identity()  # type: ignore[assignment]
+        elif isinstance(part, nn.Sequential):
+            for conv, norm in pairwise(list(part._modules)):
+                fold_into(part, conv, norm)
 
 
 class ChannelClamp(nn.Module):
@@ -81,7 +128,10 @@ class ChannelClamp(nn.Module):
 
 
 def fold_before(module: nn.Module, norm: str, conv: str) -> None:
-    """Fold a child normalisation with a ReLU into the child 1×1 convolution behind it, but for a bound."""
+    """Fold a child normalisation with a ReLU into the child 1×1 convolution behind it, but for a bound.
+
+    An average pooling without padding may stand between them: it is linear, and its weights add up to 1.
+    """
     before, after = getattr(module, norm), getattr(module, conv)
     plain = type(after) is nn.Conv2d and after.kernel_size == (1, 1) and after.padding == (0, 0) and after.groups == 1
     if (
