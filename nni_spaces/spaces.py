@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_int
 from optinspired_plugins.genotype import EDGES, Genotype
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 from optinspired_plugins.operations import (
     DARTS_OPERATIONS,
     OPERATIONS,

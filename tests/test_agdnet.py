@@ -8,7 +8,7 @@ from equality import assert_same_function, randomise, twin
 from torch import nn
 
 from optinspired_plugins import nesterov
-from timm_models import NesterovBlock, SourceConv2d
+from timm_models import NesterovBlock, SourceLayer
 
 IMAGENET = ["agdnet121", "agdnet161", "agdnet169", "agdnet201"]
 CIFAR = ["agdnet40_k12", "agdnet52_k12"]
@@ -39,10 +39,7 @@ def plain_block(block, z):
     layers = list(block.values())
     sizes = [z.shape[1]] + [layer.growth for layer in layers]
     transforms = [source_transform(layer, sizes[: k + 1], block.training) for k, layer in enumerate(layers)]
-    alpha = [
-        layer.conv1.alpha if isinstance(layer.conv1, SourceConv2d) else torch.ones(k + 1)
-        for k, layer in enumerate(layers)
-    ]
+    alpha = [torch.ones(k + 1) if layer.alpha is None else layer.alpha for k, layer in enumerate(layers)]
     finish = [lambda s, layer=layer: layer.conv2(layer.norm2(s)) for layer in layers]
     return torch.cat(nesterov(transforms, z, alpha, block.beta, finish), 1)
 
@@ -96,7 +93,7 @@ def test_each_coefficient_matters(term):
     model = randomise(timm.create_model("agdnet40_k12", **SMALL)).eval()
     other = twin(model)
     for module in other.modules():
-        if term == "alpha" and isinstance(module, SourceConv2d):
+        if term == "alpha" and isinstance(module, SourceLayer) and module.alpha is not None:
             nn.init.ones_(module.alpha)
         if term == "beta" and isinstance(module, NesterovBlock):
             module.beta = 0.0
@@ -169,19 +166,22 @@ def test_alpha_has_one_entry_a_source_and_starts_at_1():
     model = timm.create_model("agdnet40_k12")
     for i in (1, 2, 3):
         for k, layer in enumerate(getattr(model.features, f"denseblock{i}").values()):
-            assert layer.conv1.alpha.shape == (k + 1,)
-            assert (layer.conv1.alpha == 1).all()
+            assert layer.alpha.shape == (k + 1,)
+            assert (layer.alpha == 1).all()
 
 
 def test_alpha_scales_the_contribution_of_its_source_only():
-    conv = nn.Conv2d(3 + 2 * 4, 5, 3, padding=1, dtype=torch.float64)
-    weighted = SourceConv2d(conv, growth=4, sources=3)
+    conv = nn.Conv2d(3 + 2 * 4, 4, 3, padding=1, dtype=torch.float64)
+    layer = SourceLayer(nn.Identity(), conv)
+    layer.learn_alpha(sources=3)
     with torch.no_grad():
-        weighted.alpha.copy_(torch.tensor([2.0, 0.0, -1.0]))
+        layer.alpha.copy_(torch.tensor([2.0, 0.0, -1.0]))
     zs = [torch.randn(2, c, 6, 6, dtype=torch.float64) for c in (3, 4, 4)]
     parts = [F.conv2d(z, w, padding=1) for z, w in zip(zs, conv.weight.split([3, 4, 4], dim=1))]
     expected = 2 * parts[0] - parts[2] + conv.bias[:, None, None]
-    torch.testing.assert_close(weighted(torch.cat(zs, 1)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(zs), expected, rtol=1e-12, atol=1e-12)
+    assert layer.fold_alpha().alpha is None
+    torch.testing.assert_close(layer(zs), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_checkpointing_gives_the_same_gradients():
@@ -204,7 +204,7 @@ def test_a_model_built_on_meta_can_be_initialised_later():
         model = timm.create_model("agdnet40_k12")
     model.to_empty(device="cpu")
     model.init_weights()
-    assert (model.features.denseblock3.denselayer12.conv1.alpha == 1).all()
+    assert (model.features.denseblock3.denselayer12.alpha == 1).all()
     limit = (6 / (model.num_features + 10)) ** 0.5
     assert 0.9 * limit < model.classifier.weight.abs().max() <= limit, "Xavier"
     conv = model.features.denseblock3.denselayer12.conv1

@@ -127,7 +127,7 @@ def test_hbnet_takes_any_image(name):
     [
         ("hbnet18", "hbnet34", "layer1.2.conv1.weight"),
         ("hbnet20", "hbnet50", "layer4"),
-        ("agdnet121", "densenet121", "conv1.alpha"),
+        ("agdnet121", "densenet121", ".alpha"),
         ("agdnet40_k12", "agdnet52_k12", "denselayer13"),
     ],
 )

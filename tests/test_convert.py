@@ -77,7 +77,7 @@ def test_an_agdnet_learns_from_its_own_coefficients(learn_alpha):
     new = to_nesterov(agdnet)
     assert type(new) is type(agdnet)
     assert_same_function(new, agdnet, images(16).double(), tolerance=1e-12)
-    assert "features.denseblock2.denselayer3.conv1.alpha" in new.state_dict()
+    assert "features.denseblock2.denselayer3.alpha" in new.state_dict()
     assert to_nesterov(agdnet, learn_alpha=learn_alpha).state_dict().keys() == agdnet.state_dict().keys()
 
 

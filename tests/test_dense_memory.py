@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_models.blocks
-from optinspired_plugins import dense_memory
-from optinspired_plugins.dense_memory import DenseLayer, dense_block
+from optinspired_plugins.memory import dense_block as dense_memory
+from optinspired_plugins.memory.dense_block import DenseLayer, dense_block
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ class Fused(Plain):
     def forward(self, x):
         calls = []
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("dense_block", "infer"):
+            for name in ("dense_block", "dense_block_inference"):
                 function = getattr(dense_memory, name)
                 patch.setattr(timm_models.blocks, name, lambda *args, f=function: calls.append(f) or f(*args))
             out = self.model(x)
@@ -118,21 +118,13 @@ def test_gradcheck(bottleneck, training, lean):
     assert torch.autograd.gradcheck(function, (draw(2, 3, 3, 3), *flat), eps=1e-7, atol=1e-5)
 
 
-def test_a_second_derivative_is_refused():
-    fused, _ = pair()
-    x = images().requires_grad_()
-    (gradient,) = torch.autograd.grad(fused(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 def test_statistics_are_those_of_a_source_and_taken_once(monkeypatch):
-    """As many as there are sources and bottlenecks: 2 + 3 + 4 layers have one each, and each block's first source."""
+    """Once for each source of a block but the last, which no layer reads, and for each of the 2 + 3 + 4 bottlenecks."""
     shapes, original = [], dense_memory.batch_statistics
     monkeypatch.setattr(dense_memory, "batch_statistics", lambda x: shapes.append(x.shape[1]) or original(x))
     build()(images())
-    assert shapes.count(4) == 9, "every source but the first of a block has 4 channels"
-    assert len(shapes) == 9 + 9 + 3
+    assert shapes.count(4) == 6, "every source but the first and the last of a block has 4 channels"
+    assert len(shapes) == 6 + 9 + 3
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -167,7 +159,7 @@ def test_it_computes_what_the_plain_form_does(options, lean):
 @pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("scale", [-1.0, 1.0, 0.0, 1e-30, "mixed"], ids=str)
 def test_normalisations_of_either_sign_and_none(scale, lean):
-    """The size of a normalisation goes into the next convolution; its sign, and what has no size, does not."""
+    """Without a scale the next normalisation sees a constant, and its own gradient is rounding: hence the tolerance."""
 
     def prepare(model):
         for name, parameter in model.named_parameters():
@@ -176,7 +168,7 @@ def test_normalisations_of_either_sign_and_none(scale, lean):
                     size = parameter.abs() + 0.1
                     parameter.copy_(size * (torch.arange(len(size)) % 3 - 1 if scale == "mixed" else scale))
 
-    assert_same_function(*pair(lean, prepare), images())
+    assert_same_function(*pair(lean, prepare), images(), tolerance=1e-9)
 
 
 def test_no_gradient_and_a_batch_of_one():

@@ -12,9 +12,7 @@ from measure import peak_memory
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optinspired_plugins import memory as memory_module
-from optinspired_plugins import pooled_norm
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 
 SMALL = dict(layers=(2, 3, 1, 4), channels=(8, 12, 16, 16), num_classes=3)
 LEAN = ["semi", "reversible"]
@@ -354,18 +352,6 @@ def test_recompute_replays_and_updates_once():
     assert torch.equal(*gradients)
     assert twin[0].num_batches_tracked == 1
     torch.testing.assert_close(module[0].running_var, twin[0].running_var, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("memory", LEAN)
-def test_statistics_of_a_batch_are_taken_once(memory, monkeypatch):
-    """Not again in the pass that repeats the first, and never by torch's slower operation."""
-    taken, original = [], memory_module.batch_statistics
-    for module in (memory_module, pooled_norm):
-        monkeypatch.setattr(module, "batch_statistics", lambda x: taken.append(x.shape[1]) or original(x))
-    model = build(memory=memory)
-    model(images()).sum().backward()
-    widths = [norm.num_features for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
-    assert sorted(taken) == sorted(widths)
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import torch
 from equality import randomise
 from torch import nn
 
-from optinspired_plugins.batch_statistics import batch_statistics, channel_sums
-from optinspired_plugins.pooled_norm import pooled_norm
+from optinspired_plugins.memory.batch_norm import batch_statistics, channel_sums
+from optinspired_plugins.memory.pooled_norm import max_pooled_norm
 
 POOLS = dict(
     usual=nn.MaxPool2d(3, 2, 1), ceil=nn.MaxPool2d(2, ceil_mode=True), oblong=nn.MaxPool2d((2, 3), (1, 2), (1, 0))
@@ -35,7 +35,7 @@ def norm_of(scale, dtype=torch.float64):
 def test_it_computes_what_the_plain_form_does(pool, scale, layout):
     norm = norm_of(scale)
     twin, x = copy.deepcopy(norm), inputs(**layout)
-    expected, got = pool(norm(x).relu()), pooled_norm(x, twin, pool)
+    expected, got = pool(norm(x).relu()), max_pooled_norm(x, twin, pool)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(expected)
     for a, b in zip(
@@ -49,16 +49,16 @@ def test_it_computes_what_the_plain_form_does(pool, scale, layout):
 def test_gradcheck():
     norm = norm_of([1, -1, 0.5, 2, -0.3, 1])
     function = torch.autograd.gradcheck
-    assert function(lambda x, *_: pooled_norm(x, norm, POOLS["usual"]), (inputs(), *norm.parameters()))
+    assert function(lambda x, *_: max_pooled_norm(x, norm, POOLS["usual"]), (inputs(), *norm.parameters()))
 
 
 def test_frozen_inputs_and_parameters():
     norm, x = norm_of([1.0] * 6), inputs().detach()
-    pooled_norm(x, norm, POOLS["usual"]).sum().backward()
+    max_pooled_norm(x, norm, POOLS["usual"]).sum().backward()
     assert norm.weight.grad is not None
     norm.requires_grad_(False)
     x.requires_grad_()
-    pooled_norm(x, norm, POOLS["usual"]).square().sum().backward()
+    max_pooled_norm(x, norm, POOLS["usual"]).square().sum().backward()
     assert x.grad.abs().sum() > 0
 
 
@@ -85,7 +85,7 @@ def test_hooks_and_other_modules_have_the_plain_form(name, monkeypatch):
     model.set_grad_checkpointing()
     norm = model.bn1 if name == "hbnet18" else model.features.norm0
     calls = []
-    monkeypatch.setattr("timm_models._fusible.pooled_norm", lambda *_: calls.append(_) or pooled_norm(*_))
+    monkeypatch.setattr("timm_models.stem.max_pooled_norm", lambda *_: calls.append(_) or max_pooled_norm(*_))
     x = torch.randn(2, 3, 64, 64)
     model(x)
     assert len(calls) == 1

@@ -5,7 +5,7 @@ After installation no import is needed: ``timm.create_model("hbnet50")`` works b
 
 from .agdnet import AGDNet, CifarAGDNet
 from .algorithm_stages import AlgorithmStage, ProgramStage
-from .blocks import NesterovBlock, SourceConv2d, SourceLayer
+from .blocks import NesterovBlock, SourceLayer
 from .cellnet import CellNet
 from .cells import AuxiliaryHead, Cell
 from .convert import to_heavy_ball, to_nesterov
@@ -30,7 +30,6 @@ __all__ = [
     "NesterovBlock",
     "OptNet",
     "ProgramStage",
-    "SourceConv2d",
     "SourceLayer",
     "to_heavy_ball",
     "to_nesterov",

@@ -15,7 +15,7 @@ from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, Feature
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 
 from ._checks import check_one_of
 from ._conversions import KeepsActivations

@@ -19,7 +19,8 @@ from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.recompute import recompute
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import (
@@ -33,9 +34,10 @@ from ._checks import (
 )
 from ._conversions import KeepsActivations
 from ._features import build_with_features
-from ._fusible import is_eager, is_plain, pool_first
-from .blocks import NesterovBlock, PooledTransition, SourceConv2d, SourceLayer, Transition
+from .blocks import NesterovBlock, PooledTransition, SourceLayer, Transition
 from .fusion import fold_into
+from .stem import pool_first
+from .unmodified import is_unmodified
 
 __all__ = ["AGDNet", "CifarAGDNet"]
 
@@ -81,8 +83,8 @@ class AGDNet(KeepsActivations, DenseNet):
             dense = getattr(self.features, name)
             layers = [_source_layer(layer) for layer in dense.values()]
             for k, layer in enumerate(layers):
-                if learn_alpha and not isinstance(layer.conv1, SourceConv2d):
-                    layer.conv1 = SourceConv2d(layer.conv1, layer.growth, sources=k + 1)
+                if learn_alpha and layer.alpha is None:
+                    layer.learn_alpha(sources=k + 1)
             block = NesterovBlock(layers, beta)
             block.training = dense.training
             setattr(self.features, name, block)
@@ -105,7 +107,7 @@ class AGDNet(KeepsActivations, DenseNet):
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            if isinstance(module, SourceConv2d):
+            elif isinstance(module, SourceLayer) and module.alpha is not None:
                 nn.init.ones_(module.alpha)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -122,15 +124,16 @@ class AGDNet(KeepsActivations, DenseNet):
     @torch.jit.ignore
     def _features(self, x: Tensor) -> Tensor:
         names = [name for name, _ in self.features.named_children()]
-        if "pool0" not in names or not torch.is_grad_enabled() or not is_eager(x) or not is_plain(self.features):
+        graph_or_inference = not torch.is_grad_enabled() or not is_eager(x)
+        if "pool0" not in names or graph_or_inference or not is_unmodified(self.features, nn.Sequential):
             return self.features(x)
         pool = names.index("pool0")
         x = self.features[: pool - 1](x)
-        found = pool_first(x, self.features[pool - 1], None, self.features[pool])
-        if found is None:
+        pooled = pool_first(x, self.features[pool - 1], None, self.features[pool])
+        if pooled is None:
             stem = self.features[pool - 1 : pool + 1]
-            found = recompute(stem, stem, x) if self.recompute_stem else stem(x)
-        return self.features[pool + 1 :](found)
+            pooled = recompute(stem, stem, x) if self.recompute_stem else stem(x)
+        return self.features[pool + 1 :](pooled)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -139,6 +142,17 @@ class AGDNet(KeepsActivations, DenseNet):
         for layer in self.modules():
             if isinstance(layer, SourceLayer):
                 layer.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def fold_alpha(self) -> AGDNet:
+        """Fold α into the convolutions, in place: the same function of ordinary convolutions, for training or tools.
+
+        What α has learned stays, as a part of the weights; it is no parameter of its own any more.
+        """
+        for layer in self.modules():
+            if isinstance(layer, SourceLayer):
+                layer.fold_alpha()
+        return self
 
     @torch.jit.ignore
     @torch.no_grad()

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from optinspired_plugins.algorithms import Algorithm, Gradient
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
 from .layout import align_gradient
-from .stages import own
+from .stages import writable
 from .strides import subsample
 
 __all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
@@ -115,12 +115,10 @@ class ProgramStage(nn.Sequential):
             for target, in_place, terms in self.sums[i]:
                 values[target] = weighted_sum(values, terms, in_place)
             x = u if self.sources[i] < 0 else values[self.sources[i]]
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                t = self._recompute(T, x)
-            else:
+            if torch.jit.is_scripting():
                 t = T(x)
-            if not torch.jit.is_scripting():
-                t = own(T, t)
+            else:
+                t = self._transformed(T, x)
             values[self.targets[i]] = t
         for target, in_place, terms in self.sums[-1]:
             values[target] = weighted_sum(values, terms, in_place)
@@ -130,8 +128,9 @@ class ProgramStage(nn.Sequential):
         return x
 
     @torch.jit.ignore
-    def _recompute(self, transform: nn.Module, x: Tensor) -> Tensor:
-        return recompute(transform, transform, x)
+    def _transformed(self, T: nn.Module, x: Tensor) -> Tensor:
+        """Return T(x) as a tensor that may be overwritten, computed again in the backward pass if that is wanted."""
+        return writable(T, recompute(T, T, x) if self.grad_checkpointing else T(x))
 
 
 def weighted_sum(values: List[Tensor], terms: Terms, in_place: bool) -> Tensor:

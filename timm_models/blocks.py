@@ -1,6 +1,6 @@
 """Blocks of DenseNet-shaped networks: layers that know no algorithm, and the Nesterov recurrence over them."""
 
-from __future__ import annotations
+# No postponed annotations here: TorchScript reads the types of attributes from the class.
 
 from functools import partial
 from typing import Any, Callable, List, Optional, Sequence
@@ -11,66 +11,35 @@ from timm.models.densenet import DenseTransition
 from torch import Tensor, nn
 
 from optinspired_plugins.coefficients import momentum
-from optinspired_plugins.dense_memory import DenseLayer, dense_block, infer, rectified_norm
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.dense_block import DenseLayer, dense_block, dense_block_inference, rectified_norm
+from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.pooled_norm import average_pooled_norm
+from optinspired_plugins.memory.recompute import recompute
 
-from ._fusible import is_eager, is_fusible_norm, is_plain
-from .fusion import ChannelClamp, fold_alpha, fold_before, fold_into
+from .fusion import ChannelClamp, fold_before, fold_into
+from .unmodified import fits, is_rectified_norm, is_same_size_convolution, is_unmodified
 
-__all__ = ["NesterovBlock", "PooledTransition", "SourceConv2d", "SourceLayer", "Transition"]
-
-
-class SourceConv2d(nn.Conv2d):
-    """A convolution of concatenated sources z_0, …, z_k that scales the contribution of source j by α_j.
-
-    It computes Σ_j α_j W_j ∗ z_j, with W_j the columns of the weight that belong to source j, as one convolution: α is
-    folded into the weight. ``alpha`` is a parameter of shape (sources,) and starts at 1.
-
-    Args:
-        conv: the convolution whose weight and settings to take over.
-        growth: channels of every source but z_0.
-        sources: number of sources, k + 1.
-    """
-
-    def __init__(self, conv: nn.Conv2d, growth: int, sources: int) -> None:
-        device = torch.device("meta")  # takes over conv's parameters, allocates none
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            bias=conv.bias is not None,
-            device=device,
-        )
-        self.weight, self.bias = conv.weight, conv.bias
-        self.first, self.growth = conv.in_channels - (sources - 1) * growth, growth
-        self.training = conv.training
-        self.alpha = nn.Parameter(torch.ones(sources, device=conv.weight.device, dtype=conv.weight.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return Σ_j α_j W_j ∗ z_j for x the concatenation of the sources along channels."""
-        return F.conv2d(x, self.folded(), self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def folded(self) -> Tensor:
-        """Return α_j W_j, the weight with α folded in."""
-        later = self.alpha[1:, None].expand(-1, self.growth).reshape(-1)
-        alpha = torch.cat([self.alpha[:1].expand(self.first), later])
-        return self.weight * alpha[:, None, None]
+__all__ = ["NesterovBlock", "PooledTransition", "SourceLayer", "Transition"]
 
 
 class SourceLayer(nn.Module):
     """DenseNet's composite layer over a list of sources: norm, act, conv and, with a bottleneck, norm, act, conv.
 
+    With ``alpha``, a parameter of shape (sources,), the contribution of source z_j to the first convolution is scaled
+    by α_j: Σ_j α_j W_j ∗ y_j, with W_j the columns of the weight that belong to source j, and y_j the source after norm
+    and act. The convolution itself is an ordinary one: tools that quantise, adapt or prune convolutions find what they
+    know.
+
     Args:
         norm1: normalisation with activation, of all sources.
         conv1: first convolution.
         norm2: normalisation with activation after it; ``None`` without a bottleneck.
-        conv2: second convolution; likewise.
+        conv2: second convolution; ``None`` without a bottleneck.
         drop_rate: dropout of the output.
-        grad_checkpointing: recompute up to the first convolution in the backward.
+        grad_checkpointing: compute the first convolution again in the backward pass.
     """
+
+    alpha: Optional[Tensor]
 
     def __init__(
         self,
@@ -82,6 +51,7 @@ class SourceLayer(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.register_parameter("alpha", None)
         self.norm1 = norm1
         self.conv1 = conv1
         self.norm2 = norm2 or nn.Identity()
@@ -90,9 +60,41 @@ class SourceLayer(nn.Module):
         self.drop_rate = float(drop_rate)
         self.grad_checkpointing = grad_checkpointing
 
+    @torch.jit.ignore
+    def learn_alpha(self, sources: int) -> None:
+        """Add α for a number of sources, from 1."""
+        weight = self.conv1.weight
+        self.alpha = nn.Parameter(torch.ones(sources, device=weight.device, dtype=weight.dtype))
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fold_alpha(self) -> "SourceLayer":
+        """Fold α into the weight of the first convolution: the same function without α."""
+        if self.alpha is not None:
+            self.conv1.weight.copy_(self.folded_weight())
+            self.alpha = None
+        return self
+
+    @torch.jit.ignore
+    def folded_weight(self) -> Tensor:
+        """Return α_j W_j, the weight of the first convolution with α in it."""
+        weight = self.conv1.weight
+        if self.alpha is None:
+            return weight
+        return weight * self._channel_alpha(self.alpha, weight.shape[1])[:, None, None]
+
+    def _channel_alpha(self, alpha: Tensor, channels: int) -> Tensor:
+        """Return α for each channel of the sources, shape (channels,)."""
+        later = alpha[1:, None].expand(-1, self.growth).reshape(-1)
+        return torch.cat([alpha[:1].expand(channels - later.shape[0]), later])
+
     def mix(self, zs: List[Tensor]) -> Tensor:
         """Return the first convolution of all sources, shape (batch, channels, height, width)."""
-        return self.conv1(self.norm1(torch.cat(zs, 1)))
+        y = self.norm1(torch.cat(zs, 1))
+        alpha = self.alpha
+        if alpha is not None:
+            y = y * self._channel_alpha(alpha, y.shape[1]).to(y.dtype)[:, None, None]
+        return self.conv1(y)
 
     @torch.jit.ignore
     def _checkpointed_mix(self, zs: List[Tensor]) -> Tensor:
@@ -109,13 +111,19 @@ class SourceLayer(nn.Module):
             z = F.dropout(z, p=self.drop_rate, training=self.training)
         return z
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        old = f"{prefix}conv1.alpha"  # its name in checkpoints of early versions
+        if old in state_dict:
+            state_dict[f"{prefix}alpha"] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 class Transition(DenseTransition):
     """DenseNet's transition, which can be fused."""
 
     @torch.jit.ignore
     @torch.no_grad()
-    def fuse(self) -> Transition:
+    def fuse(self) -> "Transition":
         """Fold the normalisation into the convolution, but for a bound, for evaluation."""
         fold_before(self, "norm", "conv")
         return self
@@ -124,7 +132,7 @@ class Transition(DenseTransition):
 class PooledTransition(Transition):
     """DenseNet's transition with the average pooling before the 1×1 convolution: they commute.
 
-    That saves three quarters of the multiplications. What is pooled is computed again in the backward pass.
+    That saves three quarters of the multiplications. The image that is pooled is computed again in the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,9 +143,15 @@ class PooledTransition(Transition):
 
     @torch.jit.ignore
     def _pooled(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and is_eager(x):
-            return recompute(self.norm, lambda y: self.pool(self.norm(y)), x)
-        return self.pool(self.norm(x))
+        norm, pool = self.norm, self.pool
+        may_stand_in = (
+            torch.is_grad_enabled()
+            and is_eager(x)
+            and is_unmodified(pool, nn.AvgPool2d)
+            and is_rectified_norm(norm, x.shape[1], norm.training)
+            and fits(x, *norm.parameters(), *norm.buffers())
+        )
+        return average_pooled_norm(x, norm, pool) if may_stand_in else pool(norm(x))
 
 
 class NesterovBlock(nn.ModuleDict):
@@ -172,81 +186,77 @@ class NesterovBlock(nn.ModuleDict):
                 # m carries the factor β, which saves a multiplication a layer.
                 m = -self.beta * zs[k] if k == 1 else torch.sub(m, zs[k], alpha=self.beta)
                 m = m * self.momentum[k]
-                z += m
+                z = z + m  # not in place: a hook may hold z
             zs.append(z)
         return torch.cat(zs, 1)
 
     @torch.jit.ignore
     @torch.no_grad()
-    def fuse(self) -> NesterovBlock:
+    def fuse(self) -> "NesterovBlock":
         """Fold α into the first convolutions, and both normalisations of a bottleneck, for evaluation.
 
         Without a bottleneck the one normalisation stays: the 3×3 convolution pads with what it gives.
         """
         for layer in self.values():
             if isinstance(layer, SourceLayer):
-                fold_alpha(layer)
+                layer.fold_alpha()
                 fold_into(layer, "conv1", "norm2")
                 fold_before(layer, "norm1", "conv1")
         return self
 
     @torch.jit.ignore
     def _fused(self, z: Tensor) -> Optional[Tensor]:
-        """Return the same by one function; ``None`` where a layer is not as it was made, or a graph is wanted."""
-        if not is_eager(z):
+        """Return the same by one function; ``None`` where it may not stand in for the layers."""
+        if not is_eager(z) or z.dim() != 4:
             return None
+        layers, modules = list(self.values()), list(enumerate(self.values()))
+        channels = [z.shape[1] + k * self.growth for k in range(len(layers))]
         if not torch.is_grad_enabled() and not torch.is_autocast_enabled(z.device.type):
-            parts = [_inferred_layer(layer) for layer in self.values()]
-            found = [part for part in parts if part is not None]
-            if len(found) == len(parts):
-                return infer(z, found, self.momentum, self.beta, self.growth)
-        layers = [_fused_layer(layer) for layer in self.values()]
-        known = [layer for layer in layers if layer is not None]
-        if len(known) < len(layers) or len({layer.norm1.training for layer in known}) > 1:
+            inferred = [_inferred_layer(layer, z, channels[k], self.growth) for k, layer in modules]
+            parts = [part for part in inferred if part is not None]
+            if len(parts) == len(layers):
+                return dense_block_inference(z, parts, self.momentum, self.beta, self.growth)
+        fused = [_fused_layer(layer, z, channels[k], self.growth) for k, layer in modules]
+        known = [layer for layer in fused if layer is not None]
+        if len(known) < len(layers) or len({(layer.norm1.training, layer.norm2 is None) for layer in known}) > 1:
             return None
-        lean = any(bool(layer.grad_checkpointing) for layer in self.values())
-        return dense_block(z, known, self.momentum, self.beta, lean)
+        checkpointing = any(bool(layer.grad_checkpointing) for layer in layers)
+        return dense_block(z, known, self.momentum, self.beta, checkpointing)
 
     def extra_repr(self) -> str:
         """Name the coefficient."""
         return f"beta={self.beta}"
 
 
-def _is_fusible_conv(conv: Any) -> bool:
-    return (
-        type(conv) in (nn.Conv2d, SourceConv2d)
-        and conv.bias is None
-        and conv.groups == 1
-        and set(conv.stride) == set(conv.dilation) == {1}
-        and isinstance(conv.padding, tuple)
-        and all(2 * p + 1 == k for p, k in zip(conv.padding, conv.kernel_size))
-        and conv.padding_mode == "zeros"
-        and is_plain(conv)
-    )
+def _inferred_layer(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[Callable[[Tensor], Tensor]]:
+    """Return a layer in evaluation as a function of the concatenation; ``None`` where that may not stand in for it."""
+    if not is_unmodified(layer, SourceLayer) or layer.training:
+        return None
+    first, conv = layer.norm1, layer.conv1
+    if layer.alpha is not None:
+        if not is_unmodified(conv, nn.Conv2d):
+            return None
+        conv = partial(conv._conv_forward, weight=layer.folded_weight(), bias=conv.bias)
+    if is_rectified_norm(first, channels, False) and fits(z, *first.parameters(), *first.buffers()):
+        first = partial(rectified_norm, first)
+    elif not is_unmodified(first, ChannelClamp):
+        return None
+    return lambda x: layer.conv2(layer.norm2(conv(first(x))))
 
 
-def _inferred_layer(layer: Any) -> Optional[Callable[[Tensor], Tensor]]:
-    """Return a layer in evaluation as a function of the concatenation; ``None`` if somebody changed it."""
-    if type(layer) is not SourceLayer or layer.training or not is_plain(layer):
+def _fused_layer(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[DenseLayer]:
+    """Return a layer as :func:`dense_block` takes it; ``None`` where that may not stand in for it."""
+    if not is_unmodified(layer, SourceLayer) or type(layer.conv1) is not nn.Conv2d:
         return None
-    first: Callable[[Tensor], Tensor] = layer.norm1
-    if is_fusible_norm(first, False):
-        first = partial(rectified_norm, layer.norm1)  # type: ignore[arg-type]
-    elif type(first) is not ChannelClamp:
+    training, middle = layer.norm1.training, layer.conv1.weight.shape[0]
+    parts: List[Any] = [(layer.norm1, layer.conv1, channels, middle)]
+    if not (is_unmodified(layer.norm2, nn.Identity) and is_unmodified(layer.conv2, nn.Identity)):
+        parts.append((layer.norm2, layer.conv2, middle, growth))
+    for norm, conv, before, after in parts:
+        known = is_rectified_norm(norm, before, training) and is_same_size_convolution(conv, before, after)
+        if not known or not fits(z, conv.weight, *norm.parameters(), *norm.buffers()):
+            return None
+    if parts[-1][3] != growth:
         return None
-    return lambda x: layer.conv2(layer.norm2(layer.conv1(first(x))))
-
-
-def _fused_layer(layer: Any) -> Optional[DenseLayer]:
-    """Return a layer as the fused form takes it; ``None`` if somebody replaced or hooked a part of it."""
-    if type(layer) is not SourceLayer or not is_plain(layer):
-        return None
-    parts = 1 if isinstance(layer.norm2, nn.Identity) else 2
-    norms: List[Any] = [layer.norm1, layer.norm2][:parts]
-    convs: List[Any] = [layer.conv1, layer.conv2][:parts]
-    fusible = all(is_fusible_norm(norm, layer.norm1.training) for norm in norms) and all(map(_is_fusible_conv, convs))
-    if not fusible:
-        return None
-    weights = [conv.folded() if isinstance(conv, SourceConv2d) else conv.weight for conv in convs]
-    second = (norms[1], weights[1]) if parts == 2 else (None, None)
-    return DenseLayer(norms[0], weights[0], second[0], second[1], layer.drop_rate if layer.training else 0.0)
+    norm2, weight2 = (parts[1][0], parts[1][1].weight) if len(parts) == 2 else (None, None)
+    return DenseLayer(layer.norm1, layer.folded_weight(), norm2, weight2, layer.drop_rate if layer.training else 0.0)

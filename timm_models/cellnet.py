@@ -20,7 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from optinspired_plugins.genotype import Genotype, load_genotype
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 from optinspired_plugins.operations import make_stem, plan_cells
 
 from ._cfgs import cifar_cfg, imagenet_cfg

@@ -25,7 +25,7 @@ from torch import nn
 
 from ._checks import check_bool, check_finite
 from .agdnet import AGDNet, CifarAGDNet
-from .blocks import NesterovBlock, SourceConv2d, SourceLayer
+from .blocks import NesterovBlock, SourceLayer
 from .hbnet import CifarHBNet, HBNet
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage
 
@@ -113,8 +113,8 @@ def to_nesterov(densenet: Any, beta: float | None = None, learn_alpha: bool = Tr
             _check_type(f"densenet.features.{name}", block, DenseBlock, NesterovBlock)
             for key, layer in block.items():
                 _check_type(f"densenet.features.{name}.{key}", layer, DenseLayer, SourceLayer)
-                _check_type(f"densenet.features.{name}.{key}.conv1", layer.conv1, nn.Conv2d, SourceConv2d)
-                if isinstance(layer.conv1, SourceConv2d) and not learn_alpha:
+                _check_type(f"densenet.features.{name}.{key}.conv1", layer.conv1, nn.Conv2d)
+                if isinstance(layer, SourceLayer) and layer.alpha is not None and not learn_alpha:
                     raise ValueError("learn_alpha=False: must be True for a model that has learned α")
     if beta is None:
         beta = getattr(densenet.features.denseblock1, "beta", 0.0)

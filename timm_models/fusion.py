@@ -23,7 +23,6 @@ __all__ = [
     "StreamFreeStage",
     "fold",
     "fold_all",
-    "fold_alpha",
     "fold_before",
     "fold_into",
     "fold_shortcut",
@@ -46,23 +45,7 @@ def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Opt
         return None
     of_norm: Any = norm
     own = [None if p is None else p[channels] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
-    weight, bias = fuse_conv_bn_weights(_weight(conv), conv.bias, own[0], own[1], of_norm.eps, own[2], own[3])  # type: ignore[arg-type]
-    return _like(conv, weight, bias)
-
-
-def fold_alpha(layer: Any) -> None:
-    """Fold α of an AGDNet's layer into the weight of its first convolution."""
-    if hasattr(layer.conv1, "folded"):
-        layer.conv1 = _like(layer.conv1, nn.Parameter(_weight(layer.conv1)), layer.conv1.bias)
-
-
-def _weight(conv: Any) -> Any:
-    """Return a convolution's weight; α of an AGDNet is folded in."""
-    return conv.folded() if hasattr(conv, "folded") else conv.weight
-
-
-def _like(conv: nn.Conv2d, weight: Any, bias: Any) -> nn.Conv2d:
-    """Return a convolution of other parameters."""
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, own[0], own[1], of_norm.eps, own[2], own[3])  # type: ignore[arg-type]
     found = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -71,7 +54,6 @@ def _like(conv: nn.Conv2d, weight: Any, bias: Any) -> nn.Conv2d:
         conv.padding,  # type: ignore[arg-type]
         conv.dilation,  # type: ignore[arg-type]
         conv.groups,
-        bias=bias is not None,
         device="meta",
     )
     found.weight, found.bias = weight, bias

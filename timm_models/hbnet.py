@@ -26,7 +26,29 @@ from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_m
 __all__ = ["CifarHBNet", "HBNet"]
 
 
-class HBNet(StagedResNet):
+class _HeavyBallNet(StagedResNet):
+    """The methods that networks of heavy-ball stages share."""
+
+    @torch.jit.ignore
+    def set_memory(self, memory: str) -> None:
+        """Store the iterates, or recover them in the backward pass, from now on.
+
+        Args:
+            memory: ``"stored"`` or ``"reversible"``, as the constructor takes it.
+
+        Raises:
+            ValueError: ``memory`` is unknown, or the iterates cannot be recovered; nothing was changed.
+        """
+        stages = self.stages()
+        for stage in stages:
+            beta1, beta2 = stage.start
+            check_memory(memory, beta1, beta2, stage.post_act, [len(stage)])
+        for stage in stages:
+            stage.reversible = memory == "reversible"
+        self.recompute_stem = memory == "reversible" or any(stage.grad_checkpointing for stage in stages)
+
+
+class HBNet(_HeavyBallNet):
     """HBNet on timm's ResNet: the same layers and names, stages propagated by (16) (§7.1).
 
     Args:
@@ -79,7 +101,7 @@ class HBNet(StagedResNet):
             self.recompute_stem = True
 
 
-class CifarHBNet(CifarStagedResNet):
+class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
     """HBNet for 32×32 images: a 3×3 stem, three stages of two-layer transforms, 6n + 2 layers (§8).
 
     Args:

@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ._fusible import is_eager
+from optinspired_plugins.memory.eager import is_eager
 
 __all__ = ["align_gradient"]
 

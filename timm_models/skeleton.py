@@ -15,7 +15,7 @@ from timm.models.resnet import ResNet
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins.memory import recompute
+from optinspired_plugins.memory.recompute import recompute
 
 from ._checks import (
     check_bool,
@@ -27,10 +27,11 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
-from ._fusible import is_plain, pool_first
 from .fusion import StreamFreeStage, fold_into
 from .stages import BasicTransform, BottleneckTransform, PadShortcut
+from .stem import pool_first
 from .strides import take_stride
+from .unmodified import is_unmodified
 
 __all__ = ["CifarStagedResNet", "StagedResNet"]
 
@@ -96,8 +97,8 @@ class StagedResNet(ResNet):
         """One stage after the other; a fused one computes no pixel that a fused one behind it does not read."""
         stages, taken = self.stages(), 1
         for stage, after in zip(stages, [*stages[1:], None]):
-            if type(stage) is StreamFreeStage and is_plain(stage):
-                next_stride = after.stride if type(after) is StreamFreeStage and is_plain(after) else 1
+            if is_unmodified(stage, StreamFreeStage):
+                next_stride = after.stride if is_unmodified(after, StreamFreeStage) else 1
                 x = stage.read_by(next_stride, x, stage.stride // taken)
                 taken = next_stride
             else:
@@ -106,13 +107,17 @@ class StagedResNet(ResNet):
 
     @torch.jit.ignore
     def _pool_stem(self, x: Tensor) -> Tensor:
-        folded = isinstance(self.bn1, nn.Identity) and type(self.act1) is nn.ReLU
-        if folded and type(self.maxpool) is nn.MaxPool2d and is_plain(self.act1) and is_plain(self.maxpool):
+        folded = is_unmodified(self.bn1, nn.Identity) and is_unmodified(self.act1, nn.ReLU)
+        if folded and is_unmodified(self.maxpool, nn.MaxPool2d) and not self.maxpool.return_indices:
             return self.act1(self.maxpool(x))  # equal, and a quarter of the values
         if self.recompute_stem:
-            found = pool_first(x, self.bn1, self.act1, self.maxpool)
-            return recompute(self.bn1, self._plain_pool, x) if found is None else found
+            pooled = pool_first(x, self.bn1, self.act1, self.maxpool)
+            return recompute(self._stem_tail(), self._plain_pool, x) if pooled is None else pooled
         return self._plain_pool(x)
+
+    @torch.jit.ignore
+    def _stem_tail(self) -> nn.Module:
+        return nn.ModuleList([self.bn1, self.act1, self.maxpool])
 
     @torch.jit.ignore
     def _plain_pool(self, x: Tensor) -> Tensor:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from optinspired_plugins.memory import GROWTH_LIMIT, Parts, growth, propagate, recompute
+from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.heavy_ball import (
+    MAX_ERROR_GROWTH,
+    SplitTransform,
+    error_growth,
+    keeps_no_output,
+    reversible_heavy_ball,
+)
+from optinspired_plugins.memory.recompute import recompute
 
 from ._checks import check_layers, check_one_of
-from ._fusible import is_plain
 from .fusion import fold_into, fold_shortcut, stream_free
 from .layout import align_gradient
 from .strides import subsample
+from .unmodified import is_unmodified, is_unmodified_inside
 
 __all__ = ["BasicTransform", "BottleneckTransform", "HeavyBallStage", "PadShortcut"]
 
@@ -51,13 +59,18 @@ class BasicTransform(BasicBlock):
         return self
 
     @torch.jit.ignore
-    def parts(self) -> Parts:
+    def split(self) -> SplitTransform:
         """Return T in parts that keep their input: the output of the first convolution."""
-        return Parts(self, self.conv1, [self.finish])
+        return SplitTransform(self, self.conv1, [self.finish])
 
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation that ResNet puts after its addition, or x where there is none."""
         return self.act2(x)
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless :meth:`activate` is nothing but the identity."""
+        return not is_unmodified(self.act2, nn.Identity)
 
     @torch.jit.ignore
     def drop_activation(self) -> None:
@@ -115,13 +128,18 @@ class BottleneckTransform(Bottleneck):
         return self
 
     @torch.jit.ignore
-    def parts(self) -> Parts:
+    def split(self) -> SplitTransform:
         """Return T in parts that keep their input: the narrow outputs of the first two convolutions."""
-        return Parts(self, self.conv1, [self.middle, self.finish])
+        return SplitTransform(self, self.conv1, [self.middle, self.finish])
 
     def activate(self, x: Tensor) -> Tensor:
         """Return the activation that ResNet puts after its addition, or x where there is none."""
         return self.act3(x)
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless :meth:`activate` is nothing but the identity."""
+        return not is_unmodified(self.act3, nn.Identity)
 
     @torch.jit.ignore
     def drop_activation(self) -> None:
@@ -147,15 +165,16 @@ class HeavyBallStage(nn.Sequential):
         beta2: β2, finite.
         learn_beta: learn β1 and β2 of every step, from ``beta1`` and ``beta2``: parameters of shape (steps − 1,).
         post_act: activate after every addition.
-        memory: ``"stored"``, or ``"reversible"`` to find the iterates again in the backward pass.
+        memory: ``"stored"``, or ``"reversible"`` to recover the iterates in the backward pass.
 
-    With ``grad_checkpointing`` the iterates are found again, too, but only the last convolution of each transform is
-    computed again. It is plain checkpointing of each transform where iterates cannot be found again: with ``post_act``,
-    and where :func:`~optinspired_plugins.memory.growth` of the coefficients exceeds ``GROWTH_LIMIT``, as at β2 = 0.
-    Learned coefficients that come there are treated likewise, with ``memory="reversible"`` too.
+    With ``grad_checkpointing`` the iterates are recovered, too, but only the last convolution of each transform is
+    computed again. It is plain checkpointing of each transform where iterates cannot be recovered: with ``post_act``,
+    and where :func:`~optinspired_plugins.memory.heavy_ball.error_growth` of the coefficients exceeds
+    ``MAX_ERROR_GROWTH``, as at β2 = 0. Learned coefficients that come there have plain checkpointing, also with
+    ``memory="reversible"``.
 
     Raises:
-        ValueError: ``memory`` is unknown, or the iterates cannot be found again.
+        ValueError: ``memory`` is unknown, or the iterates cannot be recovered.
     """
 
     __constants__ = ["learn_beta"]
@@ -177,10 +196,8 @@ class HeavyBallStage(nn.Sequential):
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
         self.reversible = memory == "reversible"
-        steps = len(transforms) - 1
-        self.learn_beta = learn_beta and steps > 0
-        bounded = growth([beta1] * steps, [beta2] * steps) <= GROWTH_LIMIT
-        self.can_reverse = not post_act and (self.learn_beta or bounded)
+        self.post_act = post_act
+        self.learn_beta = learn_beta and len(transforms) > 1
         self.start = (float(beta1), float(beta2))
         if self.learn_beta:
             weight = next(self.parameters())
@@ -201,65 +218,74 @@ class HeavyBallStage(nn.Sequential):
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
         u = subsample(u, self.stride)
-        again = (self.grad_checkpointing or self.reversible) and torch.is_grad_enabled()  # else nothing is kept
-        if again and self.can_reverse and not torch.jit.is_scripting():  # noqa: SIM102  scripts read all of a condition
-            if self._is_bounded():
-                x = self._propagate(u)
-                align_gradient(x)
-                return x
+        if not torch.jit.is_scripting():
+            recovered = self._recovering(u)
+            x = self._plain(u) if recovered is None else recovered
+            align_gradient(x)
+            return x
+        return self._plain(u)
+
+    def _plain(self, u: Tensor) -> Tensor:
+        """Return the last x of (16) by its sums."""
         x_prev = x = u
         for k, T in enumerate(self):
-            if again and not torch.jit.is_scripting():
-                t = self._recompute(T, x)
-            else:
+            if torch.jit.is_scripting():
                 t = T(x)
-            if not torch.jit.is_scripting():
-                t = own(T, t)
+            else:
+                t = self._transformed(T, x)
+            # In place where T allows it, and assigned: torch.fx drops a call whose result nobody uses.
             if k == 0:
                 x_prev = T.downsample(u) if T.downsample is not None else u  # type: ignore[operator]
-                t += x_prev
+                t = t.add_(x_prev)
             elif self.learn_beta:
                 # addcmul, not add: the coefficient is a tensor, and a 0-d one keeps the dtype of autocast.
                 t = torch.addcmul(t, x, self.beta1[k - 1]).addcmul_(x_prev, self.beta2[k - 1])  # type: ignore[index]
                 x_prev = x
             else:
-                # In place: normalisation, attention and drop path keep their input for the backward, not their output.
-                # The result is assigned because torch.fx drops a call whose result nobody uses.
                 if self.beta1 != 0:
                     t = t.add_(x, alpha=self.beta1)
                 if self.beta2 != 0:
                     t = t.add_(x_prev, alpha=self.beta2)
                 x_prev = x
             x = T.activate(t)  # type: ignore[operator]
-        if not torch.jit.is_scripting():
-            align_gradient(x)
         return x
 
     @torch.jit.ignore
-    def _recompute(self, transform: nn.Module, x: Tensor) -> Tensor:
-        return recompute(transform, transform, x)
+    def _transformed(self, T: nn.Module, x: Tensor) -> Tensor:
+        """Return T(x) as a tensor that may be overwritten, computed again in the backward pass if that is wanted."""
+        return writable(T, recompute(T, T, x) if self.grad_checkpointing or self.reversible else T(x))
 
     @torch.jit.ignore
-    @torch.compiler.disable
-    def _is_bounded(self) -> bool:
-        """Say whether learned coefficients are such that the iterates can be found again."""
-        betas: Any = self.beta1, self.beta2
-        return not self.learn_beta or growth(*(beta.tolist() for beta in betas)) <= GROWTH_LIMIT
-
-    @torch.jit.ignore
-    def _propagate(self, u: Tensor) -> Tensor:
-        """The same by :func:`~optinspired_plugins.memory.propagate`."""
+    def _recovering(self, u: Tensor) -> Optional[Tensor]:
+        """Return the same without keeping iterates; ``None`` where that is not wanted or not possible."""
+        wanted = (self.grad_checkpointing or self.reversible) and torch.is_grad_enabled()
+        if not wanted or not is_eager(u) or not self._can_recover():
+            return None
         transforms: list[Any] = list(self)
         first = transforms[0]
         x0 = u if first.downsample is None else recompute(first.downsample, first.downsample, u)
-        whole = [self.reversible or _is_hooked(T) for T in transforms]  # hooks are those of a call
-        parts = [Parts(T, None, [partial(_call, T)]) if all_of else T.parts() for T, all_of in zip(transforms, whole)]
+        parts = [self._split(T) for T in transforms]
         t = u if parts[0].first is None else parts[0].first(u)
         for part in parts[0].others:
             t = recompute(first, part, t)
         steps = len(transforms) - 1
         beta1, beta2 = (list(b) if isinstance(b, Tensor) else [b] * steps for b in (self.beta1, self.beta2))
-        return propagate(parts[1:], x0, t.add_(x0), beta1, beta2)
+        return reversible_heavy_ball(parts[1:], x0, t.add_(x0), beta1, beta2)
+
+    @torch.jit.ignore
+    def _split(self, T: Any) -> SplitTransform:
+        """Return T in parts; in one, the call of T, with ``memory="reversible"`` and where T is not what it was."""
+        ours = type(T) in (BasicTransform, BottleneckTransform) and is_unmodified_inside(T)
+        return T.split() if ours and not self.reversible else SplitTransform(T, None, [partial(_call, T)])
+
+    @torch.jit.ignore
+    def _can_recover(self) -> bool:
+        """Return True if iterates lose little where they are recovered, by the present coefficients."""
+        if any(T.is_activated() for T in self):  # type: ignore[operator]
+            return False
+        steps, betas = len(self) - 1, (self.beta1, self.beta2)
+        beta1, beta2 = (b.tolist() if isinstance(b, Tensor) else [b] * steps for b in betas)
+        return error_growth(beta1, beta2) <= MAX_ERROR_GROWTH
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -273,17 +299,19 @@ class HeavyBallStage(nn.Sequential):
         return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
 
 
-def _is_hooked(T: nn.Module) -> bool:
-    return not all(map(is_plain, T.modules()))
+def writable(T: nn.Module, t: Tensor) -> Tensor:
+    """Return T's output as a tensor that may be overwritten.
 
-
-def own(T: nn.Module, t: Tensor) -> Tensor:
-    """Return T's output as one that may be overwritten: a hook may have kept it."""
-    return t.clone() if _is_hooked(T) else t
+    It is a copy where a hook may hold the output, where a replaced method may return anything, and where the backward
+    pass of T's last operation reads its output.
+    """
+    if not is_eager(t):  # a compiler makes a copy cost nothing, and a trace has no hooks
+        return t.clone() if torch.compiler.is_compiling() else t
+    return t if is_unmodified_inside(T) and (not t.requires_grad or keeps_no_output(t)) else t.clone()
 
 
 def _call(T: nn.Module, x: Tensor) -> Tensor:
-    return own(T, T(x))
+    return writable(T, T(x))
 
 
 def check_memory(memory: str, beta1: float, beta2: float, post_act: bool, layers: Sequence[int]) -> None:
@@ -294,14 +322,14 @@ def check_memory(memory: str, beta1: float, beta2: float, post_act: bool, layers
     if post_act:
         raise ValueError("memory='reversible' with post_act=True: the activation cannot be undone, pass post_act=False")
     if beta2 == 0:
-        raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be found again")
+        raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be recovered")
     check_layers("layers", layers)
     steps = max(layers) - 1
-    found = growth([beta1] * steps, [beta2] * steps)
-    if found > GROWTH_LIMIT:
+    factor = error_growth([beta1] * steps, [beta2] * steps)
+    if factor > MAX_ERROR_GROWTH:
         raise ValueError(
-            f"memory='reversible' with beta1={beta1}, beta2={beta2}: errors of the iterates would grow {found:.3g} "
-            f"times in {steps} steps, must be at most {GROWTH_LIMIT:g}"
+            f"memory='reversible' with beta1={beta1}, beta2={beta2}: errors of the iterates would grow {factor:.3g} "
+            f"times in {steps} steps, must be at most {MAX_ERROR_GROWTH:g}"
         )
 
 

@@ -1,0 +1,391 @@
+"""A dense block (21) as one function with a backward of its own.
+
+Every source z_j is normalised for every later layer, by statistics of the source alone: they are computed once, in the
+backward pass too. One buffer holds all sources. The normalised and rectified sources are elementwise functions of it,
+and the backward pass computes them again. The plain form is :func:`optinspired_plugins.propagation.nesterov` over
+layers that concatenate, normalise, rectify and convolve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch_norm import batch_statistics, running_statistics, track
+from .plain import is_plain_backward, plain_gradients
+
+__all__ = ["DenseLayer", "dense_block", "dense_block_inference", "rectified_norm"]
+
+
+class DenseLayer(NamedTuple):
+    """A layer of a dense block: norm, ReLU, convolution and, with a bottleneck, the three again; then dropout.
+
+    The normalisations are batch normalisations with scale and shift, all of a block in training or all in evaluation;
+    the weights belong to convolutions of stride 1 that keep the size; ``drop_rate`` is 0 where nothing is dropped.
+    """
+
+    norm1: nn.BatchNorm2d
+    weight1: Tensor
+    norm2: nn.BatchNorm2d | None
+    weight2: Tensor | None
+    drop_rate: float
+
+    def parameters(self) -> list[Tensor]:
+        """Return scale, shift and weight of both parts."""
+        first = [self.norm1.weight, self.norm1.bias, self.weight1]
+        return first if self.norm2 is None else [*first, self.norm2.weight, self.norm2.bias, self.weight2]  # type: ignore[list-item]
+
+
+def dense_block(
+    z: Tensor, layers: Sequence[DenseLayer], momentum: Sequence[float], beta: float, checkpointing: bool
+) -> Tensor:
+    """Return z_0, z_1, … of (21) concatenated.
+
+    With m_1 = 0 and m_{k+1} = c_k (m_k − z_k), z_{k+1} = T_k(z_0, …, z_k) + β m_{k+1}. The backward pass uses the mode
+    and the statistics of this pass, whatever becomes of the layers. It computes by the plain form where the gradient
+    has to be differentiable.
+
+    Args:
+        z: z_0, shape (batch, channels, height, width).
+        layers: T_0, T_1, ….
+        momentum: c_0, c_1, …; c_0 is not used.
+        beta: β.
+        checkpointing: compute the inputs of the second convolutions again in the backward pass, too. This saves a
+            third of the memory and costs another 1×1 convolution per layer.
+    """
+    kind = z.device.type
+    mixed = torch.is_autocast_enabled(kind) and z.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if mixed else z.dtype
+    training = layers[0].norm1.training
+    eps = [(layer.norm1.eps, layer.norm1.eps if layer.norm2 is None else layer.norm2.eps) for layer in layers]
+    bottleneck = layers[0].norm2 is not None
+    plan = _Plan(list(momentum), beta, checkpointing, dtype, training, bottleneck, eps)
+    growth = layers[0].parameters()[-1].shape[0]
+    buffer = _empty_buffer(z, z.shape[1] + growth * len(layers), dtype)
+    first = _FirstSource.apply(z, buffer)
+    # In a list the buffer is no input for autograd, but an output.
+    return _DenseBlock.apply(plan, layers, [buffer], first, *(p for layer in layers for p in layer.parameters()))
+
+
+def dense_block_inference(
+    z: Tensor, layers: Sequence[Callable[[Tensor], Tensor]], momentum: Sequence[float], beta: float, growth: int
+) -> Tensor:
+    """Return the same as :func:`dense_block`, in evaluation and without a gradient.
+
+    Args:
+        z: z_0, shape (batch, channels, height, width).
+        layers: T_0, T_1, …, each of the concatenation of its sources, a part of the buffer that is not contiguous.
+        momentum: as for :func:`dense_block`.
+        beta: β.
+        growth: channels of every source but z_0.
+    """
+    end = z.shape[1]
+    buffer = _empty_buffer(z, end + growth * len(layers), z.dtype)
+    buffer[:, :end] = z
+    m = None
+    for k, layer in enumerate(layers):
+        t, place = layer(buffer[:, :end]), buffer[:, end : end + growth]
+        if k > 0 and beta != 0:
+            m = _next_momentum(m, buffer[:, end - growth : end], momentum[k], beta)
+            torch.add(t, m, out=place)  # t is not overwritten: a hook may hold it
+        else:
+            place.copy_(t)
+        end += growth
+    return buffer
+
+
+def rectified_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Return max(norm(x), 0) in evaluation, of x that need not be contiguous."""
+    mean, var = running_statistics(norm, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return _Norm(mean, var, norm.weight, norm.bias, norm.eps).rectified(x)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+class _Plan(NamedTuple):
+    """The constants of a pass."""
+
+    momentum: list[float]
+    beta: float
+    checkpointing: bool
+    dtype: torch.dtype
+    training: bool
+    bottleneck: bool
+    eps: list[tuple[float, float]]
+
+    @property
+    def statistics_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def by_layer(self, flat: Sequence[Any]) -> list[Sequence[Any]]:
+        """Group a sequence in the order of the parameters by layer."""
+        size = 6 if self.bottleneck else 3
+        return [flat[i : i + size] for i in range(0, len(flat), size)]
+
+
+class _Norm(NamedTuple):
+    """A batch normalisation by given statistics."""
+
+    mean: Tensor
+    var: Tensor
+    scale: Tensor
+    shift: Tensor
+    eps: float
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """Return max(norm(x), 0)."""
+        dtype = self.mean.dtype
+        factor = self.scale.to(dtype) * (self.var + self.eps).rsqrt()
+        offset = torch.addcmul(self.shift.to(dtype), self.mean, factor, value=-1)
+        y = torch.addcmul(offset[:, None, None], x, factor[:, None, None])
+        return y.relu_().to(x.dtype)
+
+    def backward(self, gradient: Tensor, x: Tensor, through_statistics: bool) -> Any:
+        """Return the gradients of x, scale and shift; the statistics count as given unless they are gone through."""
+        x = x.contiguous(memory_format=_layout(gradient))
+        return torch.ops.aten.native_batch_norm_backward(
+            gradient,
+            x,
+            self.scale.to(self.mean.dtype),
+            self.mean,
+            self.var,
+            self.mean,
+            (self.var + self.eps).rsqrt(),
+            through_statistics,
+            self.eps,
+            [True, True, True],
+        )
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
+
+
+def _convolve_backward(gradient: Tensor, y: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor, Any]:
+    """Return the gradients of the rectified y, through the ReLU, and of the weight."""
+    padding = [weight.shape[2] // 2] * 2
+    gradient = gradient.contiguous(memory_format=_layout(y))
+    g, of_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, y, weight.to(y.dtype), None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, wanted, False]
+    )
+    torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+    return g, of_weight
+
+
+def _next_momentum(m: Tensor | None, last: Tensor, factor: float, beta: float) -> Tensor:
+    """Return β m_{k+1} = c_k (β m_k − β z_k)."""
+    return factor * (-beta * last if m is None else torch.sub(m, last, alpha=beta))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+
+
+def _empty_buffer(z: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    shape = (z.shape[0], channels, *z.shape[2:])
+    return torch.empty(shape, dtype=dtype, device=z.device, memory_format=_layout(z))
+
+
+# --- the function -----------------------------------------------------------------------------------------------------
+
+
+class _FirstSource(torch.autograd.Function):
+    """The identity of z_0, placed in the buffer: there it is an input of the block that takes no memory of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, buffer: Tensor) -> Tensor:
+        part = buffer[:, : z.shape[1]]
+        part.copy_(z)
+        # Not a view for autograd: the rest of the buffer is written later.
+        return buffer.new_empty(0).set_(buffer.untyped_storage(), 0, part.shape, part.stride())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None
+
+
+class _Saved(NamedTuple):
+    """The tensors that a layer keeps beside its parameters: statistics, and what lies between its two parts.
+
+    ``mean1`` and ``var1`` belong to all sources of the layer; ``middle`` is the first convolution's output, ``None``
+    with checkpointing; ``mask`` is the mask of dropout.
+    """
+
+    mean1: Tensor
+    var1: Tensor
+    mean2: Tensor | None = None
+    var2: Tensor | None = None
+    middle: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class _DenseBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, plan: _Plan, layers: Sequence[DenseLayer], buffers: list[Tensor], z: Tensor, *flat: Tensor
+    ) -> Tensor:
+        (buffer,) = buffers
+        with torch.autocast(z.device.type, enabled=False):
+            saved = _forward(plan, layers, buffer, z, plan.by_layer(flat))
+        ctx.plan = plan
+        ctx.save_for_backward(buffer, z, *flat, *(tensor for layer in saved for tensor in layer))
+        return buffer
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        plan: _Plan = ctx.plan
+        buffer, z, *rest = ctx.saved_tensors
+        count = len(rest) - len(plan.eps) * len(_Saved._fields)
+        flat, tensors = rest[:count], iter(rest[count:])
+        saved = [_Saved(*layer) for layer in zip(*[tensors] * len(_Saved._fields))]
+        with torch.autocast(gradient.device.type, enabled=False):
+            if is_plain_backward(gradient):
+                found = plain_gradients(partial(_plain, plan, saved), (z, *flat), gradient, ctx.needs_input_grad[3:])
+            else:
+                needs = plan.by_layer(ctx.needs_input_grad[4:])
+                found = _backward(plan, buffer, plan.by_layer(flat), saved, gradient, needs)
+        return None, None, None, *found
+
+
+def _plain(plan: _Plan, saved: list[_Saved], z: Tensor, *flat: Tensor) -> Tensor:
+    """Return z_0, z_1, … concatenated by operations that autograd knows, with the saved statistics and masks."""
+    zs, m = [z], None
+    for k, (own, kept) in enumerate(zip(plan.by_layer(flat), saved)):
+        t = _plain_part(plan, torch.cat(zs, 1), own[:3], (kept.mean1, kept.var1), plan.eps[k][0])
+        if plan.bottleneck:
+            t = _plain_part(plan, t, own[3:], (kept.mean2, kept.var2), plan.eps[k][1])
+        if kept.mask is not None:
+            t = t * kept.mask
+        if k > 0 and plan.beta != 0:
+            m = _next_momentum(m, zs[-1], plan.momentum[k], plan.beta)
+            t = t + m
+        zs.append(t)
+    return torch.cat(zs, 1)
+
+
+def _plain_part(plan: _Plan, x: Tensor, own: Sequence[Tensor], statistics: Any, eps: float) -> Tensor:
+    """Return the convolution of max(norm(x), 0), by the statistics of x itself in training."""
+    scale, shift = (p.to(plan.statistics_dtype) for p in own[:2])
+    mean, var = (None, None) if plan.training else statistics
+    return _convolve(F.batch_norm(x, mean, var, scale, shift, plan.training, 0.0, eps).relu(), own[2])
+
+
+def _forward(
+    plan: _Plan, layers: Sequence[DenseLayer], buffer: Tensor, z: Tensor, parameters: list[Sequence[Tensor]]
+) -> list[_Saved]:
+    """Fill the buffer behind z, and return what the layers keep."""
+    growth, count = parameters[0][-1].shape[0], buffer.numel() // buffer.shape[1]
+    means, variances = (buffer.new_empty(buffer.shape[1], dtype=plan.statistics_dtype) for _ in range(2))
+    saved: list[_Saved] = []
+    source, m, start, end = z, None, 0, z.shape[1]
+    for k, (layer, own) in enumerate(zip(layers, parameters)):
+        if plan.training:
+            means[start:end], variances[start:end] = batch_statistics(source.to(plan.statistics_dtype))
+            first = means[:end], variances[:end]
+            track(layer.norm1, *first, count)
+        else:
+            first = running_statistics(layer.norm1, plan.statistics_dtype)
+        t = _convolve(_Norm(*first, own[0], own[1], plan.eps[k][0]).rectified(buffer[:, :end]), own[2])
+        kept = _Saved(*first)
+        if layer.norm2 is not None:
+            second = _statistics(plan, layer.norm2, t)
+            kept = _Saved(*first, *second, None if plan.checkpointing else t)
+            t = _convolve(_Norm(*second, own[3], own[4], plan.eps[k][1]).rectified(t), own[5])
+        if layer.drop_rate > 0:
+            mask = F.dropout(torch.ones_like(t), layer.drop_rate)
+            kept, t = kept._replace(mask=mask), t * mask
+        if k > 0 and plan.beta != 0:
+            m = _next_momentum(m, buffer[:, start:end], plan.momentum[k], plan.beta)
+            t = t.add_(m)
+        source, start, end = t, end, end + growth
+        buffer[:, start:end] = t
+        saved.append(kept)
+    return saved
+
+
+def _statistics(plan: _Plan, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the statistics by which a pass normalises x, and track them in training."""
+    if not plan.training:
+        return running_statistics(norm, plan.statistics_dtype)
+    mean, var = batch_statistics(x.to(plan.statistics_dtype))
+    track(norm, mean, var, x.numel() // x.shape[1])
+    return mean, var
+
+
+def _backward(
+    plan: _Plan,
+    buffer: Tensor,
+    parameters: list[Sequence[Tensor]],
+    saved: list[_Saved],
+    gradient: Tensor,
+    needs: list[Sequence[bool]],
+) -> list[Any]:
+    """Return the gradients of z_0 and of all parameters."""
+    growth, count = parameters[0][-1].shape[0], buffer.numel() // buffer.shape[1]
+    sources = _SourceGradients(buffer, gradient, saved[-1] if plan.training else None)
+    found: list[list[Any]] = []
+    gradient_m: Tensor | None = None
+    end = buffer.shape[1]
+    for k in reversed(range(len(parameters))):
+        own, kept, start = parameters[k], saved[k], end - growth
+        g = sources.complete(start, end)
+        if k > 0 and plan.beta != 0:
+            gradient_m = g if gradient_m is None else g + plan.momentum[k + 1] * gradient_m
+            sources.total[:, start - growth : start].sub_(gradient_m, alpha=plan.beta * plan.momentum[k])
+        if kept.mask is not None:
+            g = g * kept.mask
+        norm1 = _Norm(kept.mean1, kept.var1, own[0], own[1], plan.eps[k][0])
+        x = buffer[:, :start]
+        y = norm1.rectified(x) if kept.middle is None else None
+        later: list[Any] = []
+        if kept.mean2 is not None and kept.var2 is not None:
+            middle = _convolve(y, own[2]) if kept.middle is None else kept.middle  # type: ignore[arg-type]
+            norm2 = _Norm(kept.mean2, kept.var2, own[3], own[4], plan.eps[k][1])
+            g, of_weight = _convolve_backward(g, norm2.rectified(middle), own[5], needs[k][5])
+            g, *of_norm = norm2.backward(g, middle, plan.training)
+            later = [*of_norm, of_weight]
+            del middle
+        g, of_weight = _convolve_backward(g, norm1.rectified(x) if y is None else y, own[2], needs[k][2])
+        del y
+        g, of_scale, of_shift = norm1.backward(g, x, False)
+        sources.total[:, :start].add_(g)
+        if plan.training:
+            sources.through_statistics(norm1, of_scale, of_shift, count)
+        found.append([of_scale, of_shift, of_weight, *later])
+        end = start
+    return [sources.complete(0, end), *(g for own in reversed(found) for g in own)]
+
+
+class _SourceGradients:
+    """The gradients of all sources, to which layer after layer adds, the last one first.
+
+    Statistics have gradients, too. They depend on the source alone, so they are collected over the layers and gone
+    through once, when a source has all its gradients.
+    """
+
+    def __init__(self, buffer: Tensor, gradient: Tensor, last: _Saved | None) -> None:
+        self.buffer, self.last = buffer, last  # last: the layer with the statistics of all sources, in training
+        self.total = gradient.to(buffer.dtype).clone(memory_format=torch.preserve_format)
+        if last is not None:
+            self.of_mean, self.of_var = torch.zeros_like(last.mean1), torch.zeros_like(last.var1)
+
+    def through_statistics(self, norm: _Norm, of_scale: Tensor, of_shift: Tensor, count: int) -> None:
+        """Collect the gradients of the statistics of a first normalisation, from those of its scale and shift."""
+        invstd, channels = (norm.var + norm.eps).rsqrt(), len(norm.mean)
+        factor = norm.scale.to(norm.mean.dtype) * invstd / count
+        self.of_mean[:channels].addcmul_(factor, of_shift)
+        self.of_var[:channels].addcmul_(factor * invstd, of_scale)
+
+    def complete(self, start: int, end: int) -> Tensor:
+        """Return the gradient of the source in some channels, once all later layers have added to it."""
+        g = self.total[:, start:end]
+        if self.last is None or start >= len(self.of_mean):  # no layer reads the last source
+            return g
+        mean, of_mean, of_var = (v[start:end, None, None] for v in (self.last.mean1, self.of_mean, self.of_var))
+        return (g - (of_mean + (self.buffer[:, start:end] - mean) * of_var)).to(self.buffer.dtype)

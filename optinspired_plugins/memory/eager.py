@@ -1,0 +1,43 @@
+"""Where a fast form may run: in passes that compute values, and that nothing records, compiles or transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+__all__ = ["are_transforms_active", "is_compiled_by_dynamo", "is_eager"]
+
+# torch 2.5 cannot tell an export from a compilation.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)
+
+
+def is_eager(*inputs: Any) -> bool:
+    """Return True if a pass over the inputs computes values by torch's ordinary reverse mode.
+
+    It is False while torch compiles, exports, scripts or traces, under ``torch.func`` and forward-mode differentiation,
+    and for inputs without values: proxies, meta tensors, empty batches and tensor subclasses of others. The plain form
+    is right in all of these cases.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+        or are_transforms_active()
+        or forward_ad._current_level >= 0
+    ) and all(type(x) in _TENSORS and not x.is_meta and x.numel() > 0 for x in inputs)
+
+
+def are_transforms_active() -> bool:
+    """Return True under a transform of ``torch.func``, and in a backward pass that takes a batch of gradients."""
+    return torch._C._are_functorch_transforms_active()  # as torch's own Function asks
+
+
+def is_compiled_by_dynamo() -> bool:
+    """Return True while ``torch.compile`` reads the code, and not for an export."""
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting()
