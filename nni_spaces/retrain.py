@@ -117,6 +117,8 @@ class RetrainModule(pl.LightningModule):
 
     def __init__(self, model: Any, settings: RetrainSettings) -> None:
         super().__init__()
+        if settings.aux_weight:
+            model.set_auxiliary_training()
         self.layout = training_layout(model)
         self.model, self.settings = model.to(memory_format=self.layout), settings
         self.train_top1 = MulticlassAccuracy(model.num_classes, average="micro")

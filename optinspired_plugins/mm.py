@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import timm
-import torch
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
-from mmengine.model.utils import _BatchNormXd
 from mmengine.registry import MODELS
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import safe_globals
 
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
-from optinspired_plugins.memory.recompute import recompute
 from timm_models._checks import check_bool, check_one_of
 from timm_models.rules import is_rule
 
@@ -39,8 +35,6 @@ InitCfg = Union[None, Dict[str, Any], List[Dict[str, Any]]]
 
 HEADS = ("fc", "classifier", "aux_head")
 NAME_A_FILE = "weights are named by init_cfg=dict(type='Pretrained', checkpoint='a local file')"
-# What conversions make of timm's norm with activation, which becomes a child that nobody calls -> what does call it.
-WITH_ACTIVATION = {nn.SyncBatchNorm: SyncBatchNormAct, _BatchNormXd: BatchNormAct2d}
 
 
 class _Ignored:
@@ -121,32 +115,15 @@ class Backbone(BaseModule):
         self.body = timm.create_model(name, features_only=True, out_indices=indices, **self.options)
         self.out_channels: Tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.out_strides: Tuple[int, ...] = tuple(self.body.feature_info.reduction())
-        self._lean_stem = self._find_stem() if with_cp or options.get("memory") == "reversible" else (0, 0)
-        for module in self.body.modules() if with_cp else ():
-            # Not timm's wrapper itself: it would checkpoint stages as a whole and count their batches twice.
-            if module is not self.body and hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = True
+        if with_cp:
+            self.body.set_grad_checkpointing()
         for part in self._frozen():
             part.requires_grad_(False)
         self.train()
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Return a feature map for each index, shape (batch, channels, height / stride, width / stride)."""
-        if any(self._lean_stem) and torch.is_grad_enabled():
-            return tuple(self._lean_features(x))
         return tuple(self.body(x))
-
-    def _lean_features(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the same; what the stem does behind its last convolution is computed again in the backward pass."""
-        modules, (start, end) = list(self.body.items()), self._lean_stem
-        tail = nn.Sequential(*(module for _, module in modules[start:end]))
-        for _, module in modules[:start]:
-            x = module(x)
-        x = recompute(tail, tail, x)
-        for name, module in modules[end:]:
-            x = module(x)
-            if name in self.body.return_layers:
-                yield x
 
     def train(self, mode: bool = True) -> Backbone:
         """Switch to training or evaluation; what is frozen stays in evaluation."""
@@ -160,17 +137,8 @@ class Backbone(BaseModule):
         return self
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
-        """Register a child and mend what a conversion to ``SyncBatchNorm`` or back, which calls this, has done to it.
-
-        torch's and mmengine's make timm's ``BatchNormAct2d`` a normalisation that does not call its activation, and
-        mmengine's forgets which modules are in evaluation.
-        """
+        """Register a child; mmengine's conversion to ``SyncBatchNorm``, which calls this, forgets what is frozen."""
         super().add_module(name, module)
-        for norm in self.modules():
-            if "act" in norm._modules and type(norm) in WITH_ACTIVATION:
-                norm.__class__ = WITH_ACTIVATION[type(norm)]
-            elif "act" in norm._modules and type(norm).__module__.startswith("mmcv."):
-                norm.register_forward_pre_hook(_refuse)
         self.train(self.training)
 
     def init_weights(self) -> None:
@@ -218,14 +186,6 @@ class Backbone(BaseModule):
     def _skeleton(self) -> Any:
         """Return the whole network without values."""
         return timm.create_model(self.name, device="meta", **self.options)
-
-    def _find_stem(self) -> Tuple[int, int]:
-        """Return where what the stem has behind its last convolution begins and ends, (0, 0) for nothing."""
-        parts = list(self.body.children())
-        end = next(i for i, part in enumerate(parts) if any(hasattr(m, "grad_checkpointing") for m in part.modules()))
-        convolutions = [i for i in range(end) if any(isinstance(m, nn.Conv2d) for m in parts[i].modules())]
-        start = convolutions[-1] + 1 if convolutions else end
-        return (start, end) if start < end else (0, 0)
 
     def _frozen(self) -> Iterator[nn.Module]:
         """Yield the modules that are frozen, from the stem on."""
@@ -389,7 +349,3 @@ def _parts(body: Any) -> Iterator[Tuple[str, nn.Module]]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def _refuse(norm: nn.Module, args: Any) -> None:
-    raise ValueError(f"sync_bn: must be 'torch'; {type(norm).__name__} of mmcv does not call the activation it has")

@@ -98,8 +98,9 @@ def test_a_genotype_is_given_by_object_name_or_file(tmp_path):
     assert timm.create_model("cellnet_cifar", cells=3, channels=2).genotype == GENOTYPES["darts_v2"]
 
 
-def test_the_auxiliary_head_speaks_in_training_only():
+def test_the_auxiliary_head_speaks_in_training_where_it_was_asked_to():
     net = build(aux_head=True, channels=4)
+    net.set_auxiliary_training()
     logits, auxiliary = net.train()(images(32))
     assert logits.shape == auxiliary.shape == (2, 5)
     (logits.sum() + auxiliary.sum()).backward()
@@ -109,7 +110,31 @@ def test_the_auxiliary_head_speaks_in_training_only():
     assert middle.shape[-1] == 8
     net.reset_classifier(3)
     assert [out.shape for out in net.train()(images(32))] == [(2, 3), (2, 3)]
-    assert build(name="cellnet_imagenet", aux_head=True).train()(images(224))[1].shape == (2, 5)
+    assert all(p.requires_grad for p in net.parameters())
+    large = build(name="cellnet_imagenet", aux_head=True).train()
+    large.set_auxiliary_training()
+    assert large(images(224))[1].shape == (2, 5)
+
+
+def test_without_being_asked_the_auxiliary_head_changes_nothing():
+    """Scripts take the output for logits, and DDP refuses a parameter that waits for a gradient in vain."""
+    net, plain = build(aux_head=True), build()
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if "aux_head" not in k})
+    torch.testing.assert_close(net.train()(images(32)), plain.train()(images(32)))
+    for asked in (False, True, False):
+        net.set_auxiliary_training(asked)
+        net.reset_classifier(3)
+        net.zero_grad()
+        outputs = net(images(32))
+        sum(out.sum() for out in (outputs if asked else [outputs])).backward()
+        waiting = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+        assert waiting == []
+        assert all(p.requires_grad == asked for p in net.aux_head.parameters())
+    plain.set_auxiliary_training(False)
+    with pytest.raises(ValueError, match="enable=True without an auxiliary head"):
+        plain.set_auxiliary_training()
+    with pytest.raises(ValueError, match="enable='yes': must be True or False"):
+        net.set_auxiliary_training("yes")
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -130,6 +155,7 @@ def test_new_classifiers_are_like_the_network_around_them(training, dtype):
 @pytest.mark.parametrize("aux_head", [False, True])
 def test_a_traced_graph_scripts(aux_head):
     net = build(aux_head=aux_head).eval()
+    net.set_auxiliary_training(aux_head)
     scripted = torch.jit.script(torch.fx.symbolic_trace(net))
     torch.testing.assert_close(scripted(images()), net(images()))
 

@@ -28,7 +28,12 @@ NETWORKS = {
     "agdnet121": {},
     "agdnet121 constant": dict(learn_alpha=False, beta=-0.7),
     "agdnet40_k12": {},
+    "agdnet40_k12 constant": dict(learn_alpha=False),
     "agdnet40_k12 bottleneck": dict(bn_size=4, compression=0.5),
+    "agdnet121 blurred": dict(aa_layer=timm.layers.BlurPool2d, aa_stem_only=False),
+    "cellnet_cifar": dict(cells=4, channels=4),
+    "cellnet_cifar hb": dict(cells=4, channels=6, genotype="cifar10_hb_dagger_seed0"),
+    "cellnet_imagenet": dict(cells=3, channels=6, genotype="p_darts"),
 }
 SHORT = {
     "hbnet50",
@@ -41,16 +46,18 @@ SHORT = {
 }
 
 
-def build(case):
-    torch.manual_seed(0)
-    name = case.split()[0]
-    size = dict(growth_rate=8, block_config=(2, 4, 3)) if name.startswith("agd") else {}
-    model = timm.create_model(name, num_classes=5, **size, **NETWORKS[case])
+def size_of(case):
+    return dict(growth_rate=8, block_config=(2, 4, 3)) if case.startswith("agd") else {}
+
+
+def build(case, seed=0):
+    torch.manual_seed(seed)
+    model = timm.create_model(case.split()[0], num_classes=5, **size_of(case), **NETWORKS[case])
     with torch.no_grad():
-        for module in randomise(model).modules():
+        for module in randomise(model, seed).modules():
             if isinstance(module, nn.BatchNorm2d):  # scales of both signs, and one that is 0
-                module.weight[::3] *= -1
-                module.weight[1] = 0
+                module.weight[seed % 3 :: 3] *= -1
+                module.weight[1 + seed] = 0
     return model.eval()
 
 
@@ -81,11 +88,32 @@ def test_a_fused_network_computes_the_same(case):
 
 @pytest.mark.parametrize(
     ("case", "left"),
-    [("hbnet50", 0), ("hbnet18", 0), ("hbnet20", 0), ("agdnet121", 3), ("agdnet40_k12 bottleneck", 3)],
+    [
+        ("hbnet50", 0),
+        ("hbnet18", 0),
+        ("hbnet20", 0),
+        ("optnet18", 0),
+        ("agdnet121", 1),
+        ("agdnet121 blurred", 1),
+        ("agdnet40_k12", 10),
+        ("agdnet40_k12 bottleneck", 1),
+        ("cellnet_cifar", 0),
+        ("cellnet_cifar hb", 0),
+        ("cellnet_imagenet", 0),
+    ],
 )
 def test_what_is_left_of_the_normalisations(case, left):
-    """In AGDNet those in front of a pooling, and the last."""
-    assert batch_norms(build(case).fuse()) == left
+    """In AGDNet the last, and those in front of a 3×3 convolution, which pads with what they give."""
+    fused = build(case).fuse()
+    assert batch_norms(fused) == left
+    assert all(getattr(module, "alpha", None) is None for module in fused.modules())
+
+
+def test_timms_function_leaves_the_stem_alone():
+    stem = {"hbnet18": 1, "agdnet121": 1, "agdnet40_k12": 0, "cellnet_cifar": 1, "cellnet_imagenet": 3}
+    for case, expected in stem.items():
+        model = build(case)
+        assert batch_norms(reparameterize_model(model)) - batch_norms(copy.deepcopy(model).fuse()) == expected
 
 
 def test_a_fused_network_again_and_in_other_hands(tmp_path):
@@ -98,6 +126,34 @@ def test_a_fused_network_again_and_in_other_hands(tmp_path):
     torch.testing.assert_close(copied(images()), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match="Missing key"):
         timm.create_model("hbnet50", num_classes=5).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("case", [case for case in NETWORKS if not case.startswith("hbnet50 ")] + ["hbnet50 learned"])
+@torch.no_grad()
+def test_a_fused_network_is_a_function_of_its_state_dict(case):
+    """Of other weights and other signs of γ; coefficients that are learned begin where some weights vanish."""
+    model = build(case).fuse()
+    fresh = timm.create_model(case.split()[0], num_classes=5, **size_of(case), **NETWORKS[case]).eval().fuse()
+    for other in (build(case, seed=1).fuse(), fresh):
+        assert not torch.allclose(other(images()), model(images()))
+        other.load_state_dict(model.state_dict(), strict=True)
+        assert torch.equal(other(images()), model(images()))
+
+
+@torch.no_grad()
+def test_reduced_precision_passes_through_a_clamp():
+    """The bounds are float32 where weights are: they must not make the next convolution's input float32."""
+    model = build("agdnet121").fuse()
+    clamp = next(m for m in model.modules() if isinstance(m, ChannelClamp))
+    x = torch.randn(2, clamp.lower.numel(), 4, 4)
+    assert clamp(x.bfloat16()).dtype == torch.bfloat16
+    assert clamp(x.half()).dtype == torch.float16
+    inputs = []
+    model.features.denseblock1.denselayer2.conv1.register_forward_pre_hook(lambda _, args: inputs.append(args[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = model(images())
+    assert inputs == [torch.bfloat16]
+    torch.testing.assert_close(got.float(), model(images()), rtol=0.1, atol=0.1 * model(images()).abs().max().item())
 
 
 @pytest.mark.parametrize("case", ["hbnet50", "agdnet121"])

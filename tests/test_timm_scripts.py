@@ -109,6 +109,14 @@ def test_the_genotype_that_a_search_leaves_trains_and_is_validated(digits_folder
     assert result["top1"] == pytest.approx(accuracies(tmp_path)[1], abs=1e-3)
 
 
+def test_an_auxiliary_head_is_no_hindrance(digits_folder, tmp_path):
+    """The script takes a network's output for logits: until the auxiliary ones are asked for, they are."""
+    GENOTYPES["p_darts"].save(tmp_path / "genotype.json")
+    options = [*training_options("cellnet_cifar", digits_folder, epochs=1), "--model-kwargs", *CELLNET, "aux_head=True"]
+    run("train.py", *options, folder=tmp_path)
+    assert list(accuracies(tmp_path)) == [0]
+
+
 @pytest.mark.parametrize("algorithm", ["OptimizedGradient", "LearnedHeavyBall"])
 def test_a_users_algorithm_trains_and_is_validated(algorithm, digits_folder, tmp_path):
     """A file of the user's on PYTHONPATH is all there is."""

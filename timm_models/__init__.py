@@ -6,7 +6,8 @@ After installation no import is needed: ``timm.create_model("hbnet50")`` works b
 from .agdnet import AGDNet, CifarAGDNet
 from .algorithm_stages import AlgorithmStage, ProgramStage
 from .blocks import NesterovBlock, SourceLayer
-from .cellnet import AuxiliaryHead, Cell, CellNet
+from .cellnet import CellNet
+from .cells import AuxiliaryHead, Cell
 from .convert import to_heavy_ball, to_nesterov
 from .hbnet import CifarHBNet, HBNet
 from .optnet import NETWORK_ALGORITHMS, CifarOptNet, OptNet

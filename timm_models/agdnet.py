@@ -32,8 +32,10 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
-from ._host import build_model, checks_features
-from .blocks import NesterovBlock, PooledTransition, SourceLayer
+from ._conversions import KeepsActivations
+from ._features import build_with_features
+from ._host import checks_features
+from .blocks import NesterovBlock, PooledTransition, SourceLayer, Transition
 from .fusion import fold_into
 from .rules import announce, learned_hint
 from .stem import pool_first
@@ -43,7 +45,7 @@ __all__ = ["AGDNet", "CifarAGDNet"]
 
 
 @checks_features
-class AGDNet(DenseNet):
+class AGDNet(KeepsActivations, DenseNet):
     """AGDNet on timm's DenseNet: the same layers and names, blocks propagated by (21) (§7.2).
 
     Args:
@@ -91,8 +93,8 @@ class AGDNet(DenseNet):
             setattr(self.features, name, block)
         announce([getattr(self.features, name) for name in names], type(self).__name__, "timm's DenseNet")
         for module in self.features.children():
-            if type(module) is DenseTransition and isinstance(module.pool, nn.AvgPool2d):
-                module.__class__ = PooledTransition
+            if type(module) is DenseTransition:
+                module.__class__ = PooledTransition if isinstance(module.pool, nn.AvgPool2d) else Transition
         self.recompute_stem = any(m.grad_checkpointing for m in self.modules() if isinstance(m, SourceLayer))
         # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
@@ -174,7 +176,8 @@ class AGDNet(DenseNet):
     def fuse(self) -> AGDNet:
         """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
 
-        α and the normalisations behind convolutions are folded into the convolutions.
+        α and the normalisations around 1×1 convolutions and in the stem are folded into the convolutions. Those in
+        front of a 3×3 one stay, and the last, which :meth:`forward_features` returns.
         """
         names = [name for name, _ in self.features.named_children()]
         for conv, norm in pairwise(names):
@@ -322,12 +325,12 @@ def _check_densenet_kwargs(kwargs: Dict[str, Any]) -> None:
 
 
 def _create_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AGDNet:
-    return build_model(AGDNet, variant, pretrained, feature_cfg=dict(flatten_sequential=True), **kwargs)
+    return build_with_features(AGDNet, variant, pretrained, flatten_sequential=True, **kwargs)
 
 
 def _create_cifar_agdnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
-    feature_cfg = dict(flatten_sequential=True, out_indices=(0, 1, 2, 3))
-    return build_model(CifarAGDNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    indices = (0, 1, 2, 3)
+    return build_with_features(CifarAGDNet, variant, pretrained, indices, flatten_sequential=True, **kwargs)
 
 
 _DEPTHS = (121, 161, 169, 201)

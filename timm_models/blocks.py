@@ -20,7 +20,7 @@ from .fusion import ChannelClamp, fold_before, fold_into
 from .rules import Ruled
 from .unmodified import fits, is_rectified_norm, is_same_size_convolution, is_unmodified
 
-__all__ = ["NesterovBlock", "PooledTransition", "SourceLayer"]
+__all__ = ["NesterovBlock", "PooledTransition", "SourceLayer", "Transition"]
 
 
 class SourceLayer(nn.Module):
@@ -119,7 +119,18 @@ class SourceLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class PooledTransition(DenseTransition):
+class Transition(DenseTransition):
+    """DenseNet's transition, which can be fused."""
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> "Transition":
+        """Fold the normalisation into the convolution, but for a bound, for evaluation."""
+        fold_before(self, "norm", "conv")
+        return self
+
+
+class PooledTransition(Transition):
     """DenseNet's transition with the average pooling before the 1×1 convolution: they commute.
 
     That saves three quarters of the multiplications. The image that is pooled is computed again in the backward pass.
@@ -194,7 +205,10 @@ class NesterovBlock(Ruled, nn.ModuleDict):
     @torch.jit.ignore
     @torch.no_grad()
     def fuse(self) -> "NesterovBlock":
-        """Fold α and a bottleneck's normalisations into its first convolution, for evaluation."""
+        """Fold α into the first convolutions, and both normalisations of a bottleneck, for evaluation.
+
+        Without a bottleneck the one normalisation stays: the 3×3 convolution pads with what it gives.
+        """
         for layer in self.values():
             if isinstance(layer, SourceLayer):
                 layer.fold_alpha()

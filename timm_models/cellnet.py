@@ -15,21 +15,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import torch
-from timm.layers import DropPath, create_classifier
+from timm.layers import create_classifier
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from optinspired_plugins.genotype import CellGenotype, Genotype, load_genotype
+from optinspired_plugins.genotype import Genotype, load_genotype
 from optinspired_plugins.memory.recompute import recompute
-from optinspired_plugins.operations import (
-    IDENTITY,
-    NEGATIVE_IDENTITY,
-    CellPlan,
-    make_operation,
-    make_preprocessors,
-    make_stem,
-    plan_cells,
-)
+from optinspired_plugins.operations import make_stem, plan_cells
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import (
@@ -40,84 +32,11 @@ from ._checks import (
     check_positive_int,
     check_rate,
 )
-from ._host import build_model
-from .layout import align_gradient
+from ._features import build_with_features
+from .cells import AuxiliaryHead, Cell
+from .fusion import fold_all
 
-__all__ = ["AuxiliaryHead", "Cell", "CellNet"]
-
-
-class Cell(nn.Module):
-    """A cell: nodes that sum operations of earlier ones, concatenated.
-
-    Args:
-        genotype: the edges of each node.
-        plan: channels and strides.
-        drop_path_rate: rate at which an operation other than ± identity is dropped.
-    """
-
-    def __init__(
-        self,
-        genotype: CellGenotype,
-        plan: CellPlan,
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.preprocess0, self.preprocess1 = make_preprocessors(plan)
-        edges = [edge for node in genotype for edge in node]
-        self.edges_per_node = len(genotype[0])
-        self.sources: List[int] = [edge.source for edge in edges]
-        strides = [2 if plan.reduction and edge.source < 2 else 1 for edge in edges]
-        self.ops = nn.ModuleList(
-            make_operation(e.operation, plan.channels, stride) for e, stride in zip(edges, strides)
-        )
-        # A bare shortcut is never dropped: it is what the node falls back to.
-        shortcuts = (IDENTITY, NEGATIVE_IDENTITY)
-        self.droppable: List[bool] = [e.operation not in shortcuts or s == 2 for e, s in zip(edges, strides)]
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
-        """Return the nodes of c_{k−2} = s0 and c_{k−1} = s1, shape (batch, nodes · channels, height, width)."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        node = states[0]  # a tensor, as TorchScript wants; the first edge replaces it
-        for i, op in enumerate(self.ops):
-            h = op(states[self.sources[i]])
-            if self.droppable[i]:
-                h = self.drop_path(h)
-            node = h if i % self.edges_per_node == 0 else node + h
-            if i % self.edges_per_node == self.edges_per_node - 1:
-                if not torch.jit.is_scripting():
-                    align_gradient(node)
-                states.append(node)
-        return torch.cat(states[2:], 1)
-
-
-class AuxiliaryHead(nn.Module):
-    """The classifier on the features after two thirds of the cells.
-
-    Args:
-        channels: channels of the features.
-        num_classes: number of classes, ≥ 1.
-        stride: stride of the pooling: 3 for CIFAR's 8×8 features, 2 for ImageNet's 14×14.
-        final_norm: normalise after the last convolution; the ImageNet form does not.
-    """
-
-    def __init__(self, channels: int, num_classes: int, stride: int, final_norm: bool) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.ReLU(),
-            nn.AvgPool2d(5, stride, padding=0, count_include_pad=False),
-            nn.Conv2d(channels, 128, 1, bias=False),
-            nn.BatchNorm2d(128),
-            nn.ReLU(),
-            nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768) if final_norm else nn.Identity(),
-            nn.ReLU(),
-        )
-        self.fc = nn.Linear(768, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits, shape (batch, num_classes); x must be of the size that the stride names."""
-        return self.fc(self.features(x).flatten(1))
+__all__ = ["CellNet"]
 
 
 class CellNet(nn.Module):
@@ -133,8 +52,8 @@ class CellNet(nn.Module):
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
         drop_path_rate: rate at which operations are dropped; :meth:`set_drop_path_rate` changes it during training.
-        aux_head: an auxiliary classifier after two thirds of the cells. In training, ``forward`` then returns a pair,
-            logits and auxiliary logits; in evaluation logits alone. It needs images of the stem's own size.
+        aux_head: an auxiliary classifier after two thirds of the cells, for :meth:`set_auxiliary_training`. Until that
+            is called it is not used and its parameters need no gradient. It takes images of the stem's own size.
         device: device of the parameters.
         dtype: data type of the parameters.
 
@@ -168,10 +87,12 @@ class CellNet(nn.Module):
             self._build(genotype, cells, channels, stem, drop_path_rate)
             self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
             self.aux_head: Optional[AuxiliaryHead] = None
+            self.auxiliary_training = False
             if aux_head:
                 # The first cell of the last stage feeds it, as in DARTS; the whole stage has the same channels.
                 cifar = stem == "cifar"
                 self.aux_head = AuxiliaryHead(self.num_features, num_classes, 3 if cifar else 2, final_norm=cifar)
+                self.aux_head.requires_grad_(False)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         if dtype is not None:
             self.to(dtype)
@@ -206,6 +127,24 @@ class CellNet(nn.Module):
                 cell.drop_path.drop_prob = rate
 
     @torch.jit.ignore
+    def set_auxiliary_training(self, enable: bool = True) -> None:
+        """Have ``forward`` return a pair in training, logits and auxiliary logits; call it before making an optimiser.
+
+        Scripts that know of no pair, as timm's, get logits alone. While it is off, the auxiliary head's parameters need
+        no gradient: distributed training takes a parameter that waits for one in vain for an error.
+
+        Raises:
+            ValueError: there is no auxiliary head.
+        """
+        check_bool("enable", enable)
+        if self.aux_head is None:
+            if enable:
+                raise ValueError("enable=True without an auxiliary head: must be False, or make it by aux_head=True")
+            return
+        self.auxiliary_training = enable
+        self.aux_head.requires_grad_(enable)
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
         """Return no name: a cell has no coefficients."""
         return set()
@@ -214,6 +153,16 @@ class CellNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each cell in the backward instead of storing its activations."""
         self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> "CellNet":
+        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+
+        Normalisations are folded into the convolutions before them.
+        """
+        fold_all(self)
+        return self
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
@@ -247,6 +196,7 @@ class CellNet(nn.Module):
             self.aux_head = None
         if self.aux_head is not None:
             self.aux_head.fc = nn.Linear(self.aux_head.fc.in_features, num_classes)
+            self.aux_head.fc.requires_grad_(self.auxiliary_training)
             fresh.append(self.aux_head.fc)
         for module in fresh:
             module.to(device=parameter.device, dtype=parameter.dtype).train(self.training)
@@ -295,10 +245,10 @@ class CellNet(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
-        """Return logits, shape (batch, num_classes); in training with an auxiliary head, a pair of them."""
+        """Return logits, shape (batch, num_classes); a pair in training where :meth:`set_auxiliary_training` is on."""
         features, middle = self.forward_cells(x)
         logits = self.forward_head(features)
-        if self.aux_head is not None and self.training:
+        if self.aux_head is not None and self.auxiliary_training and self.training:
             return logits, self.aux_head(middle)
         return logits
 
@@ -384,8 +334,7 @@ def _check_arguments(
 
 
 def _create_cellnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNet:
-    feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls="getter")
-    return build_model(CellNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_with_features(CellNet, variant, pretrained, feature_indices=(0, 1, 2, 3), is_chain=False, **kwargs)
 
 
 default_cfgs = generate_default_cfgs(

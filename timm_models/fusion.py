@@ -6,6 +6,7 @@ of our models, which folds the stem, too.
 
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
 
+from itertools import pairwise
 from typing import Any, List, Optional, Sequence
 
 import torch
@@ -13,20 +14,38 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from optinspired_plugins.operations import FactorizedReduce
+
 from .strides import subsample
 
-__all__ = ["ChannelClamp", "StreamFreeStage", "fold", "fold_before", "fold_into", "fold_shortcut", "stream_free"]
+__all__ = [
+    "ChannelClamp",
+    "StreamFreeStage",
+    "fold",
+    "fold_all",
+    "fold_before",
+    "fold_into",
+    "fold_shortcut",
+    "stream_free",
+]
 
 # Beyond so many steps the convolutions of all sources cost more than the stream; larger factors would cost digits.
 LONGEST, LARGEST = 6, 4.0
 
 
-def fold(conv: nn.Module, norm: nn.Module) -> Optional[nn.Conv2d]:
-    """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` where that is no convolution."""
+def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Optional[nn.Conv2d]:
+    """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` where that is no convolution.
+
+    Args:
+        conv: the convolution.
+        norm: the normalisation.
+        channels: those of the normalisation that the convolution gives.
+    """
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
         return None
-    weight: Any = conv.weight
-    bias: Any = conv.bias
+    of_norm: Any = norm
+    own = [None if p is None else p[channels] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, own[0], own[1], of_norm.eps, own[2], own[3])  # type: ignore[arg-type]
     found = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
@@ -37,10 +56,7 @@ def fold(conv: nn.Module, norm: nn.Module) -> Optional[nn.Conv2d]:
         conv.groups,
         device="meta",
     )
-    of_norm: Any = norm
-    found.weight, found.bias = fuse_conv_bn_weights(
-        weight, bias, of_norm.running_mean, of_norm.running_var, norm.eps, norm.weight, norm.bias
-    )
+    found.weight, found.bias = weight, bias
     return found.train(conv.training)
 
 
@@ -53,11 +69,25 @@ def fold_into(module: nn.Module, conv: str, norm: str) -> None:
         setattr(module, norm, getattr(after, "act", nn.Identity()))
 
 
+def fold_all(module: nn.Module) -> None:
+    """Fold every normalisation of cells and their stems into the convolution, or the two convolutions, before it."""
+    for part in list(module.modules()):
+        if isinstance(part, FactorizedReduce):
+            split = part.conv_1.out_channels
+            first, second = fold(part.conv_1, part.bn, slice(split)), fold(part.conv_2, part.bn, slice(split, None))
+            if first is not None and second is not None:
+                part.conv_1, part.conv_2 = first, second
+                part.bn = nn.Identity()  # type: ignore[assignment]
+        elif isinstance(part, nn.Sequential):
+            for conv, norm in pairwise(list(part._modules)):
+                fold_into(part, conv, norm)
+
+
 class ChannelClamp(nn.Module):
     """What is left of norm and ReLU in front of a 1×1 convolution: a bound for every channel.
 
     With factor f and offset o of a normalisation, max(f x + o, 0) = f · max(x, −o/f) + o for f > 0, and min in the
-    place of max for f < 0: one pass, and the convolution takes f and o.
+    place of max for f < 0; the convolution takes f and o. What it computes is a function of its buffers alone.
 
     Args:
         bound: −o/f, shape (channels,).
@@ -72,16 +102,18 @@ class ChannelClamp(nn.Module):
         infinity = torch.full_like(bound, torch.inf)
         self.register_buffer("lower", torch.where(below, bound, -infinity)[:, None, None])
         self.register_buffer("upper", torch.where(below, infinity, bound)[:, None, None])
-        self.below = bool(below.all())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the clamped x."""
-        x = torch.maximum(x, self.lower)
-        return x if self.below else torch.minimum(x, self.upper)
+        # Two passes, the second in place: torch.clamp with two tensors is not vectorised, and takes four times as long.
+        return torch.maximum(x, self.lower.type_as(x)).clamp_(max=self.upper.type_as(x))
 
 
 def fold_before(module: nn.Module, norm: str, conv: str) -> None:
-    """Fold a child normalisation with a ReLU into the child 1×1 convolution behind it, but for a bound."""
+    """Fold a child normalisation with a ReLU into the child 1×1 convolution behind it, but for a bound.
+
+    An average pooling without padding may stand between them: it is linear, and its weights add up to 1.
+    """
     before, after = getattr(module, norm), getattr(module, conv)
     plain = type(after) is nn.Conv2d and after.kernel_size == (1, 1) and after.padding == (0, 0) and after.groups == 1
     if (
@@ -215,7 +247,8 @@ def stream_free(stage: Any) -> Optional[StreamFreeStage]:
         return None
     mixes, sources = [], []
     for k in range(1, steps + 1):
-        used = [i for i in range(k + 1) if rows[k, i] != 0]
+        # Learned coefficients that are 0 today are not so in the next checkpoint: shapes do not depend on them.
+        used = [i for i in range(k + 1) if stage.learn_beta or rows[k, i] != 0]
         weight = torch.cat([rows[k, i] * wide[i].weight.detach().double().flatten(1) for i in used], 1)
         bias = torch.stack([rows[k, i] * wide[i].bias.detach().double() for i in used]).sum(0)  # type: ignore[union-attr]
         if k < steps:

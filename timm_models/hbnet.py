@@ -19,7 +19,7 @@ from torch import nn
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_bool, check_finite
-from ._host import build_model
+from ._features import build_with_features
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_memory
 
@@ -138,11 +138,11 @@ class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
 
 
 def _create_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> HBNet:
-    return build_model(HBNet, variant, pretrained, **kwargs)
+    return build_with_features(HBNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    return build_model(CifarHBNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+    return build_with_features(CifarHBNet, variant, pretrained, feature_indices=(0, 1, 2, 3), **kwargs)
 
 
 _DEPTHS = (18, 34, 50, 101, 152)

@@ -22,7 +22,7 @@ from optinspired_plugins.probing import calls_at_start, layers_per_step
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
-from ._host import build_model
+from ._features import build_with_features
 from .algorithm_stages import make_stage
 from .rules import NETWORK_ALGORITHMS
 from .skeleton import CifarStagedResNet, StagedResNet
@@ -130,11 +130,11 @@ def _copies(block: Any, models: Sequence[Any]) -> List[Any]:
 
 
 def _create_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> OptNet:
-    return build_model(OptNet, variant, pretrained, **kwargs)
+    return build_with_features(OptNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarOptNet:
-    return build_model(CifarOptNet, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+    return build_with_features(CifarOptNet, variant, pretrained, feature_indices=(0, 1, 2, 3), **kwargs)
 
 
 default_cfgs = generate_default_cfgs(
