@@ -24,11 +24,16 @@ def test_every_file_is_collected_without_the_extras(tmp_path):
         import sys
 
         class Without:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in {OPTIONAL}:
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+            def __init__(self, finder):
+                self.finder = finder
 
-        sys.meta_path.insert(0, Without())
+            def find_spec(self, name, *args):
+                return None if name.partition(".")[0] in {OPTIONAL} else self.finder.find_spec(name, *args)
+
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
+
+        sys.meta_path[:] = map(Without, sys.meta_path)
     """
     (tmp_path / "without_extras.py").write_text(textwrap.dedent(plugin))
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
