@@ -232,6 +232,9 @@ def _inferred_layer(layer: Any, z: Tensor, channels: int, growth: int) -> Option
     """Return a layer in evaluation as a function of the concatenation; ``None`` where that may not stand in for it."""
     if not is_unmodified(layer, SourceLayer) or layer.training:
         return None
+    last = layer.conv1 if isinstance(layer.conv2, nn.Identity) else layer.conv2
+    if getattr(last, "out_channels", None) != growth:  # pruned
+        return None
     first, conv = layer.norm1, layer.conv1
     if layer.alpha is not None:
         if not is_unmodified(conv, nn.Conv2d):

@@ -266,6 +266,18 @@ class CifarStagedResNet(StagedResNet):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.init_weights(init_last=init_last)
 
+    @torch.jit.ignore
+    def convolve_shortcuts(self) -> CifarStagedResNet:
+        """Replace padded shortcuts by convolutions that compute the same, in place, for tools that prune channels.
+
+        Such tools follow convolutions and not paddings. The weights are zeros and ones, are not trained, and are in the
+        state dict.
+        """
+        for module in self.modules():
+            if isinstance(module, BasicTransform) and isinstance(module.downsample, PadShortcut):
+                module.downsample = module.downsample.as_convolution(module.conv1.weight)
+        return self
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, channels[2], ⌈height / 4⌉, ⌈width / 4⌉)."""
         x = self.act1(self.bn1(self.conv1(x)))

@@ -349,3 +349,16 @@ class PadShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x, shape (batch, c, h, w), as (batch, c + channels, ⌈h / stride⌉, ⌈w / stride⌉)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.pad)
+
+    @torch.no_grad()
+    def as_convolution(self, weight: Tensor) -> nn.Conv2d:
+        """Return the 1×1 convolution of zeros and ones that computes the same, without a gradient.
+
+        Args:
+            weight: of a convolution of the same input, for its channels, precision and device.
+        """
+        channels, (before, after) = weight.shape[1], self.pad[4:]
+        conv = nn.Conv2d(channels, before + channels + after, 1, self.stride, bias=False).to(weight)
+        nn.init.zeros_(conv.weight)
+        conv.weight[before : before + channels, :, 0, 0] = torch.eye(channels).to(weight)
+        return conv.requires_grad_(False).train(self.training)
