@@ -222,7 +222,7 @@ def test_a_pair_sees_the_same_images_from_the_same_weights(
     weights, images = [], []
 
     def record(model: torch.nn.Module, loader: Any, *_: Any) -> float:
-        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        weights.append({name: value.clone() for name, value in model.named_parameters()})
         images.append(torch.cat([batch for batch, _ in loader]))
         return 1.0
 

@@ -111,6 +111,8 @@ def fault_of(case, options, quick):
         return fault_of_refusal(case, options, str(error))
     if model is None:
         return ""
+    if "aux_head" in options:
+        model.set_auxiliary_training()
     chans = 1 if "in_chans" in options else 3
     for size in sizes(case, options)[-1:] if quick else sizes(case, options):
         x = torch.randn(2, chans, *size, generator=torch.Generator().manual_seed(1))

@@ -255,8 +255,8 @@ def test_layer_decay_treats_coefficients_as_their_stage():
     assert hb["layer1.beta1"] == hb["layer1.2.conv1.weight"]
     assert hb["layer1.beta1"] < hb["layer2.0.conv1.weight"] < hb["layer2.beta2"] < hb["layer3.beta2"] < hb["fc.weight"]
     agd = learning_rate_scales(build("agdnet40_k12"))
-    layer = "features.denseblock2.denselayer2.conv1."
-    assert agd[layer + "alpha"] == agd[layer + "weight"] < agd["classifier.weight"]
+    layer = "features.denseblock2.denselayer2."
+    assert agd[layer + "alpha"] == agd[layer + "conv1.weight"] < agd["classifier.weight"]
 
 
 @small_models

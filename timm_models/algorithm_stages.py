@@ -14,7 +14,7 @@ from optinspired_plugins.propagation import as_learnable
 from optinspired_plugins.tracing import Call, NotLinearError, Program, Sum, trace
 
 from .layout import align_gradient
-from .rules import StageRule, program_coefficients
+from .rules import StageRule, program_coefficients, stride_in_1x1
 from .stages import writable
 from .strides import subsample
 
@@ -51,7 +51,7 @@ class AlgorithmStage(StageRule):
         self.algorithm = as_learnable(algorithm)
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
-        self.set_rule([getattr(transforms[0], "stride_in_1x1", False)])
+        self.set_rule([stride_in_1x1(transforms[0])])
 
     def is_twin(self) -> bool:
         """Return False: timm has no such network."""
@@ -133,7 +133,7 @@ class ProgramStage(StageRule, nn.Sequential):
                 terms = sorted(instruction.terms, key=lambda term: term.register != fresh)
                 self.sums[-1].append((slots[i + 1], fresh >= 0, [(slots[r], weight) for r, weight in terms]))
         self.result = slots[program.result]
-        self.set_rule([*program_coefficients(program), False, getattr(transforms[0], "stride_in_1x1", False)])
+        self.set_rule([*program_coefficients(program), False, stride_in_1x1(transforms[0])])
 
     def is_twin(self) -> bool:
         """Return False: ResNet has an activation behind its additions."""

@@ -6,7 +6,8 @@ One state dict fits networks of many rules. So each stage and dense block keeps 
 Rules of stages are ``[*coefficients, post_act, stride_in_1x1]``. The coefficients are β1, β2 of (16) where they are
 constant; nothing where they are parameters, or where there is one layer and so no step of (16); and for any other
 algorithm, row by row, the weights of S(u), T_0, T_1, … in each point that a layer is called at and in the result. A
-stage that runs an algorithm's own code has ``[stride_in_1x1]`` alone. The rule of a dense block is ``[β]`` of (21).
+stage that runs an algorithm's own code has ``[stride_in_1x1]`` alone.
+It is ½ where a stage has no stride. The rule of a dense block is ``[β]`` of (21).
 """
 
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
@@ -33,6 +34,7 @@ __all__ = [
     "is_rule",
     "learned_hint",
     "program_coefficients",
+    "stride_in_1x1",
 ]
 
 # The names of section 3, with the β of §7.1 for the heavy ball, and the last row of Table 3.
@@ -44,6 +46,16 @@ NETWORK_ALGORITHMS: Dict[str, Callable[[], Any]] = {
 
 # Half precision rounds a coefficient by up to 0.4 %.
 RELATIVE, ABSOLUTE = 0.01, 1e-4
+
+
+WITHOUT_STRIDE = 0.5  # in the place of stride_in_1x1
+
+
+def stride_in_1x1(transform: Any) -> float:
+    """Return ``stride_in_1x1`` of a stage's first transform as a rule holds it."""
+    if getattr(transform, "stride", 1) == 1:
+        return WITHOUT_STRIDE
+    return float(getattr(transform, "stride_in_1x1", False))
 
 
 def is_rule(key: str) -> bool:
@@ -111,10 +123,14 @@ class Ruled(nn.Module):
         elif not getattr(found, "is_meta", False):
             self._compare(torch.as_tensor(found).detach().double().cpu().flatten().tolist(), error_msgs)
 
+    def _agrees(self, found: Sequence[float]) -> bool:
+        """Return True if a rule of the same length is the own."""
+        return _agree(found, self.rule_values)
+
     def _compare(self, found: Sequence[float], error_msgs: List[str]) -> None:
         """Add the fault to the errors unless a checkpoint's rule agrees with the own; one fault a network."""
         own = self.rule_values
-        if len(found) == len(own) and _agree(found, own):
+        if len(found) == len(own) and self._agrees(found):
             return
         layers = len(list(self.children()))
         fault = _Fault(self.describe(found), self.describe(), layers, self.conversion, self.convertible)
@@ -167,12 +183,18 @@ class StageRule(Ruled):
     conversion = "timm_models.to_heavy_ball"
     prefers_names = False
 
+    def _agrees(self, found: Sequence[float]) -> bool:
+        """A stage without a stride, a dilated one of the same weights, say, fits either place of it."""
+        own = self.rule_values
+        anywhere = any(abs(rule[-1] - WITHOUT_STRIDE) < 0.1 for rule in (found, own))
+        return _agree(found[:-1], own[:-1]) if anywhere else _agree(found, own)
+
     def describe(self, values: Optional[Sequence[float]] = None) -> Dict[str, Any]:
         """Return a rule, by default the own, as arguments of the network."""
         given = tuple(self.rule_values if values is None else values)
         if len(given) < 2:
-            return dict(algorithm=("one that runs as it stands",), stride_in_1x1=bool(given and given[0] > 0.5))
-        flags = dict(post_act=given[-2] > 0.5, stride_in_1x1=given[-1] > 0.5)
+            return dict(algorithm=("one that runs as it stands",), stride_in_1x1=bool(given and given[0] > 0.75))
+        flags = dict(post_act=given[-2] > 0.75, stride_in_1x1=given[-1] > 0.75)
         return {**self._named(given[:-2]), **flags}
 
     def _named(self, coefficients: Tuple[float, ...]) -> Dict[str, Any]:

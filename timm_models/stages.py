@@ -23,7 +23,7 @@ from optinspired_plugins.memory.recompute import recompute
 from ._checks import check_layers, check_one_of
 from .fusion import fold_into, fold_shortcut, stream_free
 from .layout import align_gradient
-from .rules import StageRule, heavy_ball_coefficients
+from .rules import StageRule, heavy_ball_coefficients, stride_in_1x1
 from .strides import subsample
 from .unmodified import is_unmodified, is_unmodified_inside
 
@@ -214,12 +214,12 @@ class HeavyBallStage(StageRule, nn.Sequential):
             self.beta1, self.beta2 = self.start
         coefficients = () if self.learn_beta else heavy_ball_coefficients(len(transforms), *self.start)
         self.post_act = post_act
-        self.set_rule([*coefficients, post_act, getattr(transforms[0], "stride_in_1x1", False)])
+        self.set_rule([*coefficients, post_act, stride_in_1x1(transforms[0])])
 
     def is_twin(self) -> bool:
         """Return True if timm's ResNet computes the same from the same weights."""
         start = self.start if len(self) > 1 else (1.0, 0.0)
-        return start == (1.0, 0.0) and self.post_act and not self.rule_values[-1]
+        return start == (1.0, 0.0) and self.post_act and self.rule_values[-1] < 1
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
