@@ -32,7 +32,8 @@ def output_and_gradients(model, x, forward=None):
     """Return {"output", "input", parameter names…} → value or gradient of a generic scalar of the output."""
     x = x.clone().requires_grad_()
     out = (forward or model)(x)
-    weight = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(5))
+    # Drawn in one precision: what torch draws depends on it.
+    weight = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(out)
     names, parameters = zip(*model.named_parameters())
     gradients = torch.autograd.grad((out * weight).sum(), [x, *parameters])
     return {"output": out.detach(), "input": gradients[0], **dict(zip(names, gradients[1:]))}

@@ -1,6 +1,9 @@
-"""Skips what needs a package that the base installation has not: the one place that says which extra brings it."""
+"""Skips what an installation has not: an optional package, whose extra is named here, or a later timm or torch."""
+
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 EXTRAS = {
     "matplotlib": "viz",
@@ -29,3 +32,15 @@ def needs(*packages: str) -> None:
             pytest.importorskip(package, reason=f"{reason}, or {INCOMPLETE[package]}", exc_type=ImportError)
         else:
             pytest.importorskip(package, reason=reason)
+
+
+def needs_version(package: str, oldest: str, why: str) -> pytest.MarkDecorator:
+    """Mark a test that an older version, which pyproject.toml allows, cannot pass. ``why`` names what it lacks.
+
+    ``oldest`` is the oldest version that the test was seen to pass with: between it and the lower bound none was tried.
+    """
+    found = version(package)
+    return pytest.mark.skipif(Version(found) < Version(oldest), reason=f"{package} {found} {why}: {oldest} has it")
+
+
+DROP_BLOCK = needs_version("timm", "1.0.31", "divides by zero in drop block on maps smaller than the block")

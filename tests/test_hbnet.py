@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from equality import assert_same_function, put_strides_back, randomise, twin, without_rules
+from extras import DROP_BLOCK
 from torch import nn
 
 from optinspired_plugins import heavy_ball
@@ -116,7 +117,7 @@ def test_every_resnet_option_keeps_the_special_case(kwargs):
     assert_same_function(hbnet, resnet, images("hbnet50", dtype=torch.float32), tolerance=0)
 
 
-@pytest.mark.parametrize("option", ["drop_path_rate", "drop_block_rate", "drop_rate"])
+@pytest.mark.parametrize("option", ["drop_path_rate", pytest.param("drop_block_rate", marks=DROP_BLOCK), "drop_rate"])
 def test_stochastic_options_draw_as_timms_resnet_does(option):
     kwargs = {option: 0.3, "num_classes": 7, "layers": (2, 2, 2, 2)}
     # Generic weights: timm starts each branch at 0, which would hide drop path and drop block.

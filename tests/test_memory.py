@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from equality import assert_close_in_norm, assert_same_function, output_and_gradients, randomise
+from extras import DROP_BLOCK
 from measure import peak_memory
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -47,7 +48,7 @@ OPTIONS = {
     "avg down": dict(avg_down=True, stem_type="deep", stem_width=8),
     "blur": dict(aa_layer=timm.layers.BlurPool2d, stride_in_1x1=False),
     "drop path": dict(drop_path_rate=0.4, drop_rate=0.3),
-    "drop block": dict(drop_block_rate=0.2, drop_path_rate=0.2),
+    "drop block": pytest.param(dict(drop_block_rate=0.2, drop_path_rate=0.2), marks=DROP_BLOCK),
 }
 
 

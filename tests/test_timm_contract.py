@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from equality import assert_close_in_norm, randomise
-from extras import needs
+from extras import needs, needs_version
+from packaging.version import Version
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -76,6 +77,8 @@ def assert_same_gradients(got, expected, tolerance):
 @devices
 @small_models
 def test_compiles_into_one_graph(case, device):
+    if case == "optnet18-agd" and Version(torch.__version__) < Version("2.14.1"):
+        pytest.skip(f"torch {torch.__version__} cannot compile an assignment to a list's item: 2.14.1 can")
     model, x = build(case).to(device).train(), images(case, device=device)
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     out = compiled(x)
@@ -162,7 +165,8 @@ def test_bf16_autocast_trains(case, device):
 @small_models
 def test_other_numbers_of_input_channels(case, chans):
     model = build(case, in_chans=chans)
-    assert model.in_chans == chans
+    if Version(timm.__version__) >= Version("1.0.31"):  # 1.0.22 does not keep it
+        assert model.in_chans == chans
     assert model(images(case, chans=chans)).shape == (2, 7)
 
 
@@ -184,13 +188,16 @@ def test_output_stride_keeps_resolution(name, output_stride):
     assert dilations(model) == dilations(resnet)
 
 
+dense_features = needs_version("timm", "1.0.31", "has no forward_intermediates in DenseNet")
+
+
 @pytest.mark.parametrize(
     ("case", "reductions", "channels"),
     [
         ("hbnet20", [1, 1, 2, 4], [16, 16, 32, 64]),
         ("hbnet18", [2, 4, 8, 16, 32], [64, 64, 128, 256, 512]),
-        ("agdnet40_k12", [1, 1, 2, 4], [16, 40, 76, 100]),
-        ("agdnet121", [2, 4, 8, 16, 32], [16, 32, 32, 32, 32]),
+        pytest.param("agdnet40_k12", [1, 1, 2, 4], [16, 40, 76, 100], marks=dense_features),
+        pytest.param("agdnet121", [2, 4, 8, 16, 32], [16, 32, 32, 32, 32], marks=dense_features),
         ("optnet20", [1, 1, 2, 4], [16, 16, 32, 64]),
         ("cellnet_cifar", [1, 1, 2, 4], [12, 16, 32, 64]),
         ("cellnet_imagenet", [4, 8, 16, 32], [4, 16, 32, 64]),
@@ -227,7 +234,10 @@ def is_coefficient(name):
     return name.rpartition(".")[2] in ("alpha", "beta1", "beta2")
 
 
-@pytest.mark.parametrize("filter_1d", [True, False])
+spares_named = needs_version("timm", "1.0.31", "asks no model what to spare without its filter")
+
+
+@pytest.mark.parametrize("filter_1d", [True, pytest.param(False, marks=spares_named)])
 @pytest.mark.parametrize("case", ["hbnet20-learned", "agdnet40_k12"])
 def test_weight_decay_leaves_coefficients_alone(case, filter_1d):
     model = build(case)
