@@ -53,6 +53,7 @@ class SourceLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.register_parameter("alpha", None)
+        self.sources = 0  # entries of α
         self.norm1 = norm1
         self.conv1 = conv1
         self.norm2 = norm2 or nn.Identity()
@@ -65,6 +66,7 @@ class SourceLayer(nn.Module):
     def learn_alpha(self, sources: int) -> None:
         """Add α for a number of sources, from 1."""
         weight = self.conv1.weight
+        self.sources = sources
         self.alpha = nn.Parameter(torch.ones(sources, device=weight.device, dtype=weight.dtype))
 
     @torch.jit.ignore
@@ -86,6 +88,8 @@ class SourceLayer(nn.Module):
 
     def _channel_alpha(self, alpha: Tensor, channels: int) -> Tensor:
         """Return α for each channel of the sources, shape (channels,)."""
+        if self.sources == 1:  # ONNX cannot expand an empty slice
+            return alpha.expand(channels)
         later = alpha[1:, None].expand(-1, self.growth).reshape(-1)
         return torch.cat([alpha[:1].expand(channels - later.shape[0]), later])
 
