@@ -42,7 +42,7 @@ def dilogarithm_of_minus_exp(u: Tensor) -> Tensor:
     Returns:
         Same shape; differentiable, with derivative −softplus(u).
     """
-    low = -u.abs()
+    low = torch.where(u <= 0, u, -u)  # the derivative of |u| at 0 is 0 to torch
     share, power, series = torch.sigmoid(low), torch.ones_like(u), torch.zeros_like(u)
     for k in range(1, SERIES_TERMS + 1):
         power = power * share
