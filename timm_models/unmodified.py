@@ -36,6 +36,8 @@ _FORWARDS = {
     kind: kind.forward
     for kind in (nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
 }
+# torch 2.5's compiler cannot read what is set on an instance; 2.14's can, and none between was tried.
+_COMPILER_READS_INSTANCES = torch.__version__ >= "2.14"
 _GLOBAL_HOOKS = (
     torch_module._global_forward_hooks,
     torch_module._global_forward_pre_hooks,
@@ -61,7 +63,9 @@ def is_unmodified_inside(module: nn.Module) -> bool:
 
 
 def _is_modified(module: nn.Module) -> bool:
-    """Return True if the module has a hook, a method of its own, or a compiled call."""
+    """Return True if the module has a hook, a method of its own, or a compiled call, or if that cannot be known."""
+    if not _COMPILER_READS_INSTANCES and torch.compiler.is_compiling():
+        return True
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
