@@ -16,7 +16,7 @@ THREADS = 1 2
 # Files whose verdict is about processes, files and hosts.
 OTHERS = autoload base_install cell_layout cli distributed_search examples genotype layering mm_checkpoints mm_runner \
   nni_data nni_faults nni_search packaging plotting progressive readme report report_browser reproduce \
-  reproduce_commands reproduce_page retrain timm_scripts timm_suite trials
+  reproduce_commands reproduce_page retrain run_files timm_scripts timm_suite trials
 
 .PHONY: demo test test-all test-portable check clean
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ OTHERS = autoload base_install cell_layout cli distributed_search examples genot
 help:
 	@echo "make demo           train HBNet and AGDNet on real digits beside their special cases, and search both spaces"
 	@echo "make test           lint, type check and tests, in WORKERS=2 processes"
-	@echo "make test-all       also timm's own test file on every registered model, and every pair of options"
+	@echo "make test-all       also timm's own test file on every registered model, every pair of options, and 5,000 damaged files"
 	@echo "make test-portable  the fast tests of numbers under the kernels of other processors, with one thread and two"
 
 .venv/.installed: pyproject.toml constraints.txt

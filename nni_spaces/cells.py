@@ -19,6 +19,7 @@ from optinspired_plugins.genotype import heavy_ball_sources
 from optinspired_plugins.operations import ZERO, CellPlan, make_operation, make_preprocessors
 
 from .derivation import SKIPS, derive
+from .initialization import Initialization, first_logits
 from .mixing import Mixture, Source
 
 __all__ = [
@@ -154,16 +155,28 @@ def zero_last(names: Sequence[str]) -> list[str]:
 
 
 def first_alpha(
-    initialization: Any, rule: str, slot: int, operations: Sequence[str], label: str, options: EdgeOptions
+    initialization: Initialization, rule: str, label: str, operations: Sequence[str], kept: Sequence[str]
 ) -> nn.Parameter:
-    """α of an edge as a search begins.
+    """α of an edge as a search begins, of the operations that are kept.
 
-    It is the one of all operations with those left out that the edge may not have: a favoured operation that is not
-    allowed leaves an edge without a favourite.
+    It is the one of all operations with the others left out: a favoured operation that an edge may not have leaves it
+    without a favourite.
     """
     names = zero_last(operations)
-    alpha = initialization.alpha(rule, slot, names)
-    return nn.Parameter(alpha[[names.index(name) for name in options.restrict(label, names)]])
+    alpha = first_logits(initialization, rule, label, names)
+    return nn.Parameter(alpha[[names.index(name) for name in kept]])
+
+
+def proxyless_hook(initialization: Initialization, operations: Sequence[str]) -> Any:
+    """Return a mutation hook that starts the α of NNI's Proxyless, which has none for zero, as we start ours."""
+
+    def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        choice: Any = module
+        if type(module) is LayerChoice and f"{choice.label}/alpha" not in memo:  # cells of a kind share it
+            alpha = first_alpha(initialization, "hb", choice.label, operations, choice.names)
+            memo[choice.label] = memo[f"{choice.label}/alpha"] = alpha  # NNI's layer takes the former
+
+    return mutate
 
 
 class MixedLayer(DifferentiableMixedLayer):
@@ -193,8 +206,8 @@ class MixedLayer(DifferentiableMixedLayer):
             choice: Any = module
             key = f"{choice.label}/alpha"
             if key not in memo:  # cells of a kind share it
-                slot = int(choice.label.rpartition("_")[2])
-                memo[key] = first_alpha(initialization, rule, slot, operations, choice.label, options)
+                kept = options.restrict(choice.label, zero_last(operations))
+                memo[key] = first_alpha(initialization, rule, choice.label, operations, kept)
             softmax = kwargs.get("softmax", nn.Softmax(-1))
             return cls(choice.candidates, memo[key], softmax, choice.label, options)
 
@@ -246,7 +259,7 @@ class MixedCell(DifferentiableMixedCell):
         for label in labels:
             key = f"{label}/in_cell"
             if key not in memo:  # cells of a kind share it
-                memo[key] = first_alpha(initialization, "agd", 0, names, label, options)
+                memo[key] = first_alpha(initialization, "agd", label, names, options.restrict(label, zero_last(names)))
         PathSamplingCell.__init__(  # the parent's asks for as many α as candidates of the cell
             self,
             cast(Any, cell.op_candidates_factory),

@@ -9,8 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from optinspired_plugins._checks import check_int
+
+from .image_sources import open_source, take_turns
 
 __all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "process_rank", "read_images"]
 
@@ -36,114 +36,49 @@ class ImageSet(NamedTuple):
 def read_images(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
     """Read the training or the test images of a source.
 
+    The sources:
+
+    - ``"digits"``: scikit-learn's 1,797 scans, every fifth of a class for testing.
+    - ``"cifar10"``: torchvision's, in ``data/cifar10``, where it downloads them once.
+    - An ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 of (n, height, width,
+      channels), with fewer channels than rows and columns, so that (n, channels, height, width) is refused. Labels are
+      integers of (n,); those of training are 0 to classes − 1, each at least once, and those of testing among them. An
+      array may have 32 GB.
+    - A folder with ``train/<class>/*.png`` and the same classes in ``test``, ``val`` or ``validation``, or with
+      ``<class>/*.png`` and no test images. Every class has a training image. Files are PNG, JPEG, BMP, PPM, TIFF, WebP
+      or GIF, of one size, and of several frames the first counts. Names that begin with a dot, ``__pycache__`` and
+      ``__MACOSX`` are left out. Links are followed, but a folder that is met twice is refused.
+
+    Images of a folder have one channel if all that are read are grey, and else three. 16-bit grey is scaled to 8 bits.
+    Other integers, floating point and transparent pixels are refused: they have no range, or no background.
+
     Args:
-        source: ``"digits"``, scikit-learn's 1,797 scans, every fifth of a class for testing; ``"cifar10"``,
-            torchvision's download in ``data/cifar10``; an ``.npz`` file with ``x_train``, uint8, (n, height, width,
-            channels), and ``y_train``, integers, ``x_test`` and ``y_test``; or a folder with ``train/<class>/*.png``
-            and ``test/…`` or ``val/…``, or with ``<class>/*.png`` and no test images, all of one size.
-        limit: keep the first so many, ≥ 1; those of a folder take turns by class.
+        source: one of the above.
+        limit: keep the first so many images. Where these miss a class, the classes take turns instead, each in its own
+            order.
         split: ``"train"`` or ``"test"``.
 
     Raises:
-        ValueError: the source is none of these, is damaged, has fewer than two classes, images of several sizes or no
-            such split, or test images of other classes; ``limit`` is out of range.
-        OSError: a file cannot be read.
+        ValueError: the source is none of these, or a file of it is not as above or is damaged; it has fewer than two
+            classes or no such split; ``limit`` is out of range. The message names the file.
+        OSError: a file cannot be read, or CIFAR-10 cannot be downloaded.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
     if limit is not None:
         check_int("limit", limit, 1)
-    if str(source) == "digits":
-        images, labels = _digits(split)
-    elif str(source) == "cifar10":
-        from torchvision.datasets import CIFAR10
-
-        data = CIFAR10("data/cifar10", train=split == "train", download=True)
-        images, labels = data.data, np.asarray(data.targets)
-    elif Path(source).suffix == ".npz" and Path(source).is_file():
-        images, labels = _arrays(source, split)
-    elif Path(source).is_dir():
-        images, labels = _folder(Path(source), split)
-    else:
-        raise ValueError(f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images")
-    classes = int(labels.max()) + 1 if len(labels) else 0
-    if classes < 2:
-        raise ValueError(f"data={str(source)!r}: has {classes} classes, must have at least 2")
-    found = ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), classes)
-    return found if limit is None else ImageSet(found.images[:limit], found.labels[:limit], classes)
-
-
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    chosen = (_ranks(labels) % 5 == 4) == (split == "test")
-    images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
-    return images[chosen], labels[chosen].astype(np.int64)
-
-
-def _ranks(labels: np.ndarray) -> np.ndarray:
-    """Return the number of each image among those of its class."""
-    ranks = np.zeros_like(labels)
-    for label in np.unique(labels):
-        ranks[labels == label] = np.arange((labels == label).sum())
-    return ranks
-
-
-def _arrays(source: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    names, where = (f"x_{split}", f"y_{split}"), f"data={str(source)!r}"
-    try:
-        with np.load(source, allow_pickle=False) as arrays:
-            missing = set(names) - set(arrays.files)
-            if missing:
-                raise ValueError(f"{where}: has no array {min(missing)}, must have {' and '.join(names)}")
-            images, labels = (arrays[name] for name in names)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{where}: must be an .npz file, is damaged ({error})") from error
-    if images.dtype != np.uint8 or images.ndim != 4:
-        allowed = "must be uint8 of (n, height, width, channels)"
-        raise ValueError(f"{where}: {names[0]} is {images.dtype} of shape {images.shape}, {allowed}")
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or (labels < 0).any():
-        allowed = f"must be integers ≥ 0 of shape ({len(images)},)"
-        raise ValueError(f"{where}: {names[1]} is {labels.dtype} of shape {labels.shape}, {allowed}")
-    return images, labels.astype(np.int64)
-
-
-def _folder(root: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import ImageFolder
-
-    part = next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), root)
-    if part == root and split == "test":
-        raise ValueError(f"data={str(root)!r}: has no test images, must have a folder {' or '.join(_FOLDERS[split])}")
-    classes = _class_folders(part)
-    if len(classes) < 2:
-        raise ValueError(f"data={str(part)!r}: has {len(classes)} class folders, must have at least 2")
-    if split == "test" and (root / "train").is_dir() and classes != _class_folders(root / "train"):
-        raise ValueError(f"data={str(part)!r}: has other class folders than train, must have the same")
-    found = ImageFolder(str(part), loader=_read_image, allow_empty=True)
-    images = [image for image, _ in found]
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise ValueError(f"data={str(part)!r}: has images of {len(shapes)} sizes, must have one")
-    labels = np.asarray(found.targets, dtype=np.int64)
-    order = np.lexsort((labels, _ranks(labels)))
-    return np.stack(images)[order], labels[order]
-
-
-def _class_folders(part: Path) -> list[str]:
-    return sorted(entry.name for entry in part.iterdir() if entry.is_dir())
-
-
-_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
-
-
-def _read_image(path: str) -> np.ndarray:
-    """Read an image as (height, width, channels), one channel where it is grey."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        array = np.asarray(image.convert("L" if image.mode in ("L", "1", "I") else "RGB"))
-    return array[..., None] if array.ndim == 2 else array
+    found = open_source(source, split)
+    if found.classes < 2:
+        raise ValueError(f"data={str(source)!r}: has {found.classes} classes, must have at least 2")
+    chosen: Any = slice(None)
+    if limit is not None:
+        present = len(np.unique(found.labels))
+        if limit < present:
+            raise ValueError(f"limit={limit!r}: must be at least {present}, an image of each class")
+        holds_all = len(np.unique(found.labels[:limit])) == present
+        chosen = slice(limit) if holds_all else take_turns(found.labels)[:limit]
+    images = torch.from_numpy(found.read(chosen)).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.from_numpy(found.labels[chosen]), found.classes)
 
 
 def channel_moments(images: Tensor) -> tuple[list[float], list[float]]:
@@ -164,6 +99,9 @@ class SeededImages(Dataset):
             too, digits are not.
         cutout: side of a square set to 0, clipped where it leaves the image; 0 for none.
         moments: mean and deviation of each channel, in grey levels; ``None`` for those of ``data``.
+
+    Raises:
+        ValueError: a square of ``cutout`` can cover a whole image.
     """
 
     def __init__(
@@ -175,6 +113,12 @@ class SeededImages(Dataset):
         cutout: int = 0,
         moments: tuple[list[float], list[float]] | None = None,
     ) -> None:
+        side = max(data.images.shape[-2:])
+        if cutout >= side:
+            height, width = data.images.shape[-2:]
+            raise ValueError(
+                f"cutout={cutout!r}: must be less than {side}, or it covers an image of {height} × {width}"
+            )
         self.images = data.images if indices is None else data.images[indices]
         self.labels = data.labels if indices is None else data.labels[indices]
         self.seed, self.padding, self.cutout = seed, padding, cutout

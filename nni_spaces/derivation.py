@@ -85,6 +85,9 @@ def limit_skips(probabilities: Probabilities, most: int = 2) -> dict[str, dict[A
     As in P-DARTS, the weakest one that is derived loses its probability, and the cell is derived anew, until few enough
     are left. The negative identity is a skip connection too. An edge that has nothing else keeps its own.
 
+    Of Search space-HB only F's edges count, ``op_{t}_0``: ± identities on the other two are the heavy-ball rule (26)
+    itself, not a collapse.
+
     Args:
         probabilities: of a finished search.
         most: number of skip connections, ≥ 0.
@@ -95,12 +98,17 @@ def limit_skips(probabilities: Probabilities, most: int = 2) -> dict[str, dict[A
     check_int("most", most, 0)
     kept = {label: dict(weights) for label, weights in probabilities.items()}
     while True:
-        skips = [e for e in derived_edges(kept) if e.key.startswith("normal/") and e.operation in SKIPS]
+        skips = [e for e in derived_edges(kept) if e.operation in SKIPS and _is_limited(e)]
         removable = [edge for edge in skips if len(nonzero(kept[edge.label])) > 1]
         if len(skips) <= most or not removable:
             return kept
         weakest = min(removable, key=lambda edge: edge.weight)
         del kept[weakest.label][weakest.operation]
+
+
+def _is_limited(edge: DerivedEdge) -> bool:
+    """Whether skip connections of an edge count: in the normal cell, and of Search space-HB on F's edges alone."""
+    return edge.key.startswith("normal/") and (edge.source is not None or edge.key.endswith("_0"))
 
 
 def strongest_candidates(probabilities: Probabilities, keep: int) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optinspired_plugins.operations import IDENTITY, NEGATIVE_IDENTITY
 
-__all__ = ["HeavyBallInit", "Initialization", "RandomInit", "ZeroInit", "check_initialization"]
+__all__ = ["HeavyBallInit", "Initialization", "RandomInit", "ZeroInit", "check_initialization", "first_logits"]
 
 
 class Initialization(Protocol):
@@ -27,7 +27,7 @@ class Initialization(Protocol):
             names: the operations, zero included.
 
         Returns:
-            Shape (len(names),).
+            Shape (len(names),), floating and finite.
         """
 
 
@@ -111,6 +111,33 @@ def check_initialization(initialization: object) -> None:
         raise TypeError(f"initialization={name} is a class: must be an object, {name}(…)")
     if not callable(getattr(initialization, "alpha", None)):
         raise TypeError(f"initialization={initialization!r} has no method alpha: must have alpha(rule, slot, names)")
+
+
+def first_logits(initialization: Initialization, rule: str, label: str, names: Sequence[str]) -> Tensor:
+    """Return what an initialisation makes of an edge, in torch's default dtype.
+
+    Args:
+        initialization: the initialisation.
+        rule: ``"hb"`` or ``"agd"``.
+        label: of the edge's α, ``"normal/op_2_1"`` for ``"hb"``.
+        names: the operations, zero included.
+
+    Raises:
+        ValueError: it is no tensor of one finite floating number an operation.
+    """
+    slot = int(label.rpartition("_")[2]) if rule == "hb" else 0
+    alpha = initialization.alpha(rule, slot, names)
+    where = f"initialization={initialization!r}: alpha of edge {label!r}"
+    if not isinstance(alpha, Tensor):
+        raise ValueError(f"{where} is of type {type(alpha).__name__}: must be a tensor")
+    if alpha.shape != (len(names),) or not alpha.is_floating_point():
+        raise ValueError(
+            f"{where} has shape {tuple(alpha.shape)} and dtype {alpha.dtype}: must have ({len(names)},), a floating "
+            "number an operation"
+        )
+    if not alpha.isfinite().all():
+        raise ValueError(f"{where} is {alpha.tolist()}: must be finite")
+    return alpha.detach().to(torch.get_default_dtype())
 
 
 def _check_positive(name: str, value: float) -> None:

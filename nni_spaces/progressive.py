@@ -16,7 +16,8 @@ from optinspired_plugins.genotype import Genotype
 
 from .data import process_rank
 from .derivation import derive, limit_skips, strongest_candidates
-from .run_folder import locked, read_history
+from .run_files import last_entry
+from .run_folder import locked, resolve_devices
 from .search import SearchSettings, search
 from .spaces import check_rate
 
@@ -86,13 +87,14 @@ def search_progressively(
     strategy = "darts" if settings.strategy == "p-darts" else settings.strategy
     allowed: dict[str, list[str]] | None = None
     probabilities: dict[str, dict[str, float]] = {}
-    with locked(folder):
+    options["devices"] = resolve_devices(options.get("devices"))
+    with locked(folder, options["devices"]):
         for number, stage in enumerate(stages, start=1):
             if stage.keep is not None:
                 allowed = strongest_candidates(probabilities, stage.keep)
             own = replace(settings, cells=stage.cells, skip_dropout=stage.skip_dropout, allowed=allowed)
             search(replace(own, strategy=strategy), folder / f"stage{number}", **options)
-            probabilities = read_history(folder / f"stage{number}")[-1]["probabilities"]
+            probabilities = last_entry(folder / f"stage{number}", "probabilities")
         limited = probabilities if most_skips is None else limit_skips(probabilities, most_skips)
         genotype = Genotype.from_nni(derive(limited))
         if not process_rank():

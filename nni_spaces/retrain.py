@@ -1,7 +1,8 @@
 """The network of a genotype, trained from scratch (§9.3), in a folder that survives being killed.
 
 This adds what timm's script has not: an auxiliary loss, operations dropped more often as training goes on, cutout.
-Beside what every run's folder holds (:mod:`nni_spaces.run_folder`), ``model.safetensors`` holds the network for timm.
+Beside what every run's folder holds (:mod:`nni_spaces.run_folder`), ``model.safetensors`` and
+``genotype.json`` hold the network for timm.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import timm_models  # noqa: F401  registers cellnet
 from optinspired_plugins._checks import check_int
-from optinspired_plugins._files import write_atomically
+from optinspired_plugins._files import printable, read_file, write_atomically
 from optinspired_plugins.genotype import Genotype
 
 from .data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, process_rank, read_images
 from .layout import training_layout
-from .run_folder import RunFolder, finite, locked, read_history, trainer_options
+from .run_files import Execution, last_entry, read_checkpoint
+from .run_folder import RunFolder, finite, locked, resolve_devices, trainer_options
 
 __all__ = ["RetrainModule", "RetrainSettings", "retrain"]
 
@@ -63,7 +65,8 @@ class RetrainSettings:
     aux_weight: float | None = None
     """Weight of the auxiliary loss; ``None`` is 0.4 where the auxiliary head fits the images, and else 0."""
     drop_path: float = 0.2
-    cutout: int = 16
+    cutout: int | None = None
+    """Side of the square cut out of an image; ``None`` is half of the image's, §9.3's 16 of 32."""
     padding: int = 4
     seed: int = 0
 
@@ -71,8 +74,10 @@ class RetrainSettings:
         self.read_genotype()
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: must be one of {', '.join(MODELS)}")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("cutout", 0), ("padding", 0), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 2), ("padding", 0), ("seed", 0)):
             check_int(name, getattr(self, name), least)
+        if self.cutout is not None:
+            check_int("cutout", self.cutout, 0)
         for name in ("lr", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
@@ -172,7 +177,7 @@ def retrain(
     out: str | Path,
     workers: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     precision: str = "32-true",
     on_start: Callable[[int, int], None] = lambda done, batches: None,
     on_batch: Callable[[], None] = lambda: None,
@@ -188,7 +193,7 @@ def retrain(
         workers: processes that load images; no effect on the result.
         accelerator: Lightning's.
         devices: processes that share the work, each with batches of its own, as for :func:`~nni_spaces.search.search`.
-        precision: Lightning's, for instance ``"bf16-mixed"``.
+        precision: Lightning's, for instance ``"bf16-mixed"``; a run that goes on must have the same.
         on_start: called with the epochs that are done and the batches of one.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
@@ -198,17 +203,17 @@ def retrain(
 
     Raises:
         ValueError: the folder holds a training of other settings or images, or is damaged; the data are not as they
-            must be; an auxiliary head does not fit images of this size.
+            must be; an auxiliary head does not fit images of this size; there are other processes than ``devices``.
         RuntimeError: another process trains in the folder.
         FloatingPointError: the loss was not finite; the checkpoint of the last finished epoch is kept.
         OSError: a file cannot be written; the ones before are kept.
     """
-    folder = Path(out)
-    with locked(folder):
+    folder, devices = Path(out), resolve_devices(devices)
+    with locked(folder, devices):
         data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
-        if test.images.shape[1:] != data.images.shape[1:] or test.classes > data.classes:
-            found = ", ".join(f"{part.classes} classes of {tuple(part.images.shape[1:])}" for part in (data, test))
-            raise ValueError(f"data={settings.data!r}: training and test images have {found}: must have the same")
+        if test.images.shape[1:] != data.images.shape[1:]:
+            found = " and ".join(str(tuple(part.images.shape[1:])) for part in (data, test))
+            raise ValueError(f"data={settings.data!r}: training and test images are {found}: must be of one shape")
         settings = replace(settings, aux_weight=_aux_weight(settings, data.images))
         torch.manual_seed(settings.seed)
         model = settings.make_model(data.classes, data.images.shape[1], aux_head=bool(settings.aux_weight))
@@ -220,7 +225,8 @@ def retrain(
             return {"lr": rate, "drop_path_rate": module.drop_path_rate, **losses, **tops}
 
         facts = _facts(settings, data)
-        run = RunFolder(folder, settings, data, lambda module: facts, entry, on_batch, on_epoch)
+        execution = Execution(devices, precision)
+        run = RunFolder(folder, settings, data, lambda module: facts, entry, on_batch, on_epoch, execution)
         resume = run.resume()
         if run.first < settings.epochs:
             loaders = _loaders(data, test, settings, workers, devices, run.first)
@@ -232,13 +238,27 @@ def retrain(
                 **trainer_options(run, settings.epochs, accelerator, devices),
             )
             trainer.fit(RetrainModule(model, settings), *loaders, **resume)
-        weights = folder / "model.safetensors"
-        if not process_rank() and (run.first < settings.epochs or not weights.exists()):
-            # From the checkpoint: a run that was killed behind its last one has no other.
-            state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-            plain = {k.removeprefix("model."): v.contiguous() for k, v in state.items() if "aux_head" not in k}
-            write_atomically(weights, save(plain))
-        return read_history(folder)[-1]["test_top1"]
+        if not process_rank():
+            _keep_weights(run, is_new=run.first < settings.epochs)
+            settings.read_genotype().save(folder / "genotype.json")
+        return last_entry(folder, "test_top1")
+
+
+def _keep_weights(run: RunFolder, is_new: bool) -> None:
+    """Write the trained network for timm, or compare what a finished training has written.
+
+    Raises:
+        ValueError: the file holds another.
+    """
+    # From the checkpoint: a run that was killed after its last one has no other.
+    state, weights = read_checkpoint(run.checkpoint)[0]["state_dict"], run.folder / "model.safetensors"
+    content = save({k.removeprefix("model."): v.contiguous() for k, v in state.items() if "aux_head" not in k})
+    if is_new or not weights.exists():
+        write_atomically(weights, content)
+    elif read_file(weights, limit=None) != content:
+        raise ValueError(
+            f"{printable(weights)}: is not the network of checkpoint.pt; remove it to have it written again"
+        )
 
 
 def _aux_weight(settings: RetrainSettings, images: Tensor) -> float:
@@ -253,6 +273,11 @@ def _aux_weight(settings: RetrainSettings, images: Tensor) -> float:
     return settings.aux_weight
 
 
+def _cutout(settings: RetrainSettings, images: Tensor) -> int:
+    """Return the side, or its default: half of the shorter side of an image."""
+    return min(images.shape[-2:]) // 2 if settings.cutout is None else settings.cutout
+
+
 def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
     """Count parameters and multiply-accumulates of an image, the auxiliary head left out."""
     model = settings.make_model(data.classes, data.images.shape[1], device="meta").eval()
@@ -262,6 +287,7 @@ def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
     return dict(
         parameters=sum(p.numel() for p in model.parameters()),
         macs=counter.get_total_flops() // 2,
+        cutout=_cutout(settings, data.images),
         genotype_sha256=sha256(settings.read_genotype().to_json().encode()).hexdigest(),
         mean=[round(value / 255, 6) for value in mean],
         std=[round(value / 255, 6) for value in std],
@@ -276,7 +302,8 @@ def _loaders(
     if len(sampler) < settings.batch_size:
         raise ValueError(f"batch_size={settings.batch_size!r}: must be at most {len(sampler)}, the images of a process")
     sampler.set_epoch(epoch)
-    train_images = SeededImages(data, None, settings.seed, settings.padding, settings.cutout)
+    cutout = _cutout(settings, data.images)
+    train_images = SeededImages(data, None, settings.seed, settings.padding, cutout)
     test_images = SeededImages(test, moments=channel_moments(data.images))
     test_sampler = EpochSampler(len(test.labels), None, devices)
     return (

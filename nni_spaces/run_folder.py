@@ -1,8 +1,9 @@
 """The folder of a run, which survives being killed: searches and retrainings keep their state in one alike.
 
 It holds ``settings.json``, ``run.json`` (versions, the images' hash, sizes), ``checkpoint.pt`` of the last finished
-epoch and ``history.json``, an entry each epoch. Every file is either its old or its new version. What is random is a
-function of seed, epoch and process, so a run that is resumed gives what an uninterrupted one gives, to the bit.
+epoch and ``history.json``, an entry each epoch (:mod:`nni_spaces.run_files`). Every file is either its old or its new
+version, and what a folder holds in which no epoch has finished does not count. What is random is a function of seed,
+epoch and process, so a run that is resumed gives what an uninterrupted one gives, to the bit.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -25,53 +25,87 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from optinspired_plugins._files import write_atomically
+from optinspired_plugins._checks import check_int, short
+from optinspired_plugins._files import clear_temporaries, printable, write_atomically
+from optinspired_plugins._locks import held
 
 from .data import ImageSet, process_rank
+from .run_files import (
+    Execution,
+    SealedCheckpoints,
+    damaged,
+    digest_of,
+    not_finite,
+    read_checkpoint,
+    read_history,
+    read_images_hash,
+    read_settings,
+)
 
-__all__ = ["RunFolder", "describe", "finite", "locked", "read_history", "trainer_options"]
+__all__ = ["RunFolder", "describe", "finite", "locked", "read_history", "resolve_devices", "trainer_options"]
 
 ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")
+# What a run writes into its folder.
+FILES = (
+    "settings.json",
+    "run.json",
+    "history.json",
+    "checkpoint.pt",
+    "genotype.json",
+    "model.safetensors",
+    "trials.json",
+)
+
+
+def resolve_devices(devices: int | None) -> int:
+    """Return the number of processes that share a run.
+
+    Args:
+        devices: the number; ``None`` for as many as ``torchrun`` or the like has started, which ``WORLD_SIZE`` in the
+            environment says, and one without it.
+
+    Raises:
+        ValueError: the number is none, or not how many there are: each process alone would write the same folder.
+    """
+    stated = os.environ.get("WORLD_SIZE")
+    if stated is not None and not (stated.isascii() and stated.isdecimal() and int(stated)):
+        raise ValueError(f"WORLD_SIZE={short(stated)}: must be an integer ≥ 1")
+    world = None if stated is None else int(stated)
+    if devices is None:
+        devices = world or 1
+    check_int("devices", devices, 1)
+    if world not in (None, devices):
+        raise ValueError(f"devices={devices}: must be {world}, the number of processes by WORLD_SIZE, or start one")
+    if process_rank() >= devices:
+        raise ValueError(f"devices={devices}: must be above the number of this process, RANK={process_rank()}")
+    return devices
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, devices: int = 1) -> Iterator[None]:
     """Hold the folder for this process; the system frees it however the process ends.
 
-    Of a distributed run, the first process holds it for all.
+    Of a distributed run, the first process holds it for all. What a kill left of a file is removed.
+
+    Args:
+        folder: the folder of the run.
+        devices: the number of processes that share it.
 
     Raises:
         RuntimeError: another process holds it.
         NotImplementedError: the system has no record locks, as Windows.
+        ValueError: other processes than ``devices`` are running; ``.lock`` is no file.
+        OSError: the folder cannot be written, or its file system has no locks.
     """
-    try:
-        import fcntl
-    except ImportError:
-        raise NotImplementedError(
-            f"out={str(folder)!r}: a run locks its folder by fcntl, which {platform.system()} has not: must be a Unix"
-        ) from None
-    folder.mkdir(parents=True, exist_ok=True)
+    resolve_devices(devices)
     if process_rank():
+        folder.mkdir(parents=True, exist_ok=True)
         yield
         return
-    with (folder / ".lock").open("w") as file:
-        try:
-            # Not flock: forked loader processes would share that lock, and outlive a killed run for a moment.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise RuntimeError(f"out={str(folder)!r}: another process is running there") from None
+    with held(folder / ".lock"):
+        clear_temporaries(folder, FILES)
         yield
-
-
-def _read(path: Path, check: Callable[[Any], Any]) -> Any:
-    """Return what ``check`` makes of a JSON file, ``None`` where there is none."""
-    if not path.exists():
-        return None
-    try:
-        return check(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not the {path.stem} of such a run ({error})") from error
 
 
 def versions() -> dict[str, str]:
@@ -80,22 +114,13 @@ def versions() -> dict[str, str]:
 
 
 def describe(data: ImageSet) -> dict[str, Any]:
-    """Return the number, shape and hash of images and labels."""
+    """Return number and shape of the images, and a hash of all that a run takes from them."""
     count, channels, height, width = data.images.shape
-    digest = hashlib.sha256(data.images.numpy().tobytes())
+    digest = hashlib.sha256(f"{data.images.dtype} {tuple(data.images.shape)} {data.classes}".encode())
+    digest.update(data.images.numpy().tobytes())
     digest.update(data.labels.numpy().tobytes())
     shape = dict(channels=channels, height=height, width=width)
     return dict(images=count, classes=data.classes, **shape, sha256=digest.hexdigest())
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Read the epochs so far.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    found = _read(folder / "history.json", lambda history: [e for e in history if isinstance(e["epoch"], int)])
-    return found or []
 
 
 def finite(loss: torch.Tensor, where: str) -> torch.Tensor:
@@ -117,12 +142,13 @@ class RunFolder(pl.Callback):
 
     Args:
         folder: the folder of the run, held by this process.
-        settings: a dataclass of plain values, with ``seed`` and ``data``.
+        settings: a dataclass of plain values, with ``seed``, ``epochs`` and ``data``.
         data: the training images.
         sizes: makes more facts for ``run.json`` of the module.
         entry: makes an entry of the history of the module and the epoch's metrics.
         on_batch: called after every batch.
         on_epoch: called with every entry of the history.
+        execution: how it is computed; ``None`` for the default.
 
     Raises:
         ValueError: the folder holds a run of other settings or images, or is damaged.
@@ -137,39 +163,47 @@ class RunFolder(pl.Callback):
         entry: Callable[[Any, dict[str, float]], dict[str, Any]],
         on_batch: Callable[[], None],
         on_epoch: Callable[[dict[str, Any]], None],
+        execution: Execution | None = None,
     ) -> None:
         self.folder, self.settings, self.data, self.sizes = folder, settings, describe(data), sizes
         self.entry, self.on_batch, self.on_epoch = entry, on_batch, on_epoch
+        # As a file gives them back.
+        self.mine = json.loads(json.dumps(asdict(settings) | asdict(execution or Execution())))
+        self.history_digest = ""
+        self.shapes: dict[str, Any] = {}
         self.began = 0.0
         self.first = 0
+        # Of a folder of an older version, neither execution nor digests are known.
+        self.is_of_older_version = False
         if not process_rank():
             self._settle()
 
     def _settle(self) -> None:
-        """Write the settings of a new folder; compare those and the images of one that holds an epoch."""
-        mine = asdict(self.settings)
-        if not self.checkpoint.exists() and not (self.folder / "history.json").exists():
-            # Settings that were refused, or failed in the first epoch, must not bind those that mend them.
-            for name in ("settings.json", "run.json"):
-                (self.folder / name).unlink(missing_ok=True)
-        stored = _read(self.folder / "settings.json", lambda found: asdict(type(self.settings)(**found)))
-        if stored is None:
-            write_atomically(self.folder / "settings.json", json.dumps(mine, indent=2) + "\n")
-            return
-        where = f"out={str(self.folder)!r}"
-        differ = [f"{name}={stored[name]!r} (here {mine[name]!r})" for name in mine if mine[name] != stored[name]]
+        """Compare the settings and the images of a folder that holds an epoch."""
+        path, about = self.folder / "settings.json", self.folder / "run.json"
+        # Read also where nothing has finished: a file of another program must not be overwritten.
+        digest = read_images_hash(about) if about.exists() else None
+        if path.exists():
+            stored, has_execution = read_settings(path, type(self.settings))
+            self.is_of_older_version = not has_execution
+            if self.checkpoint.exists():
+                self._compare(stored, digest)
+
+    def _compare(self, stored: Mapping[str, Any], digest: str | None) -> None:
+        """ValueError unless settings, as far as they are stored, and images are this run's."""
+        where, mine = f"out={str(self.folder)!r}", self.mine
+        # Images may be moved: where their hash is known, it decides and not their name.
+        compared = [name for name in stored if name != "data" or digest is None]
+        differ = [
+            f"{name}={stored[name]!r} (here {mine.get(name)!r})" for name in compared if mine.get(name) != stored[name]
+        ]
         if differ:
-            raise ValueError(f"{where}: holds a run with {', '.join(differ)}: choose another folder")
-        digest = _read(self.folder / "run.json", lambda found: found["data"]["sha256"])
+            raise ValueError(f"{where}: holds a run with {printable(', '.join(differ))}: choose another folder")
         if digest not in (None, self.data["sha256"]):
             raise ValueError(f"{where}: holds a run on other images than data={mine['data']!r} has now")
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """Write what the run is made of."""
-        path = self.folder / "run.json"
-        if trainer.is_global_zero and not path.exists():
-            facts = {"versions": versions(), "data": self.data, **self.sizes(module)}
-            write_atomically(path, json.dumps(facts, indent=2) + "\n")
+    def _write(self, name: str, content: Any) -> None:
+        write_atomically(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     @property
     def checkpoint(self) -> Path:
@@ -180,17 +214,61 @@ class RunFolder(pl.Callback):
         """Return what ``Trainer.fit`` needs to go on, and remember the first epoch to come.
 
         Raises:
-            ValueError: the checkpoint is damaged.
+            ValueError: checkpoint or history are damaged, or of another run.
         """
+        history = [] if process_rank() else read_history(self.folder)
         if not self.checkpoint.exists():
+            if len(history) > 1:
+                known = f"history.json has {len(history)} epochs: must be there, or remove history.json to begin anew"
+                raise ValueError(f"{printable(self.checkpoint)}: is missing, and {known}")
             return {}
-        try:
-            self.first = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["epoch"] + 1
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.checkpoint}: damaged; remove it to begin anew, or choose another folder"
-            ) from error
+        found, sealed = read_checkpoint(self.checkpoint)
+        if not process_rank():
+            self._check_checkpoint(found, sealed, history)
+            if not self.is_of_older_version:
+                self._write("settings.json", self.mine)  # says where the images are now
+        self.first = found["epoch"] + 1
+        self.shapes = {name: tuple(value.shape) for name, value in found["state_dict"].items()}
         return {"ckpt_path": str(self.checkpoint), "weights_only": True}
+
+    def _check_checkpoint(self, found: Mapping[str, Any], sealed: bool, history: list[dict[str, Any]]) -> None:
+        """ValueError unless a checkpoint is this run's, and the history is the one that it was written with."""
+        record, done = _record(found["callbacks"].get(self.state_key)), found["epoch"] + 1
+        if not 0 < done <= self.settings.epochs:
+            raise damaged(self.checkpoint, f"epoch={done - 1}: must be below epochs={self.settings.epochs}")
+        if not self.is_of_older_version and not (sealed and record):
+            raise damaged(self.checkpoint, f"has no {'record of its run' if sealed else 'digest'}")
+        if record:
+            self._compare(record["settings"], record["images"])
+        where = printable(self.folder / "history.json")
+        if not done <= len(history) <= done + 1:
+            raise ValueError(f"{where}: has {len(history)} epochs: must have the {done} of checkpoint.pt")
+        if record and record["history"] != digest_of(history[:done]):
+            raise ValueError(f"{where}: its entries 0 to {done - 1} are not those of checkpoint.pt, was changed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what binds a checkpoint to its run; Lightning puts it in there. Images go by their hash."""
+        settings = {name: value for name, value in self.mine.items() if name != "data"}
+        return {"settings": settings, "images": self.data["sha256"], "history": self.history_digest}
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        """ValueError unless the checkpoint holds the module's state; Lightning would fail in many lines."""
+        expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        wrong = [name for name in {**self.shapes, **expected} if self.shapes.get(name) != expected.get(name)]
+        if self.first and wrong:
+            found, needed = (self.shapes.get(wrong[0]), expected.get(wrong[0]))
+            raise damaged(self.checkpoint, f"state_dict, {short(wrong[0])}: has {found}, must have {needed}")
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        """Write what the run is made of, in the place of what a run left that has finished no epoch."""
+        if not trainer.is_global_zero:
+            return
+        if not self.first:
+            (self.folder / "history.json").unlink(missing_ok=True)
+        facts = {"versions": versions(), "accelerator": trainer.strategy.root_device.type, "data": self.data}
+        for name, content in (("settings.json", self.mine), ("run.json", {**facts, **self.sizes(module)})):
+            if not self.first or not (self.folder / name).exists():
+                self._write(name, content)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         """Seed what an epoch draws from: nothing of a random state needs to be kept."""
@@ -212,7 +290,7 @@ class RunFolder(pl.Callback):
         Raises:
             FloatingPointError: the last step, whose loss was finite, left weights that are not.
         """
-        if not all(parameter.isfinite().all() for parameter in module.parameters()):
+        if not_finite(module.state_dict()) is not None:
             raise FloatingPointError(f"weights after epoch {trainer.current_epoch + 1}: must be finite; {ADVICE}")
         metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
         entry = {
@@ -222,24 +300,20 @@ class RunFolder(pl.Callback):
             "resumed": 0 < self.first == trainer.current_epoch,
         }
         if trainer.is_global_zero:
-            history = [e for e in read_history(self.folder) if e["epoch"] < entry["epoch"]]
-            write_atomically(self.folder / "history.json", json.dumps([*history, entry]))
-        self._save_checkpoint(trainer)
+            history = [*read_history(self.folder)[: entry["epoch"]], entry]
+            self.history_digest = digest_of(history)
+            write_atomically(self.folder / "history.json", json.dumps(history))
+        # All processes take part.
+        trainer.save_checkpoint(self.checkpoint)
         if trainer.is_global_zero:
             self.on_epoch(entry)
 
-    def _save_checkpoint(self, trainer: Any) -> None:
-        """Write Lightning's checkpoint, which all processes take part in, sync and rename it."""
-        temporary = self.checkpoint.with_name(f".{self.checkpoint.name}.tmp")
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.checkpoint)
-        finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
+
+def _record(state: Any) -> dict[str, Any] | None:
+    """Return what :meth:`RunFolder.state_dict` put into a checkpoint; ``None`` where it did not."""
+    kinds = {"settings": dict, "images": str, "history": str}
+    is_ours = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+    return state if is_ours else None
 
 
 def trainer_options(run: RunFolder, epochs: int, accelerator: str, devices: int) -> dict[str, Any]:
@@ -257,6 +331,7 @@ def trainer_options(run: RunFolder, epochs: int, accelerator: str, devices: int)
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         callbacks=[run],
+        plugins=[SealedCheckpoints()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -23,7 +23,8 @@ from optinspired_plugins.genotype import Genotype
 from .data import make_loaders, process_rank, read_images
 from .initialization import HeavyBallInit, RandomInit, ZeroInit
 from .layout import training_layout
-from .run_folder import RunFolder, finite, locked, trainer_options
+from .run_files import Execution
+from .run_folder import RunFolder, finite, locked, resolve_devices, trainer_options
 from .spaces import AGDSpace, CellSpace, DARTSSpace, HBSpace, check_partial_channels, check_rate
 from .strategies import DARTS, GumbelDARTS
 
@@ -181,7 +182,7 @@ def search(
     out: str | Path,
     workers: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     on_start: Callable[[int, int], None] = lambda done, batches: None,
     on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
@@ -194,7 +195,7 @@ def search(
         workers: processes that load images; no effect on the result.
         accelerator: Lightning's.
         devices: processes that share the work, each with batches of its own; with several, Lightning starts the
-            script that calls this again for each, or ``torchrun`` has.
+            script that calls this again for each, or ``torchrun`` has. ``None`` for as many as ``torchrun`` has, or 1.
         on_start: called with the epochs that are done and the batches of one.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
@@ -204,15 +205,15 @@ def search(
 
     Raises:
         ValueError: the folder holds a search of other settings or images, or is damaged; the data are not as they
-            must be.
+            must be; there are other processes than ``devices``.
         RuntimeError: another process searches in the folder.
         FloatingPointError: the loss was not finite; the checkpoint of the last finished epoch is kept.
         OSError: a file cannot be written; the ones before are kept.
     """
     if settings.strategy == "p-darts":
         raise ValueError("strategy='p-darts': is a search in stages, use nni_spaces.progressive.search_progressively")
-    folder = Path(out)
-    with locked(folder):
+    folder, devices = Path(out), resolve_devices(devices)
+    with locked(folder, devices):
         data = read_images(settings.data, settings.limit)
         torch.manual_seed(settings.seed)
         space = settings.make_space(data.classes, data.images.shape[1])
@@ -225,7 +226,7 @@ def search(
                 **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
             }
 
-        run = RunFolder(folder, settings, data, _sizes, entry, on_batch, on_epoch)
+        run = RunFolder(folder, settings, data, _sizes, entry, on_batch, on_epoch, Execution(devices))
         resume = run.resume()
         loaders = make_loaders(data, settings.batch_size, settings.seed, workers, settings.padding, devices)
         for loader in loaders:

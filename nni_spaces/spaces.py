@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ from .cells import (
     MixedLayer,
     Preprocessors,
     candidates,
+    proxyless_hook,
     zero_last,
 )
-from .initialization import Initialization, RandomInit, check_initialization
+from .initialization import Initialization, RandomInit, ZeroInit, check_initialization, first_logits
 
 __all__ = ["AGDSpace", "DARTSSpace", "HBSpace", "check_partial_channels", "check_rate"]
 
@@ -72,7 +74,8 @@ class CellSpace(ModelSpace):
         operations: names of the candidates, zero left out; ``None`` for the space's own.
         zero_in_space: make zero a candidate that a strategy without α may choose, the literal reading of Table 6. By
             default it has an α in a supernet and nothing else, so that no strategy can export it.
-        initialization: how α begins; ``None`` for :class:`~nni_spaces.RandomInit`.
+        initialization: how α begins; ``None`` for :class:`~nni_spaces.RandomInit`. Strategies without α refuse it, all
+            but :class:`~nni_spaces.ZeroInit`: they begin with equal chances.
         partial_channels: K of PC-DARTS (Xu et al. 2020): a supernet mixes operations on 1/K of the channels of an edge
             and passes the rest, :func:`~nni_spaces.cells.mix`. A chosen network has all; only supernets of DARTS and
             GumbelDARTS compute with K > 1.
@@ -84,7 +87,7 @@ class CellSpace(ModelSpace):
         grad_checkpointing: as :meth:`set_grad_checkpointing`.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or what ``initialization`` returns is.
         TypeError: ``initialization`` has no method ``alpha``.
     """
 
@@ -116,10 +119,11 @@ class CellSpace(ModelSpace):
         check_int("num_classes", num_classes, 2)
         check_int("in_chans", in_chans, 1)
         self.initialization = RandomInit() if initialization is None else initialization
+        self.has_own_start = initialization is not None
         check_initialization(self.initialization)
         names = self._candidate_names(operations, zero_in_space)
-        for slot in range(3):  # an initialisation that does not fit says so now, not when a search starts
-            self.initialization.alpha(self.rule, slot, [*names, ZERO])
+        for label in islice(self.edge_labels(nodes), 3):  # one that does not fit says so now, not when a search starts
+            first_logits(self.initialization, self.rule, label, zero_last(names))
         self._check_allowed(allowed or {}, zero_last(names), nodes)
         self.operations, self.options = names, EdgeOptions(partial_channels, skip_dropout, allowed or {})
         sizes = dict(channels=channels, cells=cells, nodes=nodes, num_classes=num_classes, in_chans=in_chans)
@@ -171,7 +175,25 @@ class CellSpace(ModelSpace):
         if rate and getattr(strategy, "order", 1) == 2:
             # The difference of two passes would be that of their dropouts.
             raise ValueError(f"skip_dropout={rate} with strategy={name}(order=2): must be 0, or order 1")
+        if (
+            self.has_own_start
+            and not isinstance(strategy, StockDARTS)
+            and not isinstance(self.initialization, ZeroInit)
+        ):
+            raise ValueError(
+                f"initialization={self.initialization!r} with strategy={name}, which has no α to begin with: must be "
+                "None, or use DARTS, GumbelDARTS or Proxyless"
+            )
         return ours
+
+    def check_sampled(self, strategy: Any) -> None:
+        """ValueError where the networks that a multi-trial strategy samples would not have an option of this space."""
+        self.is_differentiable(strategy)
+        if self.options.skip_dropout:
+            raise ValueError(
+                f"skip_dropout={self.options.skip_dropout} with strategy={type(strategy).__name__}: must be 0, only "
+                "supernets have it; use DARTS or GumbelDARTS"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, shape (batch, num_classes)."""
@@ -251,9 +273,11 @@ class HBSpace(CellSpace):
 
     def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
         """Return the hooks that a differentiable strategy needs for α of zero and for the initialisation."""
-        if not self.is_differentiable(strategy):
-            return []
-        return [MixedLayer.hook(self.rule, self.initialization, self.operations, self.options)]
+        if self.is_differentiable(strategy):
+            return [MixedLayer.hook(self.rule, self.initialization, self.operations, self.options)]
+        if isinstance(strategy, Proxyless) and self.has_own_start:
+            return [proxyless_hook(self.initialization, self.operations)]
+        return []
 
 
 class DARTSSpace(CellSpace):
@@ -285,6 +309,17 @@ class DARTSSpace(CellSpace):
         (source,) = sample[f"{cell}/input_{t}_{slot}"]
         return f"{cell}/{t}_{source}"
 
+    def is_differentiable(self, strategy: Any) -> bool:
+        """Say whether a strategy gets our supernet.
+
+        Raises:
+            ValueError: it cannot take the options of this space.
+        """
+        ours = super().is_differentiable(strategy)
+        if self.options.allowed and not ours:
+            raise ValueError(f"allowed with strategy={type(strategy).__name__}{self.advice}")
+        return ours
+
     def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
         """Return the hooks that a differentiable strategy needs for β, the initialisation and the derivation."""
         if isinstance(strategy, Proxyless):
@@ -293,8 +328,6 @@ class DARTSSpace(CellSpace):
                 "or GumbelDARTS, or HBSpace"
             )
         if not self.is_differentiable(strategy):
-            if self.options.allowed:
-                raise ValueError(f"allowed with strategy={type(strategy).__name__}{self.advice}")
             return []
         cell = EdgeNormalizedCell if self.options.partial_channels > 1 else self.mixed_cell
         return [cell.hook(self.initialization, self.options)]

@@ -18,6 +18,9 @@ from .cells import SkipDropout
 
 __all__ = ["DARTS", "GumbelDARTS"]
 
+# Options of torch's SGD under which its step is not that of _steps.
+UNKNOWN_STEPS = ("dampening", "maximize", "nesterov")
+
 
 class _ArchitectureStep:
     """What our modules change in NNI's: order and optimiser of α, the step of second order, dropout that falls."""
@@ -49,6 +52,16 @@ class _ArchitectureStep:
         return torch.optim.Adam(
             parameters, self.arc_learning_rate, betas=self.alpha_betas, weight_decay=self.alpha_weight_decay
         )
+
+    def on_train_start(self) -> None:
+        """Refuse an optimiser that the second order knows no step of before α first moves.
+
+        Raises:
+            ValueError: it is not plain SGD.
+        """
+        if self.order == 2:
+            self._weight_sgd()
+        super().on_train_start()  # type: ignore[misc]
 
     def on_train_epoch_start(self) -> None:
         """Set this epoch's rate of the dropout behind skip connections; it is constant if nobody says when to end."""
@@ -102,10 +115,10 @@ class _ArchitectureStep:
         """Put DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α) into α's.
 
         ξ is the learning rate of w's parameter group, and the step is the optimiser's own, momentum and weight decay
-        included. The product with the Hessian is a central difference along ξ ∇_w' L_val of length 0.01, as in DARTS.
+        included, before any clipping. The product with the Hessian is a central difference along ξ ∇_w' L_val of
+        length 0.01, as in DARTS.
         """
-        optimizers: Any = self.optimizers()  # type: ignore[attr-defined]
-        (sgd,) = [o for o in optimizers if not getattr(o, "is_arch_optimizer", False)]
+        sgd = self._weight_sgd()
         groups = [(p, group) for group in sgd.param_groups for p in group["params"] if p.requires_grad]
         weights, rates = [p for p, _ in groups], [group["lr"] for _, group in groups]
         alphas = self.arch_parameters()
@@ -126,6 +139,22 @@ class _ArchitectureStep:
                 sides.append(_gradients(loss(train), alphas))
         for alpha, g, plus, minus in zip(alphas, direct, *sides):
             alpha.grad = g - (plus - minus) / (2 * radius)
+
+    def _weight_sgd(self) -> Any:
+        """Return the optimiser of the weights; ValueError unless :func:`_steps` computes its step."""
+        optimizers: Any = self.optimizers()  # type: ignore[attr-defined]
+        every = optimizers if isinstance(optimizers, list) else [optimizers]
+        found = [o for o in every if not getattr(o, "is_arch_optimizer", False)]
+        kinds = [type(getattr(o, "optimizer", o)) for o in found]  # Lightning's wrapper has the optimiser inside
+        other = {name for o in found for group in o.param_groups for name in UNKNOWN_STEPS if group.get(name)}
+        if kinds != [torch.optim.SGD] or other:
+            names = " and ".join(kind.__name__ for kind in kinds) or "nothing"
+            options = f" with {', '.join(sorted(other))}" if other else ""
+            raise ValueError(
+                f"order=2 with weights trained by {names}{options}: must be one torch.optim.SGD, without "
+                f"{', '.join(UNKNOWN_STEPS)}, whose step the second order differentiates; or pass order=1"
+            )
+        return found[0]
 
 
 def _distributed() -> bool:
@@ -208,13 +237,14 @@ class DARTS(StockDARTS):
         alpha_weight_decay: their weight decay. At 1e-3 it alone pulls a favoured α of :class:`HeavyBallInit` back.
         alpha_betas: Adam's momenta for them.
         gradient_clip_val: the weights' gradient norm is clipped to this; ``None`` for no clipping.
-        order: 1 or 2. The second differentiates through one step of the weights; it needs SGD and three more passes.
+        order: 1 or 2. The second differentiates through one step of the weights, which torch's SGD must take, momentum
+            and weight decay at will, and costs three more passes. NNI's ``Classification`` has Adam by default.
         **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``. A penalty must
             be of a subclass of ``ExpectationProfilerPenalty`` whose ``forward`` computes with α: NNI's own gets plain
             numbers, without a gradient, and NNI's profilers know no shapes of these spaces.
 
     Raises:
-        ValueError: ``order`` is neither, or 2 with a penalty.
+        ValueError: ``order`` is neither, or 2 with a penalty; as training begins, 2 with another optimiser.
     """
 
     module_type: type[Any] = _DARTSModule

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import nni
 import torch
 import torch.nn.functional as F
+from nni.nas.evaluator import Evaluator
 from nni.nas.evaluator.pytorch import Lightning, Trainer
 from torch import Tensor
 from torchmetrics.functional import accuracy
@@ -20,7 +23,12 @@ from .data import EpochSampler, SeededImages, channel_moments, make_loader, read
 from .run_folder import describe, finite
 from .search import SearchModule
 
-__all__ = ["TrialEvaluator", "TrialModule"]
+__all__ = ["SEQUENTIAL", "TrialEvaluator", "TrialModule"]
+
+SEQUENTIAL = (
+    "trains networks in the process of the search, not on NNI's training service; use run_trials, or pass "
+    "sequential_config(folder, trials) to the experiment"
+)
 
 
 class TrialModule(SearchModule):
@@ -68,12 +76,33 @@ class TrialModule(SearchModule):
             nni.report_intermediate_result(self.top1)
 
 
+class _InThisProcess(Evaluator):
+    """The evaluator of a sampled network, which NNI's training service would send elsewhere."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    def evaluate(self, model: Any) -> Any:
+        """Train and judge a network."""
+        return self.evaluator.evaluate(model)
+
+    def __repr__(self) -> str:
+        return repr(self.evaluator)
+
+    def _dump(self) -> Any:
+        raise RuntimeError(f"evaluator=TrialEvaluator: {SEQUENTIAL}")
+
+
 @nni.trace
 class TrialEvaluator(Lightning):
     """Trains networks of a space, each from scratch, and reports their held-out top-1 in %.
 
     NNI's Lightning evaluators keep one trainer: it has finished after the first network, and those that follow are not
     trained. Here every network gets a trainer and a module of its own. The defaults of the recipe are §9.3's.
+
+    It works in the process of the search: with :func:`~nni_spaces.run_trials`, or in NNI's experiment on its sequential
+    engine. By default NNI's experiment sends the networks of multi-trial strategies to a training service, which is a
+    RuntimeError.
 
     Args:
         train_loader: images and labels to train on.
@@ -115,7 +144,7 @@ class TrialEvaluator(Lightning):
         self.recipe["gradient_clip"] = gradient_clip
         self.accelerator = accelerator
         with warnings.catch_warnings():
-            # True of networks that are sent to other machines, which a module in this process cannot be.
+            # True of networks that are sent to other processes, which _InThisProcess refuses.
             warnings.filterwarnings("ignore", "When using training service")
             loaders = dict(train_dataloaders=train_loader, val_dataloaders=val_loader)
             super().__init__(self._module(), self._trainer(), **loaders)
@@ -137,7 +166,7 @@ class TrialEvaluator(Lightning):
         Args:
             source: what :func:`~nni_spaces.data.read_images` takes.
             held_out: the share of the images that networks are judged by; drawn from ``seed``.
-            limit: use the first so many images.
+            limit: use the first so many images, as :func:`~nni_spaces.data.read_images` does.
             batch_size: images a batch.
             padding: pixels that a random crop of a training image may shift by.
             seed: seed of split, order and crops.
@@ -167,6 +196,10 @@ class TrialEvaluator(Lightning):
         evaluator.source = {"images": describe(data)["sha256"], **options}
         return evaluator
 
+    def freeze(self, sample: dict[str, Any]) -> Evaluator:
+        """Return the evaluator of a sampled network."""
+        return _InThisProcess(super().freeze(sample))
+
     def _module(self) -> TrialModule:
         return TrialModule(**self.recipe)
 
@@ -187,14 +220,21 @@ class TrialEvaluator(Lightning):
 
         Raises:
             FloatingPointError: a loss is not finite.
+            SystemExit: the process was asked to terminate, with the status of that.
         """
         if not isinstance(self.module, TrialModule):  # that of a one-shot strategy, which trains once
             return super().evaluate(model)
         self.module, self.trainer = self._module(), self._trainer()
+        gc.collect()  # reference cycles of Lightning's hold the network before, whose memory this one may need
         for loader in (self.train_dataloaders, self.val_dataloaders):
             if hasattr(getattr(loader, "sampler", None), "set_epoch"):
                 loader.sampler.set_epoch(0)  # kept loader processes begin before Lightning says so
-        super().evaluate(model)
+        try:
+            super().evaluate(model)
+        finally:
+            # Lightning's exit has status 0, and there is none where loader processes die first or no batch is left.
+            if self.trainer.received_sigterm:
+                raise SystemExit(128 + signal.SIGTERM)
         top1 = self.module.top1
         if nni.get_current_parameter() is not None:
             nni.report_final_result(top1)

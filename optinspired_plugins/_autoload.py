@@ -1,15 +1,19 @@
 """Registration of ``timm_models`` without an import: ``timm.create_model("hbnet50")`` works once this is installed.
 
 torch (2.5 and later) calls the entry points of the group ``torch.backends`` at the end of ``import torch``, and timm
-imports torch before its models. ``install`` is such an entry point. It places a finder on ``sys.meta_path`` that finds
-``timm.models`` as Python would have, has ``timm_models`` imported right after ``timm.models`` has executed, and then
-leaves. ``timm_models`` may therefore import from ``timm`` but not use the finished package (``timm.create_model``) at
-its own import.
+imports torch before its models. ``install`` is such an entry point. It has two places tell that ``timm.models`` is
+looked for: a finder on ``sys.meta_path`` and, for the finders that others put before it (lazy ones, those of
+jaxtyping and typeguard), timm's folder in ``sys.path_hooks``. Then the module ``timm`` is watched. When
+``timm.models`` has executed, Python makes it an attribute of ``timm``, whatever found and loaded it, and
+``timm_models`` is imported. This is so for every import of timm, also after ``del sys.modules["timm"]``.
+
+``timm_models`` is the package beside this one, never another of that name on ``sys.path``. It may import from ``timm``
+but not use the finished package (``timm.create_model``) at its own import.
 
 A fault of ``timm_models`` becomes one RuntimeWarning and never breaks ``import timm`` or ``import torch``.
 
-To switch it off, set ``OPTINSPIRED_AUTOLOAD=0``, or ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` for every entry point of
-torch's; ``import timm_models`` then registers the models.
+To switch it off, set ``OPTINSPIRED_AUTOLOAD`` to 0, false, off or no, or ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` for every
+entry point of torch's; ``import timm_models`` then registers the models.
 """
 
 from __future__ import annotations
@@ -18,102 +22,171 @@ import os
 import sys
 import traceback
 import warnings
-from _thread import get_ident
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 __all__ = ["install"]
 
 _HOST = "timm.models"
+_PARENT, _, _ATTRIBUTE = _HOST.partition(".")
 _PLUGIN = "timm_models"
 _SWITCH = "OPTINSPIRED_AUTOLOAD"
+_OFF = ("0", "false", "off", "no")
+_OLDEST_TIMM = "1.0.22"  # as in pyproject.toml
+
+# The function by which the timm that knows our names looks up a name: another timm has another one.
+_known_to: object = None
 
 
 def install() -> None:
     """Have ``timm_models`` imported once ``timm.models`` is; at once if it already was. Calling it again adds nothing.
 
-    Does nothing if the environment variable ``OPTINSPIRED_AUTOLOAD`` is 0.
+    Does nothing if the environment variable ``OPTINSPIRED_AUTOLOAD`` is 0, false, off or no, in any case.
     """
-    if os.environ.get(_SWITCH) == "0":
+    if os.environ.get(_SWITCH, "").strip().lower() in _OFF:
         return
-    if _is_imported(_HOST):
-        _register()
-    elif not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
+    if not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _HostFinder())
+        sys.path_hooks.insert(0, _find_in_folder)
+        for path in [path for path in sys.path_importer_cache if os.path.basename(path) == _PARENT]:
+            del sys.path_importer_cache[path]  # timm imports torch, and so was found before the hook was there
+    host = sys.modules.get(_HOST)
+    if getattr(getattr(host, "__spec__", None), "_initializing", False):  # its execution has not ended
+        _watch()
+    elif host is not None:
+        _register()
 
 
 class _HostFinder:
-    """Meta-path finder of ``timm.models`` alone: the spec the other finders give, followed by ``_register``."""
+    """Meta-path finder that finds nothing: it only learns that ``timm.models`` is looked for."""
 
-    def __init__(self) -> None:
-        self._asking: set[int] = set()
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        """Return None."""
+        if fullname == _HOST:
+            _watch()
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return the spec of ``timm.models`` that the other finders give; None for any other name."""
-        # A finder that asks the others in its turn gets None from here, or the two would ask each other for ever.
-        if fullname != _HOST or get_ident() in self._asking:
-            return None
-        self._asking.add(get_ident())
+
+def _find_in_folder(path: str) -> Any:
+    """Path hook of folders called timm: the finder of the other hooks, which tells when it looks for ``timm.models``.
+
+    Raises:
+        ImportError: the folder has another name, or no finder.
+    """
+    if os.path.basename(path) != _PARENT:
+        raise ImportError(f"path={path!r}: must be a folder called {_PARENT}")
+    for hook in sys.path_hooks:
         try:
-            spec = self._ask_the_others(fullname, path, target)
-        finally:
-            self._asking.discard(get_ident())
-        if spec is not None:
-            self._follow(spec.loader)
-        return spec
+            finder = hook(path) if hook is not _find_in_folder else None
+        except ImportError:
+            continue
+        if finder is not None:
+            return _telling(finder)
+    raise ImportError(f"path={path!r}: no finder")
 
-    def _ask_the_others(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
-        for finder in list(sys.meta_path):
-            find_spec = None if finder is self else getattr(finder, "find_spec", None)
-            spec = find_spec(fullname, path, target) if find_spec else None
-            if spec is not None:
-                return spec
-        return None
 
-    def _follow(self, loader: object) -> None:
-        """Shadow ``exec_module`` on this loader object until it has run; its type and other methods stay."""
+def _telling(finder: Any) -> Any:
+    """Shadow ``find_spec`` on this finder object, if it takes attributes; its type and other methods stay."""
 
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            # A loader of a zip archive serves many modules.
-            if module.__name__ == _HOST:
-                vars(loader).pop("exec_module", None)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
+    def find_and_tell(fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname == _HOST:
+            _watch()
+        return find_spec(fullname, target)
+
+    try:
+        find_spec = finder.find_spec
+        finder.find_spec = find_and_tell
+    except AttributeError:
+        pass  # Finding timm comes first.
+    return finder
+
+
+class _Watched(ModuleType):
+    """Base of the class that the module ``timm`` has until ``timm.models`` is an attribute of it."""
+
+
+def _watch() -> None:
+    """Have ``_register`` called once ``timm.models`` is an attribute of the module ``timm``, if that is there."""
+    module = sys.modules.get(_PARENT)
+    kind: Any = type(module)
+    if not issubclass(kind, ModuleType) or issubclass(kind, _Watched):
+        return
+
+    class Watched(_Watched):
+        def __setattr__(self, name: str, value: object) -> None:
+            kind.__setattr__(self, name, value)
+            if name == _ATTRIBUTE:
+                self.__class__ = kind
                 _register()
 
-        try:
-            execute = loader.exec_module  # type: ignore[attr-defined]
-            vars(loader).setdefault("exec_module", exec_module)
-        except (AttributeError, TypeError):
-            return  # A loader without exec_module or attributes of its own: finding timm comes first.
-
-
-def _is_imported(name: str) -> bool:
-    """Whether the module is there and has executed to its end."""
-    module = sys.modules.get(name)
-    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
+    with suppress(TypeError):  # a class with another layout: importing timm comes first
+        module.__class__ = Watched
 
 
 def _register() -> None:
     """Import ``timm_models``; a fault becomes a warning, because timm works without it."""
     try:
-        # Not import_module: where another thread is at it already, that may raise a deadlock error and this does not.
-        __import__(_PLUGIN)
-    except Exception as error:
+        _import_plugin()
+    except (Exception, SystemExit) as error:
         _warn(error)
 
 
-def _warn(error: Exception) -> None:
+def _import_plugin() -> None:
+    """Import the ``timm_models`` beside this package, again if the one that is there serves another timm.
+
+    Raises:
+        ImportError: there is none, or another module has its name.
+    """
+    global _known_to
+    current = getattr(sys.modules.get(_HOST), "is_model", None)
+    spec = _plugin_spec()
+    module = sys.modules.get(_PLUGIN)
+    if module is not None and os.path.realpath(_file_of(module)) != os.path.realpath(str(spec.origin)):
+        raise ImportError(f"another module is called {_PLUGIN}: {_file_of(module)}")
+    if _known_to is not None and _known_to is not current:
+        for name in [name for name in sys.modules if name.partition(".")[0] == _PLUGIN]:
+            del sys.modules[name]
+    _known_to = current
+    finder = _PluginFinder()
+    sys.meta_path.insert(0, finder)
+    try:
+        # Not import_module: where another thread is at it already, that may raise a deadlock error and this does not.
+        __import__(_PLUGIN)
+    finally:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+
+
+class _PluginFinder:
+    """Meta-path finder of the package ``timm_models`` beside this one."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of ``timm_models``; None for any other name."""
+        return _plugin_spec() if fullname == _PLUGIN else None
+
+
+def _plugin_spec() -> ModuleSpec:
+    folder = os.path.dirname(os.path.dirname(__file__))  # or a zip archive
+    spec = PathFinder.find_spec(_PLUGIN, [folder])
+    if spec is None or spec.origin is None:  # a folder without __init__.py has no origin
+        raise ModuleNotFoundError(f"there is no package {_PLUGIN} in {folder}")
+    return spec
+
+
+def _file_of(module: ModuleType) -> str:
+    return str(getattr(module, "__file__", None) or "unknown")
+
+
+def _warn(error: BaseException) -> None:
     cause = "".join(traceback.format_exception_only(error)).strip()
     message = (
-        f"optinspired-plugins could not register its models with timm: {cause} (at {_location(error)}). timm itself "
-        f"is not affected. `import {_PLUGIN}` shows the full traceback; {_SWITCH}=0 switches the registration off."
+        f"optinspired-plugins could not register its models with timm: {cause} (at {_location(error)}){_old_timm()}. "
+        f"timm itself is not affected. `import {_PLUGIN}` shows the full traceback; {_SWITCH}=0 switches the "
+        "registration off."
     )
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=1)
@@ -122,7 +195,16 @@ def _warn(error: Exception) -> None:
         print(f"RuntimeWarning: {message}", file=sys.stderr)
 
 
-def _location(error: Exception) -> str:
+def _old_timm() -> str:
+    """Say that timm is older than pyproject.toml allows, if it is."""
+    found = str(getattr(sys.modules.get(_PARENT), "__version__", ""))
+    numbers = [[int(part) for part in version.split(".")[:3] if part.isdigit()] for version in (found, _OLDEST_TIMM)]
+    if not numbers[0] or numbers[0] >= numbers[1]:
+        return ""
+    return f"; timm {found} is installed, and {_OLDEST_TIMM} or later is needed"
+
+
+def _location(error: BaseException) -> str:
     """Return file:line of the error's innermost frame outside Python's import machinery."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"

@@ -1,12 +1,40 @@
-"""Files that are either the old version or the new one, whatever happens while they are written."""
+"""Files: written whole or not at all, and read as what a stranger may have written.
+
+Whatever a file holds, an error of a reader is one line without control characters that names the file.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
+import re
 import secrets
+import stat
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_atomically"]
+from ._checks import short
+
+__all__ = [
+    "clear_temporaries",
+    "decode_json",
+    "parse_json",
+    "printable",
+    "read_file",
+    "read_json",
+    "read_table",
+    "write_atomically",
+]
+
+LIMIT_BYTES = 64_000_000
+LIMIT_DEPTH = 64
+LIMIT_MESSAGE = 1_000
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -30,3 +58,150 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def clear_temporaries(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed :func:`write_atomically` of these files has left, while no other process writes them.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    pattern = re.compile(rf"\.({'|'.join(map(re.escape, names))})\.[0-9a-f]{{8}}")
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def printable(value: object) -> str:
+    r"""Return text on one line, with control characters and the like as Python writes them, ``\x1b`` for an escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:LIMIT_MESSAGE])
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to does not block, where the system has such a flag."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_file(path: Path, limit: int | None = LIMIT_BYTES) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: the file, or a link to it.
+        limit: the most bytes that it may have; ``None`` for any number.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or a pipe, a device or the like.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{printable(path)}: must be a regular file")
+        content = file.read() if limit is None else file.read(limit + 1)
+    if limit is not None and len(content) > limit:
+        raise ValueError(f"{printable(path)}: larger than {limit} bytes: must be less")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON holds.
+
+    Raises:
+        ValueError: it is no JSON, nests deeper than any file of ours, or holds text that is not Unicode.
+    """
+    deep = f"nests deeper than {LIMIT_DEPTH} levels"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
+    level = [value]
+    for _ in range(LIMIT_DEPTH):
+        for item in level:
+            if isinstance(item, str):
+                item.encode()  # a UnicodeEncodeError is a ValueError
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return value
+    raise ValueError(deep)
+
+
+def _children(value: object) -> Iterable[Any]:
+    return [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def decode_json(path: Path, content: bytes, check: Callable[[Any], Any], name: str = "") -> Any:
+    """Return what ``check`` makes of the content of a JSON file.
+
+    Args:
+        path: the file, for messages.
+        content: its bytes.
+        check: raises a ValueError that names the field.
+        name: what the file should be, for messages: ``"the settings of a run"``.
+
+    Raises:
+        ValueError: the content is no JSON, or not what ``check`` takes.
+    """
+    try:
+        return check(parse_json(content.decode("utf-8")))
+    except ValueError as error:  # a UnicodeDecodeError is one
+        said = f"not {name} ({printable(error)})" if name else printable(error)
+        # The cause stays out of the traceback: it may quote the file as it is.
+        raise ValueError(f"{printable(path)}: {said}") from None
+
+
+def read_json(path: Path, check: Callable[[Any], Any], name: str = "") -> Any:
+    """Read a JSON file; arguments are :func:`decode_json`'s.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, no JSON, or not what ``check`` takes; the message names it.
+    """
+    return decode_json(path, read_file(path), check, name)
+
+
+def read_table(path: Path, fields: Sequence[str] | None = None) -> dict[int, dict[str, str]]:
+    """Read a CSV file: its rows by the number of their line.
+
+    Args:
+        path: the file.
+        fields: what the first line must name; ``None`` for any fields.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large or no such CSV; the message names file and line.
+    """
+    where, found = printable(path), dict[int, dict[str, str]]()
+    content = read_file(path)
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {error}") from None
+    try:
+        names = _checked_names(next(reader, []), fields)
+        for row in filter(None, reader):
+            found[reader.line_num] = _checked_row(names, row)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{where}, line {max(1, reader.line_num)}: {printable(error)}") from None
+    return found
+
+
+def _checked_names(names: list[str], fields: Sequence[str] | None) -> list[str]:
+    if fields is not None and names != list(fields):
+        raise ValueError(f"names the fields {short(names)}: must be {', '.join(fields)}")
+    if not names or len(set(names)) < len(names) or not all(name.isprintable() for name in names):
+        raise ValueError(f"names the fields {short(names)}: must be names, each once")
+    return names
+
+
+def _checked_row(names: list[str], row: list[str]) -> dict[str, str]:
+    if len(row) != len(names):
+        raise ValueError(f"has not the fields of the first line: has {len(row)}, must have {len(names)}")
+    for name, value in zip(names, row):
+        if not value.isprintable():
+            raise ValueError(f"{name}={short(value)}: must be text without control characters")
+    return dict(zip(names, row))

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 try:
     import typer
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
     from . import plotting
+    from .terminal import console, epoch_progress, errors_as_messages, quiet_hosts, show
 except ImportError as error:  # the base installation has torch and timm only
     raise SystemExit(f"{error}: the command needs the extra 'viz', pip install 'optinspired-plugins[viz]'") from error
 
-from . import simulation
+from . import __version__, simulation
 from ._files import write_atomically
 from .algorithms import ALGORITHMS, load_algorithm
-from .genotype import GENOTYPES, found_names, load_genotype
+from .cli_options import Accelerator, Initialization, Model, Precision, Space, Strategy, integers, network_names
+from .genotype import GENOTYPES, Genotype, found_names, load_genotype
+from .next_steps import absolute_source, retrain_command, timm_call
 from .propagation import TwoPath
 from .report import SKIPS, write_report
+from .report_files import is_retraining, read_about, read_retraining
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "quiet_hosts"]
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Networks read off algorithms."
@@ -41,69 +39,21 @@ plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and
 app.add_typer(plot, name="plot")
 
 NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
-# Of a distributed run, the first process speaks.
-console = Console(quiet=os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0")
 
 
-def integers(text: str) -> list[int]:
-    """Parse ``10,20,30``."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r}: must be integers separated by commas, 10,20,30") from None
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        show(f"optinspired-plugins {__version__}")
+        raise typer.Exit
 
 
-@contextmanager
-def errors_as_messages() -> Iterator[None]:
-    """Turn what a user can cause into a line of text and exit status 2."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        message = f"[red]error[/red] {type(error).__name__}: {escape(str(error))}"
-        console.print(message, markup=True, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def quiet_hosts() -> Iterator[None]:
-    """Keep NNI's and Lightning's advice out of a terminal that shows progress; what they raise still comes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import nni_spaces  # noqa: F401  the hosts set their own levels when they are imported
-
-        logging.getLogger("nni").setLevel(logging.CRITICAL)  # it logs every exception that it passes on
-        for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
-
-
-def show(text: str) -> None:
-    """Print text as it is."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def epoch_progress(
-    name: str, epochs: int, out: Path, line: Callable[[dict[str, Any]], str]
-) -> Iterator[dict[str, Callable[..., None]]]:
-    """Show a bar of batches and a line an epoch; give what a run calls."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=None)
-
-        def on_start(done: int, batches: int) -> None:
-            progress.update(task, total=epochs * batches, completed=done * batches)
-            if done:
-                show(f"Going on after epoch {done} of {out}.")
-
-        def on_epoch(entry: dict[str, Any]) -> None:
-            show(f"epoch {entry['epoch'] + 1:>3}/{epochs}  {line(entry)}  {entry['seconds']:.1f} s")
-
-        try:
-            yield dict(on_start=on_start, on_batch=lambda: progress.advance(task), on_epoch=on_epoch)
-        except SystemExit:  # Lightning's, of an interrupt or SIGTERM
-            show("Stopped: the same command goes on after the last finished epoch.")
-            raise
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options of every command."""
 
 
 def search_line(entry: dict[str, Any]) -> str:
@@ -143,7 +93,7 @@ def simulate(
     """
     with errors_as_messages():
         recipe = simulation.Recipe(pairs=pairs, dimension=dimension, lr=lr, batch_size=batch_size, steps=steps)
-        chosen = (networks.split(","), [10] if quick else integers(depths), [0] if quick else integers(seeds))
+        chosen = (network_names(networks), [10] if quick else integers(depths), [0] if quick else integers(seeds))
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=console) as progress:
             total = len(chosen[0]) * len(chosen[1]) * len(chosen[2])
@@ -151,9 +101,7 @@ def simulate(
 
             def on_run(run: simulation.Run, found: bool) -> None:
                 done = f"{run.network:<5} depth {run.depth:>2} seed {run.seed}  MSE {run.mse:.5f}"
-                progress.console.print(
-                    done + ("  (from the file)" if found else f"  {run.seconds:.1f} s"), highlight=False
-                )
+                show(done + ("  (from the file)" if found else f"  {run.seconds:.1f} s"))
                 progress.advance(task, recipe.steps if found else 0)
 
             path = out / "table2.csv"
@@ -162,15 +110,15 @@ def simulate(
         write_atomically(out / "table2.md", simulation.to_markdown(cells))
         plotting.draw_simulation(runs).savefig(out / "table2.png", dpi=130)
     console.print(_table(cells))
-    console.print(f"Runs: {path}\nTable: {out / 'table2.md'}\nFigure: {out / 'table2.png'}", highlight=False)
+    show(f"Runs: {path}", f"Table: {out / 'table2.md'}", f"Figure: {out / 'table2.png'}")
 
 
 @app.command()
 def search(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted search there goes on.")],
-    space: Annotated[str, typer.Option(help="hb, agd or darts.")] = "hb",
-    init: Annotated[str, typer.Option(help="How α begins: heavy-ball (hb only), zero or random.")] = "zero",
-    strategy: Annotated[str, typer.Option(help="darts, darts-second-order, gumbel, pc-darts or p-darts.")] = "darts",
+    space: Annotated[Space, typer.Option(help="Search space (§9).")] = "hb",
+    init: Annotated[Initialization, typer.Option(help="How α begins; heavy-ball for hb only.")] = "zero",
+    strategy: Annotated[Strategy, typer.Option(help="How α and weights are found.")] = "darts",
     data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many images.")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs (§9.3); of p-darts in each of its stages.")] = 50,
@@ -190,12 +138,15 @@ def search(
     ] = None,
     grad_checkpointing: Annotated[bool, typer.Option(help="Compute cells twice to save memory.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, …")] = "auto",
-    devices: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
+    devices: Annotated[
+        Optional[int], typer.Option(help="Processes that share the work; torchrun's by default, and else 1.")
+    ] = None,
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
     with errors_as_messages(), quiet_hosts():
         from nni_spaces.progressive import search_progressively
+        from nni_spaces.run_folder import resolve_devices
         from nni_spaces.search import SearchSettings
         from nni_spaces.search import search as search_once
 
@@ -203,7 +154,7 @@ def search(
             space=space,
             init=init,
             strategy=strategy,
-            data=data,
+            data=absolute_source(data),
             limit=limit,
             epochs=epochs,
             batch_size=batch_size,
@@ -220,24 +171,41 @@ def search(
         )
         run_search: Callable[..., Any] = search_progressively if strategy == "p-darts" else search_once
         with epoch_progress(f"{space} search", epochs, out, search_line) as progress:
-            found = run_search(settings, out, workers=workers, accelerator=accelerator, devices=devices, **progress)
+            machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator, devices=resolve_devices(devices))
+            found = run_search(settings, out, **machine, **progress)
+        step = _training_step(out, {**asdict(settings), **machine})
     for name, cell in (("normal", found.normal), ("reduction", found.reduction)):
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
             show(f"{name:<9} node {t}: {edges}")
-    command = shlex.join(["optinspired", "retrain", str(out / "genotype.json"), "--data", data])
-    show(f"Genotype: {out / 'genotype.json'}\nTrain it: {command}")
+    show(f"Genotype: {out / 'genotype.json'}", step)
+
+
+def _training_step(out: Path, settings: dict[str, Any]) -> str:
+    """Name the command that trains what a search has found, or what it would miss."""
+    from nni_spaces.data import read_images
+
+    try:
+        read_images(settings["data"], settings["limit"], "test")
+    except ValueError as error:
+        return f"To train it, give images that have a test part: {error}"
+    images = read_about(out)["data"]["images"]
+    return f"Train it: {retrain_command(out / 'genotype.json', settings, images)}"
 
 
 @app.command()
 def retrain(
     genotype: Annotated[str, typer.Argument(help="A genotype's file, or the name of a published one (darts_v2).")],
     out: Annotated[
-        Optional[Path], typer.Option(help="Folder of the run; by default retrain/ beside the file, or runs/NAME.")
+        Optional[Path],
+        typer.Option(
+            help="Folder of the run; by default retrain/ beside genotype.json, retrain-NAME/ beside NAME.json, and "
+            "runs/NAME of a published one."
+        ),
     ] = None,
     data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
     limit: Annotated[Optional[int], typer.Option(help="Use the first so many images, for training and test.")] = None,
-    model: Annotated[str, typer.Option(help="cellnet_cifar or cellnet_imagenet.")] = "cellnet_cifar",
+    model: Annotated[Model, typer.Option(help="timm's name of the network.")] = "cellnet_cifar",
     epochs: Annotated[int, typer.Option(help="Epochs (§9.3).")] = 600,
     batch_size: Annotated[int, typer.Option(help="Batch size (§9.3).")] = 96,
     cells: Annotated[int, typer.Option(help="Cells (§9.3).")] = 20,
@@ -248,13 +216,17 @@ def retrain(
         typer.Option(help="Weight of the auxiliary loss; 0.4 (§9.3) where its head fits the images, else 0."),
     ] = None,
     drop_path: Annotated[float, typer.Option(help="Rate at which operations are dropped in the end (§9.3).")] = 0.2,
-    cutout: Annotated[int, typer.Option(help="Side of the square cut out of an image; 0 for none.")] = 16,
+    cutout: Annotated[
+        Optional[int], typer.Option(help="Side of the square cut out of an image; half a side by default, 0 for none.")
+    ] = None,
     padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
-    accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu, …")] = "auto",
-    devices: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
-    precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, 16-mixed.")] = "32-true",
+    accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
+    devices: Annotated[
+        Optional[int], typer.Option(help="Processes that share the work; torchrun's by default, and else 1.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Lightning's.")] = "32-true",
 ) -> None:
     """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
     with errors_as_messages(), quiet_hosts():
@@ -262,12 +234,10 @@ def retrain(
         from nni_spaces.retrain import retrain as run_retrain
 
         found = load_genotype(genotype)
-        if out is None:
-            is_name = genotype in {*GENOTYPES, *found_names()}
-            out = Path("runs") / genotype if is_name else Path(genotype).parent / "retrain"
+        out = out or _retraining_folder(genotype, found)
         settings = RetrainSettings(
             genotype=json.loads(found.to_json()),
-            data=data,
+            data=absolute_source(data),
             limit=limit,
             model=model,
             epochs=epochs,
@@ -283,15 +253,31 @@ def retrain(
         )
         with epoch_progress("retraining", epochs, out, retrain_line) as progress:
             top1 = run_retrain(settings, out, workers, accelerator, devices, precision, **progress)
-    show(f"Test accuracy after the last epoch: {top1:.2f} %\nWeights for timm: {out / 'model.safetensors'}")
+        trained = read_retraining(out)
+    show(f"Test accuracy after the last epoch: {top1:.2f} %", f"Weights for timm: {out / 'model.safetensors'}")
+    show(f"In Python: {timm_call(out, trained.settings, trained.about['data'])}")
+
+
+def _retraining_folder(genotype: str, found: Genotype) -> Path:
+    """Return the folder of a genotype's training; an older one in ``retrain`` goes on, whatever the file is called."""
+    if genotype in {*GENOTYPES, *found_names()}:
+        return Path("runs") / genotype
+    folder = Path(genotype).parent / "retrain"
+    name = Path(genotype).name.removesuffix(".json")
+    if name == "genotype" or (is_retraining(folder) and read_retraining(folder).genotype == found):
+        return folder
+    return folder.with_name(f"retrain-{name}")
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a search, finished or not.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a search or a retraining, finished or not.")],
     out: Annotated[Optional[Path], typer.Option(help="Page to write; report.html in the folder if not given.")] = None,
 ) -> None:
-    """Write one self-contained HTML page about a search: result, cells, α by epoch, curves, command to retrain."""
+    """Write one self-contained HTML page about a search or a retraining.
+
+    It has result, cells, curves, settings and hashes; of a search also α by epoch, and the command to retrain.
+    """
     with errors_as_messages():
         page = write_report(folder, out)
     show(f"Report: {page}")
@@ -316,7 +302,7 @@ def _save(draw: Callable[[], Any], out: Path) -> None:
     with errors_as_messages():
         out.parent.mkdir(parents=True, exist_ok=True)
         draw().savefig(out, dpi=130)
-    console.print(str(out), highlight=False, soft_wrap=True)
+    show(str(out))
 
 
 @plot.command("algorithm")

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._files import write_atomically
+from ._checks import short
+from ._files import parse_json, printable, read_file, write_atomically
 
 __all__ = ["CHOICES", "FOUND", "GENOTYPES", "CellGenotype", "Edge", "Genotype", "heavy_ball_sources", "load_genotype"]
 
@@ -73,7 +74,7 @@ class Genotype:
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, str) or self.rule not in EDGES:
-            raise ValueError(f"rule={_short(self.rule)}: must be one of {', '.join(map(repr, EDGES))}")
+            raise ValueError(f"rule={short(self.rule)}: must be one of {', '.join(map(repr, EDGES))}")
         for name in ("normal", "reduction"):
             object.__setattr__(self, name, _checked_cell(name, getattr(self, name), self.rule))
         if len(self.normal) != len(self.reduction):
@@ -94,6 +95,10 @@ class Genotype:
             cells.append(f'  "{name}": [\n{nodes}\n  ]')
         return f'{{\n  "version": {VERSION},\n  "rule": "{self.rule}",\n' + ",\n".join(cells) + "\n}\n"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return :meth:`to_json` as data: dicts, lists, strings and integers."""
+        return json.loads(self.to_json())
+
     @classmethod
     def from_json(cls, text: str) -> Genotype:
         """Read :meth:`to_json`'s text.
@@ -102,17 +107,26 @@ class Genotype:
             ValueError: the text is no such JSON; the message names the field.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"genotype is not JSON: {error}") from None
-        if not isinstance(data, dict):
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Genotype:
+        """Read :meth:`to_dict`'s data.
+
+        Raises:
+            ValueError: it is no such data; the message names the field.
+        """
+        if not isinstance(data, Mapping):
             raise ValueError(f"genotype is a {type(data).__name__}: must be a JSON object")
         fields = {"version", "rule", "normal", "reduction"}
         if data.keys() != fields:
-            wrong = sorted(_short(key) for key in data.keys() ^ fields)
+            wrong = sorted(short(key) for key in data.keys() ^ fields)
             raise ValueError(f"genotype has too many or too few fields ({', '.join(wrong)}): must be {sorted(fields)}")
         if type(data["version"]) is not int or data["version"] != VERSION:
-            raise ValueError(f"version={_short(data['version'])}: must be {VERSION}")
+            raise ValueError(f"version={short(data['version'])}: must be {VERSION}")
         return cls(data["rule"], data["normal"], data["reduction"])
 
     def save(self, path: str | Path) -> None:
@@ -131,14 +145,11 @@ class Genotype:
             OSError: the file cannot be read.
             ValueError: it is too large, or not a genotype; the message names the file and the field.
         """
-        with Path(path).open("rb") as file:
-            content = file.read(LIMIT_BYTES + 1)
-        if len(content) > LIMIT_BYTES:
-            raise ValueError(f"{path}: larger than {LIMIT_BYTES} bytes: no genotype")
+        content = read_file(Path(path), LIMIT_BYTES)
         try:
             return cls.from_json(content.decode("utf-8"))
         except ValueError as error:  # a UnicodeDecodeError is one
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{printable(path)}: {printable(error)}") from None
 
     # --- other people's forms -----------------------------------------------------------------------------------------
 
@@ -172,7 +183,7 @@ class Genotype:
             if len(edges) % 2:
                 raise ValueError(f"{name} has {len(edges)} edges: must have two a node")
             if list(concat) != list(range(2, 2 + len(edges) // 2)):
-                raise ValueError(f"{name}_concat={_short(list(concat))}: must be all nodes, 2 to {1 + len(edges) // 2}")
+                raise ValueError(f"{name}_concat={short(list(concat))}: must be all nodes, 2 to {1 + len(edges) // 2}")
             cells.append(tuple(zip(edges[::2], edges[1::2])))
         return cls("agd", *cells)  # type: ignore[arg-type]
 
@@ -219,7 +230,7 @@ class Genotype:
                 cell.append(tuple(node))
             cells.append(tuple(cell))
         if sample.keys() - expected:
-            raise ValueError(f"sample has {_short(min(sample.keys() - expected))}: not an edge of {nodes} nodes")
+            raise ValueError(f"sample has {short(min(sample.keys() - expected))}: not an edge of {nodes} nodes")
         return cls(rule, *cells)  # type: ignore[arg-type]
 
     def _cells(self) -> list[tuple[str, CellGenotype]]:
@@ -227,8 +238,8 @@ class Genotype:
         return [("normal", self.normal), ("reduce", self.reduction)]
 
 
-def load_genotype(genotype: Genotype | str | Path) -> Genotype:
-    """Return a genotype: itself, a published one or one of :data:`FOUND` by name, or one from a JSON file.
+def load_genotype(genotype: Genotype | Mapping[str, Any] | str | Path) -> Genotype:
+    """Return a genotype: itself, from its data, one that is published or in :data:`FOUND` by name, or a JSON file's.
 
     Raises:
         OSError: the file cannot be read.
@@ -237,8 +248,10 @@ def load_genotype(genotype: Genotype | str | Path) -> Genotype:
     """
     if isinstance(genotype, Genotype):
         return genotype
+    if isinstance(genotype, Mapping):
+        return Genotype.from_dict(genotype)
     if not isinstance(genotype, (str, Path)):
-        raise TypeError(f"genotype={_short(genotype)}: must be a Genotype, a name or a path")
+        raise TypeError(f"genotype={short(genotype)}: must be a Genotype, its to_dict(), a name or a path")
     if genotype in GENOTYPES:
         return GENOTYPES[str(genotype)]
     if genotype in found_names():
@@ -261,13 +274,13 @@ def heavy_ball_sources(t: int) -> tuple[int, int, int]:
 
 def _checked_cell(name: str, cell: object, rule: str) -> CellGenotype:
     if not isinstance(cell, (list, tuple)) or not 1 <= len(cell) <= LIMIT_NODES:
-        raise ValueError(f"{name}={_short(cell)}: must be a list of 1 to {LIMIT_NODES} nodes")
+        raise ValueError(f"{name}={short(cell)}: must be a list of 1 to {LIMIT_NODES} nodes")
     return tuple(_checked_node(f"{name}[{i}]", node, i + 2, rule) for i, node in enumerate(cell))
 
 
 def _checked_node(name: str, node: object, t: int, rule: str) -> Node:
     if not isinstance(node, (list, tuple)) or len(node) != EDGES[rule]:
-        raise ValueError(f"{name}={_short(node)}: must be a list of {EDGES[rule]} edges, as rule={rule!r} has")
+        raise ValueError(f"{name}={short(node)}: must be a list of {EDGES[rule]} edges, as rule={rule!r} has")
     edges = tuple(_checked_edge(f"{name}[{k}]", edge, t) for k, edge in enumerate(node))
     sources = tuple(edge.source for edge in edges)
     if rule == "hb" and sources != heavy_ball_sources(t):
@@ -277,18 +290,13 @@ def _checked_node(name: str, node: object, t: int, rule: str) -> Node:
 
 def _checked_edge(name: str, edge: object, t: int) -> Edge:
     if not isinstance(edge, (list, tuple)) or len(edge) != 2:
-        raise ValueError(f"{name}={_short(edge)}: must be an operation and a source")
+        raise ValueError(f"{name}={short(edge)}: must be an operation and a source")
     operation, source = edge
     if not isinstance(operation, str) or operation not in CHOICES:
-        raise ValueError(f"{name} has operation {_short(operation)}: must be one of {', '.join(CHOICES)}")
+        raise ValueError(f"{name} has operation {short(operation)}: must be one of {', '.join(CHOICES)}")
     if type(source) is not int or not 0 <= source < t:
-        raise ValueError(f"{name} has source {_short(source)}: must be an integer from 0 to {t - 1}")
+        raise ValueError(f"{name} has source {short(source)}: must be an integer from 0 to {t - 1}")
     return Edge(operation, source)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _published(normal: str, reduction: str) -> Genotype:

@@ -7,20 +7,25 @@ full name of the type:
     backbone = dict(type="HBNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="hbnet50.pth"))
     backbone = dict(type="optinspired_plugins.mm.HBNet", depth=50)
 
-They are timm's ``features_only`` networks of :mod:`timm_models`: the same feature maps, to the bit.
+They are timm's ``features_only`` networks of :mod:`timm_models`: the same feature maps, to the bit. A constructor of
+optimiser wrappers leaves their coefficients without weight decay:
+
+    optim_wrapper = dict(constructor="NoWeightDecayOptimWrapperConstructor")
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import timm
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
-from mmengine.registry import MODELS
-from timm.models import load_state_dict
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import safe_globals
@@ -29,7 +34,7 @@ import timm_models  # noqa: F401  registers the names also where the entry point
 from timm_models._checks import check_bool, check_one_of
 from timm_models.rules import is_rule
 
-__all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "OptNet"]
+__all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "NoWeightDecayOptimWrapperConstructor", "OptNet"]
 
 InitCfg = Union[None, Dict[str, Any], List[Dict[str, Any]]]
 
@@ -158,6 +163,40 @@ class Backbone(BaseModule):
         if hasattr(self, "_params_init_info"):  # of the model that holds this one
             update_init_info(self, init_info=f"loaded from {path}")
 
+    def no_weight_decay(self) -> Set[str]:
+        """Name the parameters that weight decay must leave alone, as timm's networks do: the coefficients."""
+        names = self._skeleton().no_weight_decay()
+        return {name for name, _ in self.named_parameters() if _timm_key(name) in names}
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> Tuple[int, int]:
+        """Return a parameter's depth, and how many depths there are, for mmpretrain's layer-wise learning rates.
+
+        As in timm's layer decay the stem has depth 0, each block, dense layer or cell the next one, and what follows
+        the backbone the last, with AGDNet's last normalisation.
+
+        Args:
+            param_name: the parameter's name in the whole model.
+            prefix: the backbone's place in it.
+
+        Raises:
+            ValueError: the backbone has no such parameter.
+        """
+        depths, last = self._depths
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        name = param_name.removeprefix(prefix)
+        if name not in depths:
+            raise ValueError(f"param_name={param_name!r}: must be a parameter of {self.name} with {prefix!r} before it")
+        return depths[name], last + 1
+
+    @cached_property
+    def _depths(self) -> Tuple[Dict[str, int], int]:
+        """The depth of each parameter, and of what follows the backbone: of timm's classifier unless stages are cut."""
+        net = self._skeleton()
+        whole = group_parameters(net, net.group_matcher(), reverse=True)
+        own = {name: whole[_timm_key(name)] for name, _ in self.named_parameters()}
+        return own, min(max(own.values()) + 1, max(whole.values()))
+
     def _load(self, state_dict: Mapping[str, Tensor], path: str) -> None:
         """Take the weights out of the whole network's, under timm's names or this backbone's."""
         found = {_timm_key(key): value for key, value in state_dict.items()}
@@ -270,6 +309,35 @@ class CellNet(Backbone):
     def __init__(self, genotype: Any = "darts_v2", stem: str = "imagenet", **kwargs: Any) -> None:
         check_one_of("stem", stem, ("imagenet", "cifar"))
         super().__init__(f"cellnet_{stem}", genotype=genotype, **kwargs)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class NoWeightDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's default, without weight decay for the parameters that a network's ``no_weight_decay`` names.
+
+    Args:
+        optim_wrapper_cfg: mmengine's.
+        paramwise_cfg: mmengine's; its learning rates hold for these parameters, too.
+    """
+
+    def __init__(self, optim_wrapper_cfg: Dict[str, Any], paramwise_cfg: Optional[Dict[str, Any]] = None) -> None:
+        # mmengine makes groups of parameters only where there is an option; this one takes shared parameters once.
+        super().__init__(optim_wrapper_cfg, {"bypass_duplicate": True, **(paramwise_cfg or {})})
+
+    def add_params(self, params: List[Dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
+        """Add the parameters of a module to the groups, one each."""
+        super().add_params(params, module, prefix, **kwargs)
+        if prefix:  # a part of the model
+            return
+        exempt = {
+            network.get_parameter(name)
+            for network in module.modules()
+            if hasattr(network, "no_weight_decay")
+            for name in network.no_weight_decay()  # type: ignore[operator]
+        }
+        for group in params:
+            if not exempt.isdisjoint(group["params"]):
+                group["weight_decay"] = 0.0
 
 
 def _check_indices(indices: Any, count: int) -> Tuple[int, ...]:

@@ -61,17 +61,16 @@
       event.preventDefault();
       choose(steps[event.key]);
     });
-    byId("copy").addEventListener("click", copy);
   }
 
-  async function copy() {
-    const command = byId("retrain-command");
+  async function copy({ currentTarget: button }) {
+    const command = button.previousElementSibling;
     try {
       await navigator.clipboard.writeText(command.textContent);
-      byId("copy").textContent = "Copied";
+      button.textContent = "Copied";
     } catch {
       getSelection().selectAllChildren(command); // no permission: one key is left to press
-      byId("copy").textContent = "Press Ctrl+C";
+      button.textContent = "Press Ctrl+C";
     }
   }
 
@@ -335,15 +334,20 @@
     }
   }
 
-  listeners.push(showCells);
-  if (data.alpha.length) {
-    ["normal", "reduction"].forEach(heatTable);
-    maps();
-    certainty();
+  function searched() {
+    listeners.push(showCells);
+    if (data.alpha.length) {
+      ["normal", "reduction"].forEach(heatTable);
+      maps();
+      certainty();
+    }
+    ["normal", "reduction"].forEach(bars);
+    listen();
   }
-  ["normal", "reduction"].forEach(bars);
+
+  if (data.epochs.length) searched(); // a retraining has no epochs to step through
   curves();
-  listen();
-  select(fromAddress() ?? last);
+  if (data.epochs.length) select(fromAddress() ?? last);
+  for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", copy);
   document.body.dataset.ready = "yes";
 })();

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from .cell_layout import LOOKS
 from .genotype import CHOICES, CellGenotype, Genotype
-from .report_files import EdgeKey, Epoch, RunFolder, SearchEpoch
+from .report_files import EdgeKey, Epoch, Retraining, RunFolder, SearchEpoch
 
-__all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "strongest", "thinned"]
+__all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "retraining_data", "strongest", "thinned"]
 
 CELLS = ("normal", "reduction")
 LIMIT_CURVE = 1_000
@@ -90,6 +90,11 @@ def page_data(
             "retrain": _curves(run.retraining.history if run.retraining else []),
         },
     }
+
+
+def retraining_data(run: Retraining) -> dict[str, Any]:
+    """Return what the script draws of a retraining: its curves, and no epochs to step through."""
+    return {"epochs": [], "curves": {"search": _curves([]), "retrain": _curves(run.history)}}
 
 
 def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float | None]:

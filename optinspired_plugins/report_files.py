@@ -1,4 +1,4 @@
-"""The JSON files of a search's folder, read and checked; nothing else of it is opened."""
+"""The JSON files of a search's or a retraining's folder, read and checked; nothing else of it is opened."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._files import decode_json, read_file
 from .cell_layout import LOOKS
 from .genotype import CHOICES, Genotype, heavy_ball_sources
+from .next_steps import plot_cells_command
 
-__all__ = ["EdgeKey", "Epoch", "Retraining", "RunFolder", "SearchEpoch", "read_run"]
+__all__ = [
+    "EdgeKey",
+    "Epoch",
+    "Retraining",
+    "RunFolder",
+    "SearchEpoch",
+    "is_retraining",
+    "read_about",
+    "read_retraining",
+    "read_run",
+]
 
-LIMIT_BYTES = 64_000_000
 LIMIT_NUMBER = 10**15
 SEARCH_METRICS = ("train_loss", "train_top1", "alpha_loss", "alpha_top1", "seconds")
 RETRAIN_METRICS = ("train_loss", "train_top1", "test_loss", "test_top1", "seconds")
@@ -53,21 +64,29 @@ class SearchEpoch(Epoch):
 
 @dataclass(frozen=True)
 class Retraining:
-    """The folder ``retrain``: settings, what ``run.json`` says, and its epochs."""
-
-    settings: dict[str, Any]
-    about: dict[str, Any]
-    history: list[Epoch]
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A run: its files as they were read, ``genotype`` and ``retraining`` where there are any.
+    """A retraining: its files as they were read; ``genotype`` is that of the settings.
 
     ``hashes`` are SHA-256 of the files.
     """
 
     folder: Path
+    settings: dict[str, Any]
+    about: dict[str, Any]
+    history: list[Epoch]
+    genotype: Genotype | None
+    hashes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A search: its files as they were read, ``genotype`` and ``retraining`` where there are any.
+
+    Of a search in stages, ``stage`` names the folder of the last one that has an epoch: settings and history are its.
+    ``hashes`` are SHA-256 of the files.
+    """
+
+    folder: Path
+    stage: str | None
     settings: dict[str, Any]
     about: dict[str, Any]
     history: list[SearchEpoch]
@@ -88,44 +107,82 @@ class _Reader:
         path = self.folder / name
         if default is not None and not path.exists():
             return default
-        with path.open("rb") as file:
-            content = file.read(LIMIT_BYTES + 1)
-        if len(content) > LIMIT_BYTES:
-            raise ValueError(f"{path}: larger than {LIMIT_BYTES} bytes: must be less")
+        content = read_file(path)
         self.hashes[name] = hashlib.sha256(content).hexdigest()
-        try:
-            return check(json.loads(content.decode("utf-8")))
-        except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-            raise ValueError(f"{path}: {error}") from error
+        return decode_json(path, content, check)
 
 
 def read_run(folder: str | Path) -> RunFolder:
-    """Read a run, finished or not.
+    """Read a search, finished or not.
 
     Raises:
         OSError: a file that every run with a finished epoch has cannot be read; the message names it.
         ValueError: a file is not what a search or retraining writes; the message names file and field.
     """
     reader = _Reader(Path(folder))
-    stages = sorted(reader.folder.glob("stage*/settings.json"))
-    if stages and not (reader.folder / "settings.json").exists():
-        raise ValueError(f"folder={str(folder)!r}: holds a search in stages: must be one of them, {stages[-1].parent}")
-    settings = reader.read("settings.json", _object)
-    history = reader.read("history.json", _search_history)
+    stage = _last_stage(reader.folder)
+    part = "" if stage is None else f"{stage}/"
+    settings = reader.read(f"{part}settings.json", _object)
+    history = reader.read(f"{part}history.json", _search_history)
+    about = reader.read(f"{part}run.json", _about, {})
     genotype = None
     if (reader.folder / "genotype.json").exists():
         genotype = reader.read("genotype.json", _genotype)
-    about = reader.read("run.json", _about, {})
-    retraining = _read_retraining(reader) if (reader.folder / "retrain").is_dir() else None
-    return RunFolder(reader.folder, settings, about, history, genotype, retraining, reader.hashes)
+    retraining = read_retraining(reader.folder / "retrain") if (reader.folder / "retrain").is_dir() else None
+    hashes = reader.hashes | {
+        f"retrain/{name}": digest for name, digest in (retraining.hashes if retraining else {}).items()
+    }
+    return RunFolder(reader.folder, stage, settings, about, history, genotype, retraining, hashes)
 
 
-def _read_retraining(reader: _Reader) -> Retraining:
-    return Retraining(
-        reader.read("retrain/settings.json", _object, {}),
-        reader.read("retrain/run.json", _about, {}),
-        reader.read("retrain/history.json", _retrain_history, []),
-    )
+def read_retraining(folder: str | Path) -> Retraining:
+    """Read a retraining, finished or not, also one that has no file yet.
+
+    Raises:
+        OSError: a file cannot be read; the message names it.
+        ValueError: a file is not what a retraining writes; the message names file and field.
+    """
+    reader = _Reader(Path(folder))
+    settings = reader.read("settings.json", _retrain_settings, {})
+    genotype = _genotype(settings["genotype"]) if settings else None
+    about, history = reader.read("run.json", _about, {}), reader.read("history.json", _retrain_history, [])
+    return Retraining(reader.folder, settings, about, history, genotype, reader.hashes)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """Read ``run.json`` of a run, of a search in stages its first stage's; empty where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what a run writes; the message names file and field.
+    """
+    reader = _Reader(Path(folder))
+    return reader.read("run.json", _about, {}) or reader.read("stage1/run.json", _about, {})
+
+
+def is_retraining(folder: str | Path) -> bool:
+    """Whether a folder is a retraining's.
+
+    Raises:
+        OSError: its settings cannot be read.
+        ValueError: its settings are damaged, or it holds trials.
+    """
+    reader = _Reader(Path(folder))
+    if (reader.folder / "trials.json").exists():
+        best = plot_cells_command(reader.folder / "genotype.json")
+        raise ValueError(
+            f"folder={str(folder)!r}: holds trials, must be a search's or a retraining's; best of them: {best}"
+        )
+    return "genotype" in reader.read("settings.json", _object, {})
+
+
+def _last_stage(folder: Path) -> str | None:
+    """The last stage that has an epoch, of a search in stages."""
+    stages = [path.parent.name for path in folder.glob("stage*/history.json")]
+    numbered = [name for name in stages if name[5:].isdecimal()]
+    if not numbered or (folder / "settings.json").exists():
+        return None
+    return max(numbered, key=lambda name: int(name[5:]))
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -135,6 +192,12 @@ def _object(value: object, name: str = "content") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is a {type(value).__name__}: must be a JSON object")
     return value
+
+
+def _retrain_settings(value: object) -> dict[str, Any]:
+    found = _object(value)
+    _genotype(found.get("genotype"))
+    return found
 
 
 def _about(value: object) -> dict[str, Any]:

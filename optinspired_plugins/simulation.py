@@ -11,18 +11,19 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._checks import check_int
-from ._files import write_atomically
+from ._checks import check_int, short
+from ._files import clear_temporaries, printable, read_table, write_atomically
+from ._locks import held
 from .algorithms import ALGORITHMS
 from .probing import layers_per_step
 from .propagation import Unrolled
@@ -175,21 +176,23 @@ def simulate(
 
     Raises:
         ValueError: an argument is out of range, or the file is damaged or holds runs of another recipe.
+        RuntimeError: another process simulates into the file.
         OSError: the file cannot be written; it still holds the runs before.
     """
     recipe = recipe or Recipe()
     wanted = [(network, depth, seed) for network in networks for depth in depths for seed in seeds]
     for network, depth, _ in wanted:
         _check_network(network, depth)
-    runs = {run[:3]: run for run in read_runs(path, recipe)} if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for key in wanted:
-        found = key in runs
-        if not found:
-            runs[key] = train(*key, recipe, on_step)
-            write_atomically(path, _to_csv(runs.values(), recipe))
-        on_run(runs[key], found)
-    stored = {run[:3]: run for run in read_runs(path)}  # as rounded in the file, so that tables made later agree
+    with held(path.with_name(f".{path.name}.lock")):
+        clear_temporaries(path.parent, [path.name])
+        runs = {run[:3]: run for run in read_runs(path, recipe)} if path.exists() else {}
+        for key in wanted:
+            found = key in runs
+            if not found:
+                runs[key] = train(*key, recipe, on_step)
+                write_atomically(path, _to_csv(runs.values(), recipe))
+            on_run(runs[key], found)
+        stored = {run[:3]: run for run in read_runs(path)}  # as rounded in the file, so that tables made later agree
     return [stored[key] for key in wanted]
 
 
@@ -214,21 +217,36 @@ def read_runs(path: Path, recipe: Recipe | None = None) -> list[Run]:
         ValueError: a line is damaged or of another recipe; the message names it.
     """
     runs = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                run = Run(
-                    row["network"], int(row["depth"]), int(row["seed"]), *(float(row[n]) for n in Run._fields[3:])
-                )
-                stored = Recipe(**{name: type(value)(row[name]) for name, value in asdict(Recipe()).items()})
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {line}: not a run of the simulation ({error})") from error
-            if recipe is not None and stored != recipe:
-                mine = asdict(recipe)
-                other = ", ".join(f"{k}={v!r} (here {mine[k]!r})" for k, v in asdict(stored).items() if v != mine[k])
-                raise ValueError(f"{path}, line {line}: a run with {other}: must be of one recipe, choose another file")
-            runs.append(run)
+    for line, row in read_table(path, [*Run._fields, *asdict(Recipe())]).items():
+        try:
+            run, stored = _parse_run(row)
+        except ValueError as error:
+            raise ValueError(f"{printable(path)}, line {line}: not a run of the simulation ({error})") from None
+        if recipe is not None and stored != recipe:
+            mine = asdict(recipe)
+            other = ", ".join(f"{k}={v!r} (here {mine[k]!r})" for k, v in asdict(stored).items() if v != mine[k])
+            where = f"{printable(path)}, line {line}"
+            raise ValueError(f"{where}: a run with {other}: must be of one recipe, choose another file")
+        runs.append(run)
     return runs
+
+
+def _parse_run(row: Mapping[str, str]) -> tuple[Run, Recipe]:
+    """Return the run and the recipe of a row; ValueError where a field is none of a run."""
+
+    def number(name: str, kind: type[Any]) -> Any:
+        try:
+            return kind(row[name])
+        except ValueError:
+            raise ValueError(f"{name}={short(row[name])}: must be a number") from None
+
+    run = Run(row["network"], number("depth", int), number("seed", int), *(number(n, float) for n in Run._fields[3:]))
+    _check_network(run.network, run.depth)
+    check_int("seed", run.seed, 0)
+    for name, value in (("mse", run.mse), ("output_std", run.output_std), ("seconds", run.seconds)):
+        if not 0 <= value < math.inf and not (math.isnan(value) and name != "seconds"):
+            raise ValueError(f"{name}={value!r}: must be a finite number ≥ 0, or nan of a training that diverged")
+    return run, Recipe(**{name: number(name, type(value)) for name, value in asdict(Recipe()).items()})
 
 
 def summarise(runs: Iterable[Run]) -> list[Cell]:
@@ -265,5 +283,5 @@ def to_markdown(cells: Iterable[Cell]) -> str:
 
 def _check_network(network: str, depth: int) -> None:
     if network not in ALGORITHMS:
-        raise ValueError(f"network={network!r}: must be one of {', '.join(ALGORITHMS)}")
+        raise ValueError(f"network={short(network)}: must be one of {', '.join(ALGORITHMS)}")
     check_int("depth", depth, 1)

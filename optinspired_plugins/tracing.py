@@ -20,7 +20,7 @@ import torch
 from ._checks import check_int
 from .algorithms import Algorithm, check_algorithm
 
-__all__ = ["Call", "NotLinearError", "Program", "Sum", "Term", "trace"]
+__all__ = ["Call", "NotLinearError", "Program", "Step", "Sum", "Term", "trace", "trace_steps"]
 
 
 class NotLinearError(ValueError):
@@ -65,6 +65,13 @@ class Program:
     instructions: tuple[Sum | Call, ...]
     result: int
     calls: tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """The sums and calls of one step, and the algorithm's result if it ended there."""
+
+    instructions: tuple[Sum | Call, ...]
+    result: tuple[Term, ...]
 
 
 @dataclass(eq=False)
@@ -210,9 +217,38 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
         TypeError: a method is missing.
         ValueError: ``steps`` is not an integer ≥ 1, or a step calls no layer.
     """
+    recorder = _Recorder()
+    run = list(_run(algorithm, steps, transition, recorder))
+    result = recorder.register(_symbol(algorithm.result(run[-1][1])), steps, "result")
+    return _without_dead_sums(Program(tuple(recorder.instructions), result, tuple(count for count, _ in run)))
+
+
+def trace_steps(algorithm: Algorithm, steps: int) -> list[Step]:
+    """Run an algorithm on symbols as :func:`trace` does with ``transition=True``; return every step with its result.
+
+    The registers of all steps together are those of a :class:`Program`.
+
+    Raises:
+        NotLinearError: as for :func:`trace`.
+        TypeError: as for :func:`trace`.
+        ValueError: as for :func:`trace`.
+    """
+    recorder, start = _Recorder(), 0
+    found: list[Step] = []
+    for _, state in _run(algorithm, steps, True, recorder):
+        result = recorder.expand(_symbol(algorithm.result(state)))
+        if not result:
+            raise NotLinearError(f"the result of step {len(found)} is 0 whatever the input")
+        found.append(Step(tuple(recorder.instructions[start:]), result))
+        start = len(recorder.instructions)
+    return found
+
+
+def _run(algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder) -> Iterator[tuple[int, Any]]:
+    """Run an algorithm on symbols; yield how many layers each step calls, and the state after it."""
     check_algorithm(algorithm)
     check_int("steps", steps, 1)
-    recorder, counts, stored = _Recorder(), [], []
+    stored: list[_Symbol] = []
     state = algorithm.init(_Symbol(register=0))  # type: ignore[arg-type]
     for k in range(steps):
         gradients: list[_Symbol] = []
@@ -228,14 +264,12 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
         state = algorithm.step(state, gradient)
         if not gradients:
             raise ValueError(f"step {k} of {type(algorithm).__name__} asks for no gradient: it has no layer")
-        counts.append(len(gradients))
         stored += gradients
         for name, entry in _entries(state):
             # A stored gradient stays z − T(z), of registers that exist; a zero needs none.
             if not any(entry is gradient for gradient in stored) and recorder.expand(entry):
                 recorder.register(entry, k + 1, name)
-    result = recorder.register(_symbol(algorithm.result(state)), steps, "result")
-    return _without_dead_sums(Program(tuple(recorder.instructions), result, tuple(counts)))
+        yield len(gradients), state
 
 
 def _without_dead_sums(program: Program) -> Program:

@@ -4,7 +4,7 @@ import json
 import math
 import random
 
-from optinspired_plugins.genotype import CHOICES, Genotype, heavy_ball_sources
+from optinspired_plugins.genotype import CHOICES, GENOTYPES, Genotype, heavy_ball_sources
 
 OPERATIONS = [*CHOICES, "none"]
 
@@ -88,5 +88,6 @@ def make_retrain(tests=(50.0, 97.5, 96.25), resumed=(), epochs=3, **about):
         }
         for epoch, top1 in enumerate(tests)
     ]
-    settings = {"genotype": {"version": 1}, "cells": 20, "width": 36, "epochs": epochs, "seed": 3}
+    genotype = json.loads(GENOTYPES["darts_v2"].to_json())
+    settings = {"genotype": genotype, "model": "cellnet_cifar", "cells": 20, "width": 36, "epochs": epochs, "seed": 3}
     return {"settings": settings, "run": {"parameters": 3349342, "macs": 528000000, **about}, "history": history}

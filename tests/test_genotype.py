@@ -169,7 +169,7 @@ def test_files_that_are_no_text_or_too_large_or_missing(tmp_path):
         load_genotype(bad)
     with pytest.raises(ValueError, match=r"genotype='darts_v3': must be a JSON file or one of darts_v1, darts_v2"):
         load_genotype("darts_v3")
-    with pytest.raises(TypeError, match="genotype=3: must be a Genotype, a name or a path"):
+    with pytest.raises(TypeError, match=r"genotype=3: must be a Genotype, its to_dict\(\), a name or a path"):
         load_genotype(3)
 
 

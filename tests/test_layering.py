@@ -21,9 +21,12 @@ RULES = [
         "optinspired_plugins/cli.py",
         {"torch", "rich", "timm", "typer", "optinspired_plugins", "timm_models", "nni_spaces"},
     ),
+    ("optinspired_plugins/cli_options.py", {"typer", "optinspired_plugins"}),
+    ("optinspired_plugins/terminal.py", {"rich", "typer", "optinspired_plugins", "nni_spaces"}),
     ("optinspired_plugins/*", {"torch", "optinspired_plugins"}),
     ("timm_models/*", {"torch", "torchvision", "timm", "optinspired_plugins", "timm_models"}),
-    ("nni_spaces/data.py", {"torch", "torchvision", "numpy", "PIL", "sklearn", "optinspired_plugins"}),
+    ("nni_spaces/data.py", {"torch", "numpy", "optinspired_plugins", "nni_spaces"}),
+    ("nni_spaces/image_sources.py", {"torchvision", "numpy", "PIL", "sklearn"}),
     (
         "nni_spaces/retrain.py",
         {"torch", "timm", "pytorch_lightning", "torchmetrics", "safetensors"}
@@ -37,14 +40,22 @@ RULES = [
     ("nni_spaces/*", {"torch", "nni", "pytorch_lightning", "torchmetrics", "optinspired_plugins", "nni_spaces"}),
 ]
 
+REPORT = ("optinspired_plugins/report_parts.py", "optinspired_plugins/report_retraining.py")
 # Leaf -> the files that may import it.
 LEAVES = {
     "optinspired_plugins._autoload": (),
     "optinspired_plugins.mm": (),
     "optinspired_plugins.cli": (),
+    "optinspired_plugins.cli_options": ("optinspired_plugins/cli.py",),
     "optinspired_plugins.report": ("optinspired_plugins/cli.py",),
-    "optinspired_plugins.report_data": ("optinspired_plugins/report.py",),
-    "optinspired_plugins.report_files": ("optinspired_plugins/report.py", "optinspired_plugins/report_data.py"),
+    "optinspired_plugins.report_data": ("optinspired_plugins/report.py", *REPORT),
+    "optinspired_plugins.report_files": (
+        *("optinspired_plugins/cli.py", "optinspired_plugins/report.py", "optinspired_plugins/report_data.py"),
+        *REPORT,
+    ),
+    "optinspired_plugins.report_parts": ("optinspired_plugins/report.py", *REPORT),
+    "optinspired_plugins.report_retraining": ("optinspired_plugins/report.py",),
+    "optinspired_plugins.terminal": ("optinspired_plugins/cli.py",),
     "optinspired_plugins.plotting": ("optinspired_plugins/cli.py", "optinspired_plugins/report.py"),
 }
 

@@ -15,12 +15,13 @@ from extras import needs
 
 needs("nni", "sklearn")
 
+import nni
 from nni.nas.evaluator.pytorch import Classification, Lightning, Trainer
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.experiment import NasExperimentConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.profiler.pytorch.flops import NumParamsProfiler
-from nni.nas.space import RawFormatModelSpace
+from nni.nas.space import RawFormatModelSpace, SimplifiedModelSpace
 from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import ENAS as StockENAS
 from nni.nas.strategy import TPE as StockTPE
@@ -238,6 +239,29 @@ def test_nnis_default_starts_a_server_and_ours_none(tmp_path):
     assert (ours.execution_engine.name, ours.model_format.name) == ("sequential", "raw")
     assert ours.execution_engine.max_model_count == 7
     assert Path(ours.experiment_working_directory) == tmp_path
+
+
+def test_the_training_service_is_refused_by_name(tmp_path):
+    """NNI's default for multi-trial strategies: its experiment hung for ever, and its warning was suppressed."""
+    message = r"evaluator=TrialEvaluator: trains networks in the process of the search.*; use run_trials, or pass seq"
+    space, evaluator = HBSpace(**TINY), digits()
+    sent = SimplifiedModelSpace.from_model(space, evaluator).freeze(GENOTYPE.to_nni())  # as its engine sends it
+    with pytest.raises(RuntimeError, match=message):
+        nni.dump({"parameters": sent}, pickle_size_limit=2**20)
+    experiment = TrialExperiment(space, evaluator, Random(seed=0))
+    experiment.config.experiment_working_directory = tmp_path
+    with pytest.raises(ValueError, match=message):
+        experiment.run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_on_nnis_sequential_engine_takes_it(tmp_path):
+    experiment = TrialExperiment(HBSpace(**TINY), digits(), Random(seed=0), sequential_config(tmp_path, 2))
+    experiment.run()
+    metrics = [model.metric for model in experiment.strategy.list_models()]
+    experiment.stop()
+    assert len(metrics) == 2
+    assert metrics == sorted(metrics, reverse=True)
 
 
 def test_an_experiment_of_ours_refuses_to_unpickle(tmp_path):

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,6 +19,7 @@ from nni.nas.strategy import Proxyless, RandomOneShot
 
 from nni_spaces import (
     DARTS,
+    ENAS,
     AGDSpace,
     DARTSSpace,
     GumbelDARTS,
@@ -310,6 +312,96 @@ def test_an_initialisation_that_is_none_is_named(space):
         space(**SMALL, initialization=ZeroInit)
     with pytest.raises(TypeError, match=r"initialization='zero' has no method alpha: must have alpha\(rule, slot, na"):
         space(**SMALL, initialization="zero")
+
+
+class Own:
+    """An initialisation of a user's."""
+
+    def __init__(self, make, calls=0):
+        self.make, self.calls = make, calls
+
+    def __repr__(self):
+        return "Own()"
+
+    def alpha(self, rule, slot, names):
+        self.calls -= 1
+        return torch.zeros(len(names)) if self.calls >= 0 else self.make(len(names))
+
+
+WRONG_ALPHAS = {
+    "NoneType: must be a tensor": lambda n: None,
+    "list: must be a tensor": lambda n: [0.0] * n,
+    "ndarray: must be a tensor": lambda n: np.zeros(n, np.float32),
+    r"shape \(8,\) and dtype torch.float32: must have \(9,\)": lambda n: torch.zeros(n - 1),
+    r"shape \(\) and": lambda n: torch.tensor(0.0),
+    r"shape \(9, 1\) and": lambda n: torch.zeros(n, 1),
+    "dtype torch.int64": lambda n: torch.zeros(n, dtype=torch.int64),
+    "dtype torch.complex64": lambda n: torch.zeros(n, dtype=torch.complex64),
+    r"is \[nan, .*\]: must be finite": lambda n: torch.full((n,), torch.nan),
+    r"is \[.*inf\]: must be finite": lambda n: torch.eye(n)[-1] / 0,
+}
+
+
+@pytest.mark.parametrize("message", WRONG_ALPHAS)
+@pytest.mark.parametrize(("kind", "edge"), [("hb", "normal/op_2_0"), ("agd", "normal/2_0")])
+def test_what_an_own_initialisation_returns_is_checked(kind, edge, message):
+    with pytest.raises(ValueError, match=rf"initialization=Own\(\): alpha of edge '{edge}' .*{message}"):
+        SPACES[kind](**SMALL, initialization=Own(WRONG_ALPHAS[message]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "edge"),
+    [("hb", 2, "normal/op_2_2"), ("hb", 3 + 9, "reduce/op_2_0"), ("agd", 3 + 8, "normal/4_3")],
+)
+def test_an_own_initialisation_is_checked_at_every_edge(kind, call, edge):
+    with pytest.raises(ValueError, match=rf"alpha of edge '{edge}' is of type NoneType"):
+        DARTS().mutate_model(SPACES[kind](**SMALL, initialization=Own(lambda n: None, call)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", SPACES)
+def test_an_own_initialisation_of_another_precision_is_taken(kind, dtype):
+    own = Own(lambda n: torch.arange(n, dtype=dtype).requires_grad_() / 4)
+    net = DARTS().mutate_model(SPACES[kind](**SMALL, initialization=own))
+    count = len(net.operations) + 1
+    betas = [m._arch_beta for m in choices(net) if hasattr(m, "_arch_beta")]
+    found = [p for p in architecture(net).values() if not any(p is b for beta in betas for b in beta.values())]
+    assert all(torch.equal(p.detach(), torch.arange(count) / 4) for p in found)
+    assert net(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "make",
+    [HeavyBallInit, ZeroInit, lambda: RandomInit(0.5), lambda: Own(lambda n: torch.arange(n) / 2)],
+    ids=["heavy ball", "zero", "random", "own"],
+)
+def test_nnis_proxyless_begins_with_the_initialisation(make):
+    """What ours begins with, without zero, which it has not; cells of a kind share it."""
+    allowed = {"normal/op_3_1": ["sep_conv_3x3", "skip_connect"]}
+    found = {}
+    for strategy in (Proxyless(), DARTS()):
+        space = HBSpace(**SMALL, initialization=make(), allowed=allowed)
+        torch.manual_seed(0)
+        net = strategy.mutate_model(space)
+        edges = [edge for cell in net.cells for node in cell.nodes for edge in node]
+        found[type(strategy)] = {edge.label: (edge.names, edge._arch_alpha.detach()) for edge in edges}
+        assert len({id(edge._arch_alpha) for edge in edges}) == len(found[type(strategy)]) == 2 * 9
+    for label, (names, alpha) in found[Proxyless].items():
+        assert torch.equal(alpha, found[DARTS][label][1][: len(names)]), label
+        assert len(alpha) == (2 if label in allowed else 8)
+
+
+@pytest.mark.parametrize("strategy", [RandomOneShot, ENAS])
+def test_an_initialisation_where_there_is_no_alpha_is_refused(strategy):
+    if strategy is ENAS:
+        needs("tianshou")
+    message = (
+        rf"initialization=HeavyBallInit\(.*\) with strategy={strategy.__name__}, which has no α to begin with: must"
+    )
+    with pytest.raises(ValueError, match=message):
+        strategy().mutate_model(HBSpace(**SMALL, initialization=HeavyBallInit()))
+    for start in (None, ZeroInit()):
+        assert strategy().mutate_model(HBSpace(**SMALL, initialization=start)) is not None
 
 
 def test_wrong_initialisations_and_strategies_are_named():

@@ -15,15 +15,18 @@ from nni.nas.oneshot.pytorch.differentiable import DartsLightningModule
 from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
 from nni.nas.strategy import RandomOneShot
+from pytorch_lightning.core.optimizer import LightningOptimizer
 
 from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit
 from nni_spaces.data import make_loaders, read_images
 from nni_spaces.search import SearchModule
+from nni_spaces.strategies import _steps
 
-EXPERIMENTS = {"hb": partial(HBSpace, initialization=HeavyBallInit()), "agd": AGDSpace, "darts": DARTSSpace}
+EXPERIMENTS = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
+SGD = partial(torch.optim.SGD, momentum=0.9)
 
 
-def experiment(space, strategy, tmp_path, monkeypatch):
+def experiment(space, strategy, tmp_path, monkeypatch, optimizer=torch.optim.Adam):
     """NNI's own experiment on the digits."""
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.manual_seed(0)
@@ -32,13 +35,15 @@ def experiment(space, strategy, tmp_path, monkeypatch):
     evaluator = Classification(
         train_dataloaders=loaders[0], val_dataloaders=loaders[1], num_classes=10, max_epochs=1, accelerator="cpu",
         devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        optimizer=optimizer,
     )  # fmt: skip
     run = NasExperiment(space, evaluator, strategy)
     run.config.experiment_working_directory = tmp_path / "nni"
-    run.run()
-    samples = run.export_top_models(formatter="dict")
-    run.stop()  # or NNI does it at exit, when logging is gone
-    return samples
+    try:
+        run.run()
+        return run.export_top_models(formatter="dict")
+    finally:
+        run.stop()  # or NNI does it at exit, when logging is gone
 
 
 @pytest.mark.slow
@@ -50,8 +55,11 @@ def experiment(space, strategy, tmp_path, monkeypatch):
 )
 def test_nnis_own_experiment_takes_space_and_strategy(strategy, kind, tmp_path, monkeypatch):
     """With NNI's own evaluator; its strategies too."""
-    space = EXPERIMENTS[kind](channels=2, cells=3, nodes=2, in_chans=1)
-    (sample,) = experiment(space, strategy(), tmp_path, monkeypatch)
+    strategy, options = strategy(), dict(channels=2, cells=3, nodes=2, in_chans=1)
+    if kind == "hb" and isinstance(strategy, StockDARTS):
+        options["initialization"] = HeavyBallInit()
+    space = EXPERIMENTS[kind](**options)
+    (sample,) = experiment(space, strategy, tmp_path, monkeypatch, SGD)
     assert space.genotype(sample).rule == space.rule
     assert space.freeze(sample)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
@@ -164,6 +172,70 @@ def test_second_order_steps_by_the_settings_of_each_parameter_group():
     second = -2.0 - 0.5 * ((-2.0 - 0.7) + 0.2 * -2.0)
     expected = torch.tensor([1 + 0.1 * first, 1 + 0.5 * second], dtype=torch.float64)
     torch.testing.assert_close(net.alpha.grad, expected, rtol=1e-8, atol=1e-8)
+
+
+def weights():
+    """Two parameter groups of settings of their own."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(3, dtype=torch.float64, generator=generator)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_step_of_second_order_is_the_one_that_torch_takes(momentum, decay, before):
+    first, second = weights()
+    groups = [dict(params=[first], momentum=momentum, weight_decay=decay), dict(params=[second], lr=0.5)]
+    sgd = torch.optim.SGD(groups, 0.1)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(before + 1):
+        for w in (first, second):
+            w.grad = torch.randn(3, dtype=torch.float64, generator=generator)
+        start = [w.detach().clone() for w in (first, second)]
+        pairs = [(w, group) for group in sgd.param_groups for w in group["params"]]
+        steps = _steps(sgd, pairs, [first.grad, second.grad])
+        sgd.step()
+    for w, old, step in zip((first, second), start, steps):
+        torch.testing.assert_close(old - step, w.detach(), rtol=1e-14, atol=1e-15)
+
+
+class OwnSGD(torch.optim.SGD):
+    """An optimiser that may do anything."""
+
+
+OTHERS = {
+    "Adam": lambda w: [torch.optim.Adam(w)],
+    "AdamW": lambda w: [torch.optim.AdamW(w)],
+    "RMSprop": lambda w: [torch.optim.RMSprop(w, momentum=0.9)],
+    "OwnSGD": lambda w: [OwnSGD(w, 0.1)],
+    "SGD with nesterov": lambda w: [torch.optim.SGD(w, 0.1, momentum=0.9, nesterov=True)],
+    "SGD with dampening": lambda w: [torch.optim.SGD(w, 0.1, momentum=0.9, dampening=0.5)],
+    "SGD with maximize": lambda w: [torch.optim.SGD([dict(params=w[:1]), dict(params=w[1:], maximize=True)], 0.1)],
+    "SGD and SGD": lambda w: [torch.optim.SGD(w[:1], 0.1), torch.optim.SGD(w[1:], 0.1)],
+    "nothing": lambda w: [],
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_step_that_the_second_order_does_not_know_is_refused(name, wrapped):
+    module, net = quadratic()
+    adam = torch.optim.Adam([net.alpha])
+    adam.is_arch_optimizer = True
+    found = [*OTHERS[name](weights()), adam]
+    found = [LightningOptimizer(optimizer) for optimizer in found] if wrapped else found
+    module.optimizers = lambda: found if len(found) > 1 else found[0]  # as Lightning has it
+    message = rf"order=2 with weights trained by {name}: must be one torch.optim.SGD, without dampening, maximize, n"
+    with pytest.raises(ValueError, match=message):
+        module._second_order_gradient("train", "val", 0)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1])
+def test_the_optimiser_of_nnis_classification_is_refused_before_training(warmup_epochs, tmp_path, monkeypatch):
+    space = AGDSpace(channels=2, cells=3, nodes=1, in_chans=1)
+    monkeypatch.setattr(DARTS.module_type, "training_step", lambda self, batch, batch_idx: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=r"order=2 with weights trained by Adam: must be one torch\.optim\.SGD"):
+        experiment(space, DARTS(order=2, warmup_epochs=warmup_epochs), tmp_path, monkeypatch)
 
 
 def test_architecture_parameters_have_the_order_of_the_modules():

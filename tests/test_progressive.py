@@ -199,16 +199,16 @@ def test_the_strongest_candidates_go_on():
 def heavy_ball_probabilities(normal):
     """Equal probabilities but for the named edges of the normal cell."""
     rest = {"sep_conv_3x3": 0.2, "none": 0.8}
-    labels = [f"{cell}/op_{t}_{k}" for cell in ("normal", "reduce") for t in (2, 3) for k in range(3)]
+    labels = [f"{cell}/op_{t}_{k}" for cell in ("normal", "reduce") for t in (2, 3, 4, 5) for k in range(3)]
     return {label: dict(normal.get(label, rest)) for label in labels}
 
 
 def test_the_weakest_skips_of_the_normal_cell_give_way():
     edges = {
         "normal/op_2_0": {"skip_connect": 0.5, "dil_conv_3x3": 0.3},
-        "normal/op_2_1": {"skip_connect": 0.4, "neg_skip_connect": 0.35, "max_pool_3x3": 0.2},
-        "normal/op_2_2": {"neg_skip_connect": 0.6, "avg_pool_3x3": 0.4},
-        "normal/op_3_2": {"neg_skip_connect": 0.3, "none": 0.7},  # has nothing else
+        "normal/op_3_0": {"skip_connect": 0.4, "neg_skip_connect": 0.35, "max_pool_3x3": 0.2},
+        "normal/op_4_0": {"neg_skip_connect": 0.6, "avg_pool_3x3": 0.4},
+        "normal/op_5_0": {"neg_skip_connect": 0.3, "none": 0.7},  # has nothing else
     }
     probabilities = heavy_ball_probabilities(edges)
     probabilities["reduce/op_2_0"] = dict(edges["normal/op_2_0"])
@@ -226,6 +226,27 @@ def test_the_weakest_skips_of_the_normal_cell_give_way():
     assert json.dumps(probabilities) == before
     with pytest.raises(ValueError, match="most=-1: must be an integer ≥ 0"):
         limit_skips(probabilities, -1)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+@pytest.mark.parametrize("favourite", ["skip_connect", "neg_skip_connect", "sep_conv_3x3"])
+def test_the_heavy_ball_rule_is_no_collapse(favourite, most):
+    """Its start has eight ± identities of weight 0.949; only those that F has learned beside them give way."""
+    net = supernet("hb", nodes=4, initialization=HeavyBallInit())
+    with torch.no_grad():
+        for t in range(2, 6):
+            alpha = edge_alpha(net, f"normal/op_{t}_0")
+            alpha[net.operations.index(favourite)] = 1 + 0.1 * t
+    probabilities = probabilities_of(net)
+    plain, limited = derive(probabilities), derive(limit_skips(probabilities, most))
+    skips = 0
+    for t in range(2, 6):
+        assert plain[f"normal/op_{t}_0"] == favourite
+        assert limited[f"normal/op_{t}_1"] == plain[f"normal/op_{t}_1"] == "skip_connect"
+        assert limited[f"normal/op_{t}_2"] == plain[f"normal/op_{t}_2"] == "neg_skip_connect"
+        skips += "skip_connect" in limited[f"normal/op_{t}_0"]
+    assert skips == (most if "skip_connect" in favourite else 0)
+    assert [limited[f"normal/op_{t}_0"] == favourite for t in range(6 - most, 6)] == [True] * most, "the strongest stay"
 
 
 def test_a_skip_that_gives_way_may_take_its_edge_along():
@@ -295,7 +316,8 @@ def test_stages_hand_on_their_strongest_candidates(kind, uninterrupted):
             assert len(names) == keep
     genotype = Genotype.load(folder / "genotype.json")
     assert genotype == Genotype.from_nni(derive(limit_skips(histories[2][-1]["probabilities"], 2)))
-    assert sum("skip_connect" in edge.operation for node in genotype.normal for edge in node) <= 2
+    limited = [edge for node in genotype.normal for edge in (node[:1] if kind == "hb" else node)]
+    assert sum("skip_connect" in edge.operation for edge in limited) <= 2
 
 
 @pytest.mark.slow

@@ -171,8 +171,87 @@ def test_a_stage_that_lacks_candidates_has_a_report(tmp_path):
     given = dict(zip(data["operations"], data["alpha"][0][edge]))
     assert {name: p for name, p in given.items() if p is not None} == {"skip_connect": 0.75, "none": 0.25}
     assert data["margin"][0][edge] == 0.75
-    with pytest.raises(ValueError, match=r"holds a search in stages: must be one of them, .*stage2"):
-        write_report(tmp_path)
+
+
+def test_a_search_in_stages_has_the_report_of_its_last_stage_and_its_own_genotype(tmp_path):
+    for number in (1, 2, 10):
+        write_run(tmp_path / f"stage{number}", make_history("agd", number, seed=number), about=ABOUT)
+    (tmp_path / "stage11").mkdir()  # without an epoch yet
+    page = page_of(tmp_path)
+    assert page.data["epochs"] == list(range(1, 11))
+    assert "Unfinished: 10 of 10 epochs of the search" in page.texts["verdict"]
+    GENOTYPES["p_darts"].save(tmp_path / "genotype.json")
+    page = page_of(tmp_path)
+    assert "α and curves are those of stage10" in page.texts["verdict"]
+    assert "changed" not in page.texts["verdict"]
+    assert page.texts["retrain-command"].startswith(f"optinspired retrain {tmp_path}/genotype.json ")
+    assert "stage10/history.json" in page.texts["provenance"]
+    assert page_of(tmp_path / "stage2").data["epochs"] == [1, 2]
+
+
+def write_retraining(folder, finished=True, **kwargs):
+    """The folder of a retraining that no search is around; returns the files' contents."""
+    folder.mkdir(parents=True)
+    files = make_retrain(data={"classes": 10, "channels": 1}, mean=[0.3], std=[0.4], **kwargs)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    if finished:
+        GENOTYPES["darts_v2"].save(folder / "genotype.json")
+        (folder / "model.safetensors").touch()
+    return files
+
+
+def test_a_retraining_has_a_report(tmp_path):
+    folder = tmp_path / "it's trained"
+    write_retraining(folder, resumed=(1,))
+    page = page_of(folder)
+    verdict = page.texts["verdict"]
+    assert verdict.strip().startswith("96.25 %")
+    for text in ("Best: 97.50 % in epoch 2", "3,349,342without auxiliary head", "528,000,000one image", "Seed3"):
+        assert text in verdict
+    assert "Unfinished" not in verdict
+    assert page.data["epochs"] == []
+    assert page.data["curves"]["retrain"]["test_top1"] == [50.0, 97.5, 96.25]
+    assert page.data["curves"]["retrain"]["resumed"] == [2]
+    assert len([tag for tag, attrs in page.tags if attrs.get("class") == "drawing"]) == 2
+    assert not {"controls", "history", "alpha", "retrain"} & page.attributes.keys()
+    assert "width36" in page.texts["provenance"]
+    assert "version" not in page.texts["provenance"]
+    call = page.texts["timm-call"].removeprefix("import timm\n\nmodel = ")
+    name, arguments = re.fullmatch(r"timm\.create_model\('(\w+)', (.*)\)", call).groups()
+    given = eval(f"dict({arguments})")
+    files = dict(genotype=f"{folder}/genotype.json", checkpoint_path=f"{folder}/model.safetensors")
+    assert (name, given) == ("cellnet_cifar", dict(cells=20, channels=36, num_classes=10, in_chans=1, **files))
+    assert "mean [0.3] and the deviation [0.4]" in page.texts["usage"]
+
+
+def test_a_retraining_that_has_just_begun_has_a_report(tmp_path):
+    write_retraining(tmp_path / "run", finished=False, tests=(), epochs=5)
+    page = page_of(tmp_path / "run")
+    assert "no epoch yet" in page.texts["verdict"]
+    assert "Unfinished: 0 of 5 epochs of the retraining." in page.texts["verdict"]
+    assert not {"usage", "curves"} & page.attributes.keys()
+
+
+def test_a_search_shows_how_to_use_the_network_of_its_retraining(tmp_path):
+    write_run(tmp_path, make_history("hb", 1))
+    write_retraining(tmp_path / "retrain")
+    assert f"genotype='{tmp_path}/retrain/genotype.json'" in page_of(tmp_path).texts["timm-call"]
+    assert "retrain/settings.json" in page_of(tmp_path).texts["provenance"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"genotype": {}}, "settings.json: genotype has too many or too few fields"),
+        ({"genotype": "darts_v2"}, "settings.json: genotype is a str: must be a JSON object"),
+    ],
+)
+def test_a_damaged_retraining_is_named(tmp_path, change, message):
+    settings = write_retraining(tmp_path / "run")["settings"]
+    (tmp_path / "run" / "settings.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_report(tmp_path / "run")
 
 
 def test_growing_skips_are_counted_in_words(tmp_path):
@@ -220,7 +299,9 @@ def test_versions_hashes_and_command(tmp_path):
     page = page_of(folder)
     assert "width36" in page.texts["provenance"]
     assert "version" not in page.texts["provenance"]  # the genotype among the settings: it has a hash
-    assert page.texts["retrain-command"] == f"optinspired retrain '{folder}/genotype.json' --data 'my $HOME.npz'"
+    expected = f"optinspired retrain '{folder}/genotype.json' --data 'my $HOME.npz' --seed 7"
+    assert page.texts["retrain-command"] == expected
+    assert "usage" not in page.texts, "its weights are not there yet"
     for text in ("nni3.0", "python3.11.7", "ab" * 32, "my $HOME.npz", *read_run(folder).hashes.values()):
         assert text in page.texts["provenance"]
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from report_runs import make_history, make_retrain, write_run
-from test_report import HOSTILE, Page, hostile_run
+from test_report import HOSTILE, Page, hostile_run, write_retraining
 
 from optinspired_plugins.report import write_report
 
@@ -111,7 +111,7 @@ def test_keys_buttons_slider_and_the_choice_of_colour_work(browse, tmp_path):
       location.hash = "#epoch=4";
       const writeText = async (text) => { document.body.dataset.copied = text; };
       Object.defineProperty(navigator, "clipboard", {value: {writeText}});
-      id("copy").click();
+      document.querySelector("#retrain .copy").click();
     """
     source = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
     path.write_text(source.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
@@ -129,6 +129,26 @@ def test_one_epoch_without_alpha_is_no_error(browse, tmp_path):
     dom, console = browse(write_report(write_run(tmp_path / "run", history, finished=False)))
     assert console == []
     assert 'data-ready="yes"' in dom
+
+
+def test_a_retraining_draws_its_curves_and_its_call_can_be_copied(browse, tmp_path):
+    write_retraining(tmp_path / "run", resumed=(1,))
+    path = write_report(tmp_path / "run")
+    script = """
+      const writeText = async (text) => { document.body.dataset.copied = text.length; };
+      Object.defineProperty(navigator, "clipboard", {value: {writeText}});
+      document.querySelector("#usage .copy").click();
+    """
+    source = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
+    path.write_text(source.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    dom, console = browse(path)
+    assert console == []
+    page = Page(dom)
+    assert 'data-ready="yes"' in dom
+    assert f'data-copied="{len(page.texts["timm-call"])}"' in dom
+    lines = [attrs for tag, attrs in page.tags if attrs.get("class", "").startswith("trace")]
+    assert len(lines) == 4
+    assert len(shown(page)) == 2
 
 
 def test_hostile_text_does_nothing(browse, tmp_path):

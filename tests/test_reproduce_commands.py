@@ -220,7 +220,7 @@ def test_rows_of_other_fields_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has rows of other fields than a, c"):
         rows.add_rows(path, [dict(a=2, c=3)], ["a"])
     path.write_text("a,b\n1\n")
-    with pytest.raises(ValueError, match="row 1: has not the fields of the first line"):
+    with pytest.raises(ValueError, match="line 2: has not the fields of the first line"):
         rows.read_rows(path)
 
 

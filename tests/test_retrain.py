@@ -5,7 +5,7 @@ import multiprocessing
 import random
 import shutil
 import signal
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ import search_runs
 from safetensors.torch import load_file
 from test_nni_search import differences
 
-from nni_spaces.data import EpochSampler, read_images
+from nni_spaces.data import EpochSampler, ImageSet, read_images
 from nni_spaces.retrain import RetrainModule, RetrainSettings, _loaders, retrain
-from nni_spaces.run_folder import read_history
+from nni_spaces.run_folder import describe, read_history
 
 HB = {
     "version": 1,
@@ -68,8 +68,16 @@ def test_the_defaults_are_the_papers():
     found = {f.name: f.default for f in fields(RetrainSettings) if f.name not in ("genotype", "limit", "seed")}
     assert found == dict(
         data="cifar10", model="cellnet_cifar", epochs=600, batch_size=96, cells=20, width=36, lr=0.025, momentum=0.9,
-        weight_decay=3e-4, gradient_clip=5.0, aux_weight=None, drop_path=0.2, cutout=16, padding=4,
+        weight_decay=3e-4, gradient_clip=5.0, aux_weight=None, drop_path=0.2, cutout=None, padding=4,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "side"), [((32, 32), 16), ((8, 8), 4), ((6, 9), 3), ((1, 1), 0)])
+def test_half_of_the_side_is_cut_out_by_default(shape, side):
+    """§9.3's cutout is 16 of 32."""
+    data = ImageSet(torch.zeros(32, 1, *shape, dtype=torch.uint8), torch.arange(32) % 2, 2)
+    loader, _ = _loaders(data, data, RetrainSettings(**{**TINY, "cutout": None}), 0, 1, 0)
+    assert loader.dataset.cutout == side
 
 
 class Epoch:
@@ -196,9 +204,13 @@ def test_with_the_auxiliary_head_the_file_holds_the_plain_network(tmp_path):
     arrays = {f"x_{part}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in parts.items()}
     arrays |= {f"y_{part}": np.arange(n) % 2 for part, n in parts.items()}
     np.savez(tmp_path / "a.npz", **arrays)
-    settings = dict(TINY, data=str(tmp_path / "a.npz"), limit=None, epochs=1, batch_size=4, aux_weight=None, cutout=16)
+    settings = dict(
+        TINY, data=str(tmp_path / "a.npz"), limit=None, epochs=1, batch_size=4, aux_weight=None, cutout=None
+    )
     retrain(RetrainSettings(**settings), tmp_path / "run", accelerator="cpu")
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["aux_weight"] == 0.4  # 32 × 32: §9.3's
+    asked, made = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("settings", "run"))
+    assert asked["aux_weight"] == 0.4  # 32 × 32: §9.3's
+    assert (asked["cutout"], made["cutout"]) == (None, 16)
     weights = load_file(tmp_path / "run" / "model.safetensors")
     plain = RetrainSettings(**settings).make_model(2, 3)
     plain.load_state_dict(weights)
@@ -265,6 +277,7 @@ def test_processes_share_an_epoch_without_overlap(monkeypatch):
         (dict(epochs=0), "epochs=0: must be an integer ≥ 1"),
         (dict(batch_size=1), "batch_size=1: must be an integer ≥ 2"),
         (dict(lr=float("inf")), "lr=inf: must be a positive number"),
+        (dict(cutout=-1), "cutout=-1: must be an integer ≥ 0"),
         (dict(drop_path=1.0), r"drop_path=1.0: must be in \[0, 1\)"),
         (dict(aux_weight=-0.1), "aux_weight=-0.1: must be ≥ 0"),
     ],
@@ -278,6 +291,7 @@ def test_wrong_settings_are_named(change, message):
     ("change", "message"),
     [
         (dict(aux_weight=0.4), "auxiliary head of cellnet_cifar takes 32 × 32 and data='digits' has images of 8 × 8"),
+        (dict(cutout=8), "cutout=8: must be less than 8, or it covers an image of 8 × 8"),
         (dict(batch_size=97), "batch_size=97: must be at most 96, the images of a process"),
         (dict(cells=2), "cells=2: must be an integer ≥ 3"),
     ],
@@ -303,9 +317,15 @@ def test_refused_settings_do_not_bind_the_folder(tmp_path):
 
 def test_training_and_test_images_must_be_alike(tmp_path):
     arrays = dict(x_train=np.zeros((8, 8, 8, 1), np.uint8), y_train=np.arange(8) % 4)
-    for change in (dict(y_test=np.arange(8)), dict(x_test=np.zeros((8, 9, 8, 1), np.uint8))):
+    for change, message in (
+        (dict(y_test=np.arange(8)), "y_test has the label 7, must be 0 … 3, as y_train"),
+        (
+            dict(x_test=np.zeros((8, 9, 8, 1), np.uint8)),
+            r"images are \(1, 8, 8\) and \(1, 9, 8\): must be of one shape",
+        ),
+    ):
         np.savez(tmp_path / "a.npz", **arrays, **{**dict(x_test=arrays["x_train"], y_test=arrays["y_train"]), **change})
-        with pytest.raises(ValueError, match=r"training and test images have 4 classes of .* must have the same"):
+        with pytest.raises(ValueError, match=message):
             retrain(RetrainSettings(**{**TINY, "data": str(tmp_path / "a.npz")}), tmp_path / "run")
     for name in ("train/cat", "train/dog", "train/eel", "val/cat", "val/eel"):
         (tmp_path / name).mkdir(parents=True)
@@ -326,6 +346,47 @@ def test_a_folder_of_another_training_or_of_other_images_is_refused(uninterrupte
             retrain(RetrainSettings(**TINY), uninterrupted)
     finally:
         (uninterrupted / "run.json").write_text(facts)
+
+
+def test_the_hash_of_the_images_decides_and_not_their_name(tmp_path):
+    """Images may be moved, and go on where a run began with them; others under their name do not."""
+    source, moved, run = tmp_path / "a.npz", tmp_path / "moved.npz", tmp_path / "run"
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)
+    arrays = dict(x_train=images, y_train=np.arange(8) % 4, x_test=images, y_test=np.arange(8) % 4)
+    np.savez(source, **arrays)
+    settings = RetrainSettings(**{**TINY, "data": str(source), "limit": None, "epochs": 1, "batch_size": 4})
+    top1 = retrain(settings, run, accelerator="cpu")
+    source.rename(moved)
+    settings = replace(settings, data=str(moved))
+    assert retrain(settings, run, accelerator="cpu") == top1
+    assert json.loads((run / "settings.json").read_text())["data"] == str(moved), "the report names it again"
+    for change in (
+        dict(x_train=images[::-1]),
+        dict(x_train=images.reshape(8, 4, 16, 1), x_test=images.reshape(8, 4, 16, 1)),
+    ):
+        np.savez(moved, **{**arrays, **change})
+        with pytest.raises(ValueError, match=r"holds a run on other images than data='.*moved\.npz' has now"):
+            retrain(settings, run, accelerator="cpu")
+    np.savez(moved, **arrays)
+    np.savez(source, **arrays)
+    (run / "run.json").unlink()  # nothing but the name is known then
+    with pytest.raises(ValueError, match=r"holds a run with data='.*moved\.npz' \(here '.*a\.npz'\)"):
+        retrain(replace(settings, data=str(source)), run, accelerator="cpu")
+
+
+def test_the_hash_tells_apart_whatever_a_run_takes_from_images():
+    data = ImageSet(torch.arange(96, dtype=torch.uint8).reshape(2, 3, 4, 4), torch.tensor([0, 1]), 2)
+    others = [
+        data._replace(images=data.images.reshape(2, 3, 2, 8)),
+        data._replace(images=data.images.flip(1)),
+        data._replace(images=data.images.permute(0, 1, 3, 2)),
+        data._replace(images=data.images.view(torch.int8)),
+        data._replace(labels=data.labels.flip(0)),
+        data._replace(classes=3),
+    ]
+    hashes = [describe(found)["sha256"] for found in (data, *others)]
+    assert len(set(hashes)) == len(hashes)
+    assert describe(data._replace(images=data.images.clone()))["sha256"] == hashes[0]
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_runs_before(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         simulate(path, ("gd",), (1,), (0, 1), TINY)
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, f".{path.name}.lock"}
 
 
 def test_runs_of_another_recipe_are_not_mixed_in(tmp_path):
@@ -125,12 +125,22 @@ def test_runs_of_another_recipe_are_not_mixed_in(tmp_path):
         simulate(path, ("gd",), (1,), (1,), Recipe(pairs=40, dimension=3, batch_size=10, steps=6, lr=0.1))
 
 
-@pytest.mark.parametrize("damage", ["gd,1,0,nonsense,0,1,40,3,0.5,10,6", "gd,1", "gd,1,0,1,0,1,-40,3,0.5,10,6"])
-def test_a_damaged_line_is_named(tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("gd,1,0,nonsense,0,1,40,3,0.5,10,6", "not a run of the simulation (mse='nonsense': must be a number)"),
+        ("gd,1,0,inf,0,1,40,3,0.5,10,6", "not a run of the simulation (mse=inf: must be a finite number"),
+        ("gd,1,-1,1,0,1,40,3,0.5,10,6", "not a run of the simulation (seed=-1: must be an integer ≥ 0)"),
+        ("sgd,1,0,1,0,1,40,3,0.5,10,6", "not a run of the simulation (network='sgd': must be one of gd, hb"),
+        ("gd,1,0,1,0,1,-40,3,0.5,10,6", "not a run of the simulation (pairs=-40: must be an integer ≥ 1)"),
+        ("gd,1", "has not the fields of the first line: has 2, must have 11"),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, damage, message):
     path = tmp_path / "table2.csv"
     simulate(path, ("gd",), (1,), (0,), TINY)
     path.write_text(path.read_text() + damage + "\n")
-    with pytest.raises(ValueError, match=r"table2.csv, line 3: not a run of the simulation"):
+    with pytest.raises(ValueError, match=re.escape(f"table2.csv, line 3: {message}")):
         read_runs(path)
 
 

@@ -1,9 +1,11 @@
 """Multi-trial search: every strategy on every space, resumed by replay."""
 
+import gc
 import json
 import pickle
 import random
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -18,7 +20,17 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import TPE as StockTPE
 from nni.nas.strategy import Random, RegularizedEvolution
 from test_nni_search import processes
-from trial_runs import STRATEGIES, TINY, count_parameters, count_updates, digits, needs_tianshou, run, sized
+from trial_runs import (
+    STRATEGIES,
+    TINY,
+    count_parameters,
+    count_updates,
+    digits,
+    needs_tianshou,
+    run,
+    run_terminated,
+    sized,
+)
 
 from nni_spaces import (
     ENAS,
@@ -26,12 +38,17 @@ from nni_spaces import (
     AGDSpace,
     DARTSSpace,
     HBSpace,
+    HeavyBallInit,
     PolicyRL,
+    RandomInit,
     TrialEvaluator,
+    TrialExperiment,
+    ZeroInit,
     read_trials,
     run_trials,
     sequential_config,
 )
+from nni_spaces.trial_evaluator import TrialModule
 from optinspired_plugins import Genotype
 
 SPACES = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
@@ -168,7 +185,118 @@ def test_weights_are_a_function_of_seed_and_trial(tmp_path):
     assert not torch.equal(first[0], first[1])
 
 
-# --- what goes wrong --------------------------------------------------------------------------------------------------
+# --- trials that fail -------------------------------------------------------------------------------------------------
+
+
+def failing(index, fail, calls=None):
+    """An evaluator that counts parameters, and lets one trial fail."""
+    calls = [] if calls is None else calls
+
+    def report(model):
+        calls.append(model)
+        if len(calls) - 1 == index:
+            fail()
+        count_parameters(model)
+
+    return sized(report)
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def reporting(value, report=nni.report_final_result):
+    def fail():
+        report(value)
+
+    return fail
+
+
+def result_and_error():
+    nni.report_final_result(1e9)  # the best of all, had it ended well
+    raise RuntimeError("in the end")
+
+
+FAULTS = {
+    "memory": (raising(torch.OutOfMemoryError("CUDA out of memory.")), "OutOfMemoryError: CUDA out of memory."),
+    "host memory": (raising(MemoryError()), "MemoryError: "),
+    "divergence": (raising(FloatingPointError("loss=nan in epoch 1")), "FloatingPointError: loss=nan in epoch 1"),
+    "mistake": (raising(KeyError("acc")), "KeyError: 'acc'"),
+    "assertion": (raising(AssertionError("shape")), "AssertionError: shape"),
+    "nan": (reporting(float("nan")), "FloatingPointError: result=nan: must be finite"),
+    "infinity": (reporting(-np.inf), "FloatingPointError: result=-inf: must be finite"),
+    "nan on the way": (
+        reporting(torch.tensor(torch.nan), nni.report_intermediate_result),
+        "FloatingPointError: result=tensor(nan): must be finite",
+    ),
+    "no number": (reporting({"acc": 1.0}), "TypeError: result={'acc': 1.0}: must be a number"),
+    "after its result": (result_and_error, "RuntimeError: in the end"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_trial_that_fails_is_recorded_and_the_run_goes_on(fault, tmp_path):
+    """And the next process is told the same of it, without a second try: the strategy asks for the same networks."""
+    fail, error = FAULTS[fault]
+
+    def search(folder, counts):
+        calls = []
+        for count in counts:
+            ranked = run_trials(HBSpace(**TINY), STRATEGIES["evolution"](), failing(1, fail, calls), folder, count)
+        assert len(calls) == counts[-1]
+        return ranked
+
+    ranked = search(tmp_path / "whole", [4])
+    search(tmp_path / "parts", [2, 4])
+    assert without_times(tmp_path / "parts") == without_times(tmp_path / "whole")
+    trials = read_trials(tmp_path / "whole")[1]
+    assert [trial.error for trial in trials] == [None, error, None, None]
+    assert trials[1].metric is None
+    assert sorted(ranked, key=lambda trial: trial.index) == [trial for trial in trials if trial.index != 1]
+
+
+def test_a_trial_without_a_result_fails(tmp_path):
+    calls = []
+
+    def report(model):
+        calls.append(model)
+        if len(calls) != 2:
+            count_parameters(model)
+
+    run_trials(HBSpace(**TINY), Random(seed=0), sized(report), tmp_path, 3)
+    assert [trial.error for trial in read_trials(tmp_path)[1]] == [
+        None, "RuntimeError: evaluator: reported no result, must call nni.report_final_result", None
+    ]  # fmt: skip
+
+
+def test_a_failed_trial_changes_no_other(tmp_path, monkeypatch):
+    """In Lightning, in the middle of an epoch; its traceback is logged, that of a divergence is not."""
+    steps = []
+
+    class Failing(TrialModule):
+        def training_step(self, batch, batch_idx):
+            steps.append(self.model)
+            if len(steps) == 3 + 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().training_step(batch, batch_idx)
+
+    run_trials(HBSpace(**TINY), Random(seed=0), digits(), tmp_path / "whole", 3)
+    monkeypatch.setattr(TrialEvaluator, "_module", lambda self: Failing(**self.recipe))
+    run_trials(HBSpace(**TINY), Random(seed=0), digits(), tmp_path / "one failed", 3)
+    (_, whole), (_, others) = without_times(tmp_path / "whole"), without_times(tmp_path / "one failed")
+    assert others[1]["error"] == "OutOfMemoryError: CUDA out of memory."
+    assert (others[0], others[2]) == (whole[0], whole[2])
+
+
+@pytest.mark.parametrize(("fault", "traced"), [("divergence", False), ("nan", False), ("mistake", True)])
+def test_a_failed_trial_is_logged_with_its_traceback_unless_it_diverged(fault, traced, tmp_path, caplog):
+    run_trials(HBSpace(**TINY), Random(seed=0), failing(0, FAULTS[fault][0]), tmp_path, 2)
+    (record,) = [record for record in caplog.records if record.name == "nni_spaces.trials"]
+    assert record.getMessage() == f"Trial 0: {FAULTS[fault][1]}"
+    assert bool(record.exc_info) == traced
 
 
 def test_a_network_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
@@ -183,38 +311,119 @@ def test_a_network_that_diverges_is_recorded_and_the_search_goes_on(tmp_path):
     ranked, (_, trials) = search(5), read_trials(tmp_path)
     diverged = [trial for trial in trials if trial.metric is None]
     assert 0 < len(diverged) < 5
-    assert {trial.error for trial in diverged} == {"loss=nan in epoch 1, step 1: must be finite"}
+    assert {trial.error for trial in diverged} == {"FloatingPointError: loss=nan in epoch 1, step 1: must be finite"}
     assert {trial.index for trial in ranked} == {trial.index for trial in trials} - {t.index for t in diverged}
     assert len(search(7)) >= len(ranked), "the strategy is told of them again"
 
 
 def test_a_loss_that_is_not_finite_is_found(tmp_path):
-    with pytest.raises(
-        RuntimeError, match=r"none of 1 trials has a result; loss=nan in epoch 1, step \d+: must be fin"
-    ):
+    message = r"none of 1 trials has a result; FloatingPointError: loss=nan in epoch 1, step \d+: must be finite"
+    with pytest.raises(RuntimeError, match=message):
         run_trials(HBSpace(**TINY), Random(seed=0), digits(lr=1e30, gradient_clip=1e30), tmp_path, 1)
     assert read_trials(tmp_path)[1][0].metric is None
 
 
-def test_any_other_error_ends_the_run_and_keeps_the_trials(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "recorded"),
+    [
+        (OSError("the disk is gone"), 2),
+        (FileNotFoundError("images.npz"), 2),
+        (KeyboardInterrupt("by hand"), 2),
+        (RuntimeError("CUDA error: device-side assert triggered"), 3),
+    ],
+)
+def test_what_is_no_networks_fault_ends_the_run_and_keeps_the_trials(error, recorded, tmp_path):
+    """The next run repeats the trial, or goes on behind the one that the device did not survive."""
+    with pytest.raises(type(error), match=str(error)):
+        run_trials(HBSpace(**TINY), Random(seed=0), failing(2, raising(error)), tmp_path, 4)
+    assert len(read_trials(tmp_path)[1]) == recorded
+    assert len(run_trials(HBSpace(**TINY), Random(seed=0), sized(), tmp_path, 4)) == 4 - (recorded - 2)
+
+
+def test_trials_that_have_all_failed_say_so_and_bind_nothing(tmp_path):
+    def broken(model):
+        raise NameError("name 'acuracy' is not defined")
+
+    def search(strategy, evaluator, count):
+        return run_trials(HBSpace(**TINY), strategy, evaluator, tmp_path, count)
+
+    for _ in range(2):  # the same run once more tries all again
+        with pytest.raises(RuntimeError, match=r"none of 2 trials has a result; NameError: name 'acuracy' is not"):
+            search(Random(seed=0), sized(broken), 2)
+    assert len(search(Random(seed=0), sized(), 2)) == 2
+    with pytest.raises(ValueError, match="holds trials with strategy='Random'"):
+        search(RegularizedEvolution(), sized(), 2)
+
+
+def test_failed_trials_are_not_tried_again_before_all_have_failed(tmp_path):
     calls = []
+    with pytest.raises(RuntimeError, match="none of 1 trials"):
+        run_trials(HBSpace(**TINY), Random(seed=0), failing(0, FAULTS["memory"][0], calls), tmp_path, 1)
+    assert len(run_trials(HBSpace(**TINY), Random(seed=0), failing(0, FAULTS["memory"][0], calls), tmp_path, 3)) == 2
+    assert len(calls) == 3
 
-    def report(model):
-        calls.append(model)
-        if len(calls) == 3:
-            raise OSError("the disk is gone")
-        count_parameters(model)
 
-    with pytest.raises(OSError, match="the disk is gone"):
-        run_trials(HBSpace(**TINY), Random(seed=0), sized(report), tmp_path, 4)
-    assert len(read_trials(tmp_path)[1]) == 2
-    with pytest.raises(
-        RuntimeError, match=r"evaluator: reported no result of trial 2, must call nni.report_final_resu"
-    ):
-        run_trials(HBSpace(**TINY), Random(seed=0), sized(lambda model: None), tmp_path, 4)
-    with pytest.raises(ValueError, match=r"trial 2 has .*nan.*: must be finite numbers"):
-        run_trials(HBSpace(**TINY), Random(seed=0), sized(lambda m: nni.report_final_result(np.nan)), tmp_path, 4)
-    assert len(run_trials(HBSpace(**TINY), Random(seed=0), sized(), tmp_path, 4)) == 4
+def test_the_network_before_is_freed_for_the_next(monkeypatch, tmp_path):
+    alive = []
+
+    class Noted(TrialModule):
+        def on_fit_start(self):
+            alive.append(weakref.ref(self.model))
+            assert [ref() is not None for ref in alive] == [False] * (len(alive) - 1) + [True]
+
+    monkeypatch.setattr(TrialEvaluator, "_module", lambda self: Noted(**self.recipe))
+    gc.disable()
+    try:
+        assert len(run_trials(HBSpace(**TINY), Random(seed=0), digits(), tmp_path, 3)) == 3
+    finally:
+        gc.enable()
+
+
+# --- the end of the process -------------------------------------------------------------------------------------------
+
+
+def status_of(folder, moment):
+    process = processes.Process(target=run_terminated, args=(folder, moment))
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert status_of(folder, None) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [
+        ("batch", 128 + signal.SIGTERM),
+        ("loader", 128 + signal.SIGTERM),  # a loader process that gets the signal too dies at once
+        ("end", 128 + signal.SIGTERM),  # after the last batch, where Lightning looks no more
+        ("between", -signal.SIGTERM),  # 143 to a shell
+    ],
+)
+def test_a_terminated_run_says_so_and_goes_on(moment, status, uninterrupted, tmp_path):
+    assert status_of(tmp_path, moment) == status
+    assert len(read_trials(tmp_path)[1]) == 1
+    assert status_of(tmp_path, None) == 0
+    assert without_times(tmp_path) == without_times(uninterrupted)
+    assert (tmp_path / "genotype.json").read_bytes() == (uninterrupted / "genotype.json").read_bytes()
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, 143), (0, 143), (3, 3)])
+def test_a_trial_that_ends_the_process_never_says_that_the_run_has_finished(code, status, tmp_path):
+    """Lightning's trainers in evaluators of others end it without a code at SIGTERM."""
+    with pytest.raises(SystemExit) as stop:
+        run_trials(HBSpace(**TINY), Random(seed=0), failing(1, raising(SystemExit(code))), tmp_path, 3)
+    assert stop.value.code == status
+    assert len(read_trials(tmp_path)[1]) == 1
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_other_trials_is_refused(tmp_path):
@@ -333,3 +542,27 @@ def test_held_out_images_are_not_trained_on():
     every = torch.cat([train.images, val.images]).flatten(1)
     assert len(every.unique(dim=0)) == 64
     assert sum(len(labels) for _, labels in evaluator.val_dataloaders) == 13, "none is left out"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("hb", dict(initialization=HeavyBallInit()), r"initialization=HeavyBallInit\(logit=5.0, std=0.001\) with str"),
+        ("agd", dict(initialization=RandomInit(0.5)), r"initialization=RandomInit\(std=0.5\) with strategy=\w+, which"),
+        ("hb", dict(partial_channels=2), r"partial_channels=2 with strategy=\w+: must be 1"),
+        ("darts", dict(skip_dropout=0.4), r"skip_dropout=0.4 with strategy=\w+: must be 0"),
+        ("agd", dict(allowed={"normal/2_0": ["skip_connect"]}), r"allowed with strategy=\w+: NNI's cell has one list"),
+    ],
+)
+def test_options_of_supernets_are_refused_where_networks_are_sampled(kind, options, message, tmp_path):
+    space = SPACES[kind](**TINY, **options)
+    for strategy in (Random(), RegularizedEvolution()):
+        with pytest.raises(ValueError, match=message):
+            run_trials(space, strategy, sized(), tmp_path, 1)
+        with pytest.raises(ValueError, match=message):
+            TrialExperiment(space, sized(), strategy, sequential_config(tmp_path, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_equal_chances_are_what_sampled_networks_have(tmp_path):
+    assert len(run_trials(HBSpace(**TINY, initialization=ZeroInit()), Random(seed=0), sized(), tmp_path, 1)) == 1

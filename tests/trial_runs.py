@@ -10,7 +10,8 @@ from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.experiment import NasExperiment
 from nni.nas.strategy import Random, RegularizedEvolution
 
-from nni_spaces import HBSpace, TrialEvaluator, TrialExperiment, run_trials, sequential_config
+from nni_spaces import HBSpace, TrialEvaluator, TrialExperiment, read_trials, run_trials, sequential_config
+from nni_spaces.trial_evaluator import TrialModule
 
 TINY = dict(channels=4, cells=3, nodes=2, in_chans=1)
 STRATEGIES = {
@@ -68,6 +69,29 @@ def run(folder, strategy, trials, kill_at=None):
             os.kill(os.getpid(), signal.SIGKILL)
 
     return run_trials(HBSpace(**TINY), STRATEGIES[strategy](), digits(), folder, trials, on_trial=on_trial)
+
+
+def run_terminated(folder, moment):
+    """Run three trials; SIGTERM comes at a moment of the second, or as soon as the first is written."""
+
+    def at(place):
+        if place == moment and len(read_trials(folder)[1]) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return True
+        return False
+
+    class Terminated(TrialModule):
+        def training_step(self, batch, batch_idx):
+            at("batch")
+            if at("loader"):
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+            return super().training_step(batch, batch_idx)
+
+        def on_train_end(self):
+            at("end")
+
+    TrialEvaluator._module = lambda self: Terminated(**self.recipe)
+    run_trials(HBSpace(**TINY), STRATEGIES["random"](), digits(), folder, 3, on_trial=lambda trial: at("between"))
 
 
 def experiment(folder, kind):

@@ -3,6 +3,7 @@
 After installation no import is needed: ``timm.create_model("hbnet50")`` works by itself.
 """
 
+from ._host import register_all
 from .agdnet import AGDNet, CifarAGDNet
 from .algorithm_stages import AlgorithmStage, ProgramStage
 from .blocks import NesterovBlock, SourceLayer
@@ -34,3 +35,5 @@ __all__ = [
     "to_heavy_ball",
     "to_nesterov",
 ]
+
+register_all()

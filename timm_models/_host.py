@@ -1,18 +1,107 @@
-"""What timm's own code would answer by naming its classes or by an assertion, answered in a user's terms."""
+"""How the networks meet timm: its registry, its builder, the config.json that it writes and reads, its features."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, List, Optional, Set, Tuple, Type, TypeVar, Union
+import warnings
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type, TypeVar, Union
 
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, is_model, model_entrypoint
+from timm.models import register_model as register_with_timm
 from torch import Tensor, nn
 
 from ._checks import check_feature_indices, check_one_of
 
-__all__ = ["build_model", "checks_features"]
+__all__ = [
+    "SavesArguments",
+    "build_model",
+    "check_is_no_module_of_a_config",
+    "checks_features",
+    "register_all",
+    "register_model",
+]
 
 Model = TypeVar("Model", bound=Type[nn.Module])
+EntryPoint = TypeVar("EntryPoint", bound=Callable[..., nn.Module])
+
+PACKAGE = __name__.partition(".")[0]
+
+# Entry points by name that wait for the last of them to be defined; None once they are registered.
+_waiting: Optional[Dict[str, Callable[..., nn.Module]]] = {}
+
+
+def register_model(entry_point: EntryPoint) -> EntryPoint:
+    """Decorator of an entry point: timm's, once :func:`register_all` is called. So timm knows all names or none."""
+    if _waiting is None:  # somebody reloads the module
+        register_with_timm(entry_point)
+    else:
+        _waiting[entry_point.__name__] = entry_point
+    return entry_point
+
+
+def register_all() -> None:
+    """Register the entry points with timm. A name that another package has is left to it, with a warning before.
+
+    Where the warning is an error, none is registered.
+    """
+    global _waiting
+    owners = {name: model_entrypoint(name).__module__ for name in _waiting or {} if is_model(name)}
+    taken = {name: owner for name, owner in owners.items() if owner.partition(".")[0] != PACKAGE}
+    if taken:
+        names = ", ".join(f"{name} (of {owner})" for name, owner in taken.items())
+        warnings.warn(f"timm has other models under names of {PACKAGE}, and keeps them: {names}", stacklevel=2)
+    entry_points, _waiting = _waiting or {}, None
+    for name, entry_point in entry_points.items():
+        if name not in taken:
+            register_with_timm(entry_point)
+
+
+_NO_ARGUMENTS: Mapping[str, Any] = {}
+
+
+class SavesArguments:
+    """Base of a network: timm saves data in the place of the files and objects that it was made from.
+
+    From 1.0.31 on timm sets ``_model_args`` to the arguments as they were given, and ``save_for_hf`` writes them into
+    the config from which ``local-dir:`` and ``hf-hub:`` make the network again. Those in ``own_args`` replace them.
+    """
+
+    __jit_unused_properties__ = ["_model_args"]
+    own_args = _NO_ARGUMENTS  # not annotated: TorchScript would take the annotations of this class alone
+
+    @property
+    def _model_args(self) -> Dict[str, Any]:
+        return {**self.__dict__.get("given_args", {}), **self.own_args}
+
+    @_model_args.setter
+    def _model_args(self, arguments: Mapping[str, Any]) -> None:
+        self.given_args = dict(arguments)
+
+
+# timm says which arguments a config has; an older one mixes them with the caller's.
+_SAYS_WHICH = "pretrained_model_args" in inspect.signature(build_model_with_cfg).parameters
+
+
+def check_is_no_module_of_a_config(name: str, kwargs: Mapping[str, Any]) -> None:
+    """ValueError if an argument would import a module, and is from the config.json of ``local-dir:`` or ``hf-hub:``.
+
+    Args:
+        name: the argument.
+        kwargs: what timm's ``create_model`` gives an entry point.
+    """
+    value = kwargs.get(name)
+    if not isinstance(value, str) or ":" not in value:
+        return
+    if _SAYS_WHICH:
+        # The same object: a caller who gives an equal string has seen it.
+        refused = (kwargs.get("pretrained_model_args") or {}).get(name) is value
+        advice = f"if you trust the module, pass {name}={value!r} yourself"
+    else:
+        cfg = kwargs.get("pretrained_cfg")
+        refused = isinstance(cfg, Mapping) and cfg.get("source") in ("local-dir", "hf-hub")
+        advice = f"if you trust the module, pass an object as {name}"
+    if refused:
+        raise ValueError(f"{name}={value!r}: must not name a module in a model's config.json; {advice}")
 
 
 def build_model(model_cls: Any, variant: str, pretrained: bool, **kwargs: Any) -> Any:

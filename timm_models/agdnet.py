@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from ._checks import (
 )
 from ._conversions import KeepsActivations
 from ._features import build_with_features
-from ._host import checks_features
+from ._host import checks_features, register_model
 from .blocks import NesterovBlock, PooledTransition, SourceLayer, Transition
 from .fusion import fold_into
 from .rules import announce, learned_hint

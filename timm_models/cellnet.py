@@ -11,12 +11,13 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 
 # No postponed annotations here: torch.fx writes forward's into its code, where TorchScript must find them.
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import torch
 from timm.layers import create_classifier
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from optinspired_plugins.genotype import Genotype, load_genotype
@@ -33,17 +34,19 @@ from ._checks import (
     check_rate,
 )
 from ._features import build_with_features
+from ._host import SavesArguments, register_model
 from .cells import AuxiliaryHead, Cell
 from .fusion import fold_all
 
 __all__ = ["CellNet"]
 
 
-class CellNet(nn.Module):
+class CellNet(SavesArguments, nn.Module):
     """A network of cells.
 
     Args:
-        genotype: a :class:`~optinspired_plugins.genotype.Genotype`, the name of a published one, or a JSON file.
+        genotype: a :class:`~optinspired_plugins.genotype.Genotype`, its ``to_dict()``, the name of a published one, or
+            a JSON file. timm's ``save_for_hf`` writes the genotype itself.
         cells: number of cells, ≥ 3.
         channels: channels of a node of the first cells; they double at both reductions.
         stem: ``"cifar"``, a 3×3 convolution, or ``"imagenet"``, three of stride 2.
@@ -58,13 +61,13 @@ class CellNet(nn.Module):
         dtype: data type of the parameters.
 
     Raises:
-        TypeError: ``genotype`` is none of the three.
+        TypeError: ``genotype`` is none of these.
         ValueError: an argument is out of range, or the genotype's file is damaged; nothing was allocated.
     """
 
     def __init__(
         self,
-        genotype: Union[Genotype, str, Path] = "darts_v2",
+        genotype: Union[Genotype, Mapping[str, Any], str, Path] = "darts_v2",
         cells: int = 20,
         channels: int = 36,
         stem: str = "cifar",
@@ -81,6 +84,7 @@ class CellNet(nn.Module):
         genotype = load_genotype(genotype)
         super().__init__()
         self.genotype = genotype
+        self.own_args = dict(genotype=genotype.to_dict())
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
         with torch.device(device if device is not None else torch.get_default_device()):

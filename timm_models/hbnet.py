@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any, Tuple, Type
 
 import torch
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_bool, check_finite
 from ._features import build_with_features
+from ._host import register_model
 from .skeleton import CifarStagedResNet, StagedResNet
 from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_memory
 

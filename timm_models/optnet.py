@@ -12,17 +12,21 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from optinspired_plugins.algorithms import Algorithm, load_algorithm
 from optinspired_plugins.probing import calls_at_start, layers_per_step
+from optinspired_plugins.recorded import RecordedAlgorithm, record
+from optinspired_plugins.tracing import NotLinearError
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
 from ._features import build_with_features
+from ._host import SavesArguments, check_is_no_module_of_a_config, register_model
 from .algorithm_stages import make_stage
 from .rules import NETWORK_ALGORITHMS
 from .skeleton import CifarStagedResNet, StagedResNet
@@ -31,15 +35,17 @@ from .stages import BasicTransform, BottleneckTransform
 __all__ = ["NETWORK_ALGORITHMS", "CifarOptNet", "OptNet"]
 
 
-class OptNet(StagedResNet):
+class OptNet(SavesArguments, StagedResNet):
     """A network on timm's ResNet whose stages propagate by an algorithm.
 
     Args:
         block: ``BasicTransform`` or ``BottleneckTransform``.
         layers: steps in each of the four stages.
         algorithm: ``"gd"`` (7), ``"hb"`` (11) with β = 1, which is HBNet, ``"agd"`` (12), ``"agd2"`` (13), ``"admm"``
-            (14), ``"dmrnet"`` (20) with ½; ``"module:attribute"``; or an object with ``init``, ``step`` and ``result``.
-            Each stage has a copy. If it is a module or holds parameters they are learned, without weight decay.
+            (14), ``"dmrnet"`` (20) with ½; ``"module:attribute"``; an object with ``init``, ``step`` and ``result``; or
+            the data of a :class:`~optinspired_plugins.recorded.RecordedAlgorithm`, which is what timm's ``save_for_hf``
+            writes for one with constant coefficients. Each stage has a copy. If it is a module or holds parameters
+            they are learned, without weight decay.
         **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
             ``ResNet`` arguments.
 
@@ -50,16 +56,21 @@ class OptNet(StagedResNet):
     """
 
     def __init__(
-        self, block: Type[nn.Module], layers: Tuple[int, ...], algorithm: str | Algorithm = "hb", **kwargs: Any
+        self,
+        block: Type[nn.Module],
+        layers: Tuple[int, ...],
+        algorithm: str | Mapping[str, Any] | Algorithm = "hb",
+        **kwargs: Any,
     ) -> None:
         check_layers("layers", layers, stages=4)
-        rule = load_algorithm(algorithm, NETWORK_ALGORITHMS)
+        rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
         super().__init__(block, layers, **kwargs)
+        self.own_args = _as_data(algorithm, rule, max(layers))
         _propagate(self, rule, counts, kwargs, lambda: StagedResNet(block, (2,) * 4, **kwargs))
 
 
-class CifarOptNet(CifarStagedResNet):
+class CifarOptNet(SavesArguments, CifarStagedResNet):
     """The same for 32×32 images: a 3×3 stem, three stages of two-layer transforms, 6n + 2 layers (§8).
 
     Args:
@@ -72,12 +83,34 @@ class CifarOptNet(CifarStagedResNet):
         ValueError: likewise.
     """
 
-    def __init__(self, layers: Tuple[int, ...] = (3, 3, 3), algorithm: str | Algorithm = "hb", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        layers: Tuple[int, ...] = (3, 3, 3),
+        algorithm: str | Mapping[str, Any] | Algorithm = "hb",
+        **kwargs: Any,
+    ) -> None:
         check_layers("layers", layers, stages=3)
-        rule = load_algorithm(algorithm, NETWORK_ALGORITHMS)
+        rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
         super().__init__(layers, **kwargs)
+        self.own_args = _as_data(algorithm, rule, max(layers))
         _propagate(self, rule, counts, kwargs, lambda: CifarStagedResNet((2,) * 3, **kwargs))
+
+
+def _load(algorithm: object) -> Algorithm:
+    if isinstance(algorithm, Mapping):
+        return RecordedAlgorithm.from_dict(algorithm)
+    return load_algorithm(algorithm, NETWORK_ALGORITHMS)
+
+
+def _as_data(algorithm: object, rule: Algorithm, steps: int) -> Dict[str, Any]:
+    """Return the argument as JSON may hold it, a name or coefficients; nothing where only code says what it is."""
+    if isinstance(algorithm, str) and algorithm in NETWORK_ALGORITHMS:
+        return dict(algorithm=algorithm)
+    try:
+        return dict(algorithm=record(rule, steps).to_dict())
+    except NotLinearError:
+        return {}
 
 
 def _propagate(
@@ -130,10 +163,12 @@ def _copies(block: Any, models: Sequence[Any]) -> List[Any]:
 
 
 def _create_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> OptNet:
+    check_is_no_module_of_a_config("algorithm", kwargs)
     return build_with_features(OptNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarOptNet:
+    check_is_no_module_of_a_config("algorithm", kwargs)
     return build_with_features(CifarOptNet, variant, pretrained, feature_indices=(0, 1, 2, 3), **kwargs)
 
 

@@ -31,7 +31,10 @@ val_dataloader = dict(
 )
 val_evaluator = dict(type="Accuracy", topk=(1,))
 
-optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True))
+optim_wrapper = dict(
+    constructor="NoWeightDecayOptimWrapperConstructor",  # of α and β
+    optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
+)
 param_scheduler = dict(type="CosineAnnealingLR", T_max=10, by_epoch=True)
 train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
 val_cfg = dict()

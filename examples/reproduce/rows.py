@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 import platform
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from optinspired_plugins._files import write_atomically
+from optinspired_plugins._files import clear_temporaries, printable, read_table, write_atomically
+from optinspired_plugins._locks import held
 
 __all__ = ["RESULTS", "add_rows", "find", "provenance", "read_rows", "require"]
 
@@ -27,16 +27,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file, none where there is no file.
 
     Raises:
-        ValueError: a row has not the fields of the first line.
+        ValueError: the file is no such table; the message names file and line.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise ValueError(f"{path}, row {line - 1}: has not the fields of the first line")
-    return rows
+    return list(read_table(path).values()) if path.exists() else []
 
 
 def _values(row: Row, names: Iterable[str]) -> tuple[str, ...]:
@@ -44,9 +37,20 @@ def _values(row: Row, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def find(path: Path, wanted: Row) -> dict[str, str] | None:
-    """Return the first row that has the wanted values."""
-    values = _values(wanted, wanted)
-    return next((row for row in read_rows(path) if _values(row, wanted) == values), None)
+    """Return the first row that has the wanted values.
+
+    Raises:
+        ValueError: the file has not their fields.
+    """
+    rows, values = read_rows(path), _values(wanted, wanted)
+    _check_fields(path, rows, wanted)
+    return next((row for row in rows if _values(row, wanted) == values), None)
+
+
+def _check_fields(path: Path, rows: Sequence[Row], names: Iterable[str]) -> None:
+    missing = [name for name in names if rows and name not in rows[0]]
+    if missing:
+        raise ValueError(f"{printable(path)}: has no field {missing[0]!r}, must have {', '.join(names)}")
 
 
 def require(path: Path, shared: Row) -> None:
@@ -58,15 +62,15 @@ def require(path: Path, shared: Row) -> None:
     for row in read_rows(path):
         for name, value in shared.items():
             if row.get(name) != str(value):
-                raise ValueError(f"{path}: has rows of {name}={row.get(name)}, must be another folder for {value}")
+                where, found = printable(path), str(row.get(name))[:80]
+                raise ValueError(f"{where}: has rows of {name}={found}, must be another folder for {value}")
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process changes the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    """Wait until no other process changes the file, and remove what a kill left of it."""
+    with held(path.with_name(f".{path.name}.lock"), wait=True):
+        clear_temporaries(path.parent, [path.name])
         yield
 
 
@@ -77,8 +81,9 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
         ValueError: the file has rows of other fields.
     """
     with _alone(path):
-        replaced = {_values(row, key) for row in rows}
-        kept: list[Row] = [old for old in read_rows(path) if _values(old, key) not in replaced]
+        found, replaced = read_rows(path), {_values(row, key) for row in rows}
+        _check_fields(path, found, key)
+        kept: list[Row] = [old for old in found if _values(old, key) not in replaced]
         if kept and list(kept[0]) != list(rows[0]):
             raise ValueError(f"{path}: has rows of other fields than {', '.join(rows[0])}: choose another file")
         text = io.StringIO()

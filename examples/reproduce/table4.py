@@ -44,7 +44,7 @@ def run(recipe: Recipe, place: Place) -> str:
 
 def make_row(recipe: Recipe, measured: dict[str, Any], place: Place) -> dict[str, Any]:
     """Return the row of a finished run; one that diverged has no figures."""
-    network, classes = NETWORKS[recipe.network], read_images(recipe.data, 1, "test").classes
+    network, classes = NETWORKS[recipe.network], read_images(recipe.data, split="test").classes
     parameters, macs = count_network(network, classes)
     options = dict(networks=recipe.network, seeds=recipe.seed, augmentation="with" if recipe.augment else "without")
     if (recipe.epochs, recipe.train_images, recipe.test_images) == (Recipe.epochs, None, None):
