@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from extras import needs
+from wheels import build_wheel, make_environment
 
 
 def pytest_collection_modifyitems(items):
@@ -36,3 +37,14 @@ def coloured_images(tmp_path_factory):
         arrays |= {f"x_{split}": images.astype(np.uint8), f"y_{split}": labels.astype(np.int64)}
     np.savez(path, **arrays)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def wheel_python(wheel, tmp_path_factory):
+    """The interpreter of an environment that has the wheel and not the repository."""
+    return make_environment(wheel, tmp_path_factory.mktemp("fresh"))

@@ -1,9 +1,6 @@
 """What is installed is what was tested: the built distributions hold the packages, and the wheel works on its own."""
 
-import importlib.util
-import os
 import re
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -12,6 +9,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from wheels import execute
 
 import optinspired_plugins
 
@@ -23,37 +21,6 @@ INFO = f"optinspired_plugins-{VERSION}.dist-info"
 
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-def execute(*args, folder):
-    hidden = {"PYTHONPATH", "OPTINSPIRED_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"}
-    env = {k: v for k, v in os.environ.items() if k not in hidden}
-    done = subprocess.run(list(map(str, args)), cwd=folder, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ".")
-    execute(sys.executable, *build, folder=ROOT)
-    (file,) = folder.glob("*.whl")
-    return file
-
-
-@pytest.fixture(scope="module")
-def wheel_python(wheel, tmp_path_factory):
-    """The interpreter of a fresh environment: the wheel, and this environment's folders behind it."""
-    folder = tmp_path_factory.mktemp("fresh")
-    execute(sys.executable, "-m", "venv", "env", folder=folder)
-    python = folder / "env" / "bin" / "python"
-    execute(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, folder=folder)
-    site = Path(execute(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
-    # Python does not read the .pth files of a folder that a .pth file names, so an editable install stays unseen.
-    hosts = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in ("torch", "timm")}
-    (site / "hosts.pth").write_text("\n".join(sorted(hosts)) + "\n")
-    return python
 
 
 def test_the_version_is_one():
