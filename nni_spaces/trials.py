@@ -43,7 +43,7 @@ from nni.runtime.trial_command_channel import (
 )
 
 from optinspired_plugins._checks import check_int, short
-from optinspired_plugins._files import read_json, write_atomically
+from optinspired_plugins._files import printable, read_json, write_atomically
 from optinspired_plugins.genotype import Genotype
 from optinspired_plugins.operations import ZERO
 
@@ -295,7 +295,8 @@ def run_trials(
         ranked = sorted((t for t in done[:trials] if t.metric is not None), key=lambda t: -t.metric)  # type: ignore[operator]
         if not ranked:
             tried = done[:trials]
-            raise RuntimeError(f"out={str(folder)!r}: none of {len(tried)} trials has a result; {tried[-1].error}")
+            where, why = printable(folder), printable(tried[-1].error or "")
+            raise RuntimeError(f"out={where!r}: none of {len(tried)} trials has a result; {why}")
         ranked[0].genotype.save(folder / "genotype.json")
         return ranked
 

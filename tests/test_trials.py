@@ -342,13 +342,15 @@ def test_what_is_no_networks_fault_ends_the_run_and_keeps_the_trials(error, reco
 
 def test_trials_that_have_all_failed_say_so_and_bind_nothing(tmp_path):
     def broken(model):
-        raise NameError("name 'acuracy' is not defined")
+        raise NameError("name 'acuracy' is not defined\n\x1b[2J")
 
     def search(strategy, evaluator, count):
         return run_trials(HBSpace(**TINY), strategy, evaluator, tmp_path, count)
 
     for _ in range(2):  # the same run once more tries all again
-        with pytest.raises(RuntimeError, match=r"none of 2 trials has a result; NameError: name 'acuracy' is not"):
+        with pytest.raises(
+            RuntimeError, match=r"none of 2 trials has a result; NameError: name 'acuracy' is not defined\\n\\x1b\[2J$"
+        ):
             search(Random(seed=0), sized(broken), 2)
     assert len(search(Random(seed=0), sized(), 2)) == 2
     with pytest.raises(ValueError, match="holds trials with strategy='Random'"):
