@@ -33,8 +33,9 @@ def retrain_command(genotype: str | Path, settings: Mapping[str, Any], images: i
     words = ["optinspired", "retrain", os.path.abspath(genotype)]
     for name, default in SHARED.items():
         value = settings.get(name, default)
-        if type(value) in (int, str) and value != default:
-            words += [f"--{name}", absolute_source(value) if name == "data" else str(value)]
+        kind = int if default is None else type(default)  # the settings of a file may be of any type
+        if type(value) is kind and value != default:
+            words += [f"--{name}", absolute_source(str(value)) if name == "data" else str(value)]
     devices = settings.get("devices")
     share = None if images is None else images // (devices if type(devices) is int and devices > 0 else 1)
     if share is not None and share < BATCH_SIZE:

@@ -149,6 +149,7 @@ def test_one_module_composes_what_is_printed_and_all_of_it_is_tried_here():
         ({"data": "digits", "epochs": 3, "lr": 0.1, "cells": 8}, None, "--data digits"),
         ({"limit": 60, "devices": 2, "workers": 3}, 60, "--limit 60 --workers 3 --devices 2 --batch-size 30"),
         ({"padding": 0, "seed": [1], "limit": True}, None, "--padding 0"),
+        ({"data": -1, "accelerator": 2, "workers": "3", "limit": "4"}, None, ""),
     ],
 )
 def test_settings_that_differ_from_the_defaults_are_carried(settings, images, rest, tmp_path, monkeypatch):
