@@ -55,7 +55,7 @@ def _ready(space: Any, strategy: Any, images: Tensor, labels: Tensor, last: bool
     from nni.nas.execution import SequentialExecutionEngine
     from nni.nas.space import RawFormatModelSpace
 
-    from nni_spaces.search import SearchModule
+    from nni_spaces.runs.search import SearchModule
 
     class Module(SearchModule):
         """The search's module; NNI's own network gets images as they are."""

@@ -195,7 +195,8 @@ def reversible(batch: int, size: int, rounds: int, transforms: int = 16) -> Iter
     """A stage of ``transforms`` bottlenecks, 256 channels wide, against momentumnet on the same modules."""
     from momentumnet import MomentumNet
 
-    from timm_models.stages import BottleneckTransform, HeavyBallStage
+    from timm_models.stages.heavy_ball import HeavyBallStage
+    from timm_models.stages.transforms import BottleneckTransform
 
     layers = [BottleneckTransform(256, 64) for _ in range(transforms)]
     ours = HeavyBallStage(layers, memory="reversible").train()

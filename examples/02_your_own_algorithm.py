@@ -20,8 +20,8 @@ from timm.optim import create_optimizer_v2
 from timm.utils import AverageMeter, accuracy
 
 from optinspired_plugins import GradientDescent, Nesterov
-from optinspired_plugins.plotting import draw_algorithm
-from optinspired_plugins.rates import distances, quadratic
+from optinspired_plugins.algorithms.rates import distances, quadratic
+from optinspired_plugins.plotting.connections import draw_algorithm
 
 
 def minimise(steps: int = 100) -> None:

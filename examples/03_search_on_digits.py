@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nni_spaces.retrain import RetrainSettings, retrain
-from nni_spaces.search import SearchSettings, search
+from nni_spaces.runs.retrain import RetrainSettings, retrain
+from nni_spaces.runs.search import SearchSettings, search
 from optinspired_plugins.cli import quiet_hosts
-from optinspired_plugins.plotting import draw_cells
-from optinspired_plugins.report import write_report
+from optinspired_plugins.plotting.cells import draw_cells
+from optinspired_plugins.report.page import write_report
 
 SPACES = {"hb": "heavy-ball", "agd": "zero"}  # space -> initialisation of α
 

@@ -19,14 +19,16 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".* is found to be not a nn.Module", RuntimeWarning)
     import nni.nas.nn.pytorch  # noqa: F401
 
-from .cells import EdgeNormalizedCell, HeavyBallCell, MixedCell, MixedLayer  # noqa: E402
-from .derivation import derive, limit_skips, strongest_candidates  # noqa: E402
-from .initialization import HeavyBallInit, RandomInit, ZeroInit  # noqa: E402
-from .spaces import AGDSpace, DARTSSpace, HBSpace  # noqa: E402
-from .strategies import DARTS, GumbelDARTS  # noqa: E402
-from .trial_evaluator import TrialEvaluator  # noqa: E402
-from .trial_strategies import ENAS, TPE, PolicyRL  # noqa: E402
-from .trials import Trial, TrialExperiment, read_trials, run_trials, sequential_config  # noqa: E402
+from .spaces.derivation import derive, limit_skips, strongest_candidates  # noqa: E402
+from .spaces.edges import MixedLayer  # noqa: E402
+from .spaces.heavy_ball_cell import HeavyBallCell  # noqa: E402
+from .spaces.initialization import HeavyBallInit, RandomInit, ZeroInit  # noqa: E402
+from .spaces.space import AGDSpace, DARTSSpace, HBSpace  # noqa: E402
+from .spaces.supernet import EdgeNormalizedCell, MixedCell  # noqa: E402
+from .strategies.differentiable import DARTS, GumbelDARTS  # noqa: E402
+from .strategies.sampling import ENAS, TPE, PolicyRL  # noqa: E402
+from .trials.evaluator import TrialEvaluator  # noqa: E402
+from .trials.run import Trial, TrialExperiment, read_trials, run_trials, sequential_config  # noqa: E402
 
 __all__ = [
     "DARTS",

@@ -22,13 +22,13 @@ except ImportError as error:  # the base installation has torch and timm only
 
 from . import __version__, simulation
 from ._files import write_atomically
-from .algorithms import ALGORITHMS, load_algorithm
+from .algorithms.methods import ALGORITHMS, load_algorithm
+from .cells.genotype import GENOTYPES, Genotype, found_names, load_genotype
 from .cli_options import Accelerator, Initialization, Model, Precision, Space, Strategy, integers, network_names
-from .genotype import GENOTYPES, Genotype, found_names, load_genotype
 from .next_steps import absolute_source, retrain_command, timm_call
-from .propagation import TwoPath
-from .report import SKIPS, write_report
-from .report_files import is_retraining, read_about, read_retraining
+from .propagation.unrolled import TwoPath
+from .report.files import is_retraining, read_about, read_retraining
+from .report.page import SKIPS, write_report
 
 __all__ = ["app", "main", "quiet_hosts"]
 
@@ -145,10 +145,10 @@ def search(
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
     with errors_as_messages(), quiet_hosts():
-        from nni_spaces.progressive import search_progressively
-        from nni_spaces.run_folder import resolve_devices
-        from nni_spaces.search import SearchSettings
-        from nni_spaces.search import search as search_once
+        from nni_spaces.runs.callback import resolve_devices
+        from nni_spaces.runs.progressive import search_progressively
+        from nni_spaces.runs.search import SearchSettings
+        from nni_spaces.runs.search import search as search_once
 
         settings = SearchSettings(
             space=space,
@@ -183,7 +183,7 @@ def search(
 
 def _training_step(out: Path, settings: dict[str, Any]) -> str:
     """Name the command that trains what a search has found, or what it would miss."""
-    from nni_spaces.data import read_images
+    from nni_spaces.runs.data import read_images
 
     try:
         read_images(settings["data"], settings["limit"], "test")
@@ -230,8 +230,8 @@ def retrain(
 ) -> None:
     """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
     with errors_as_messages(), quiet_hosts():
-        from nni_spaces.retrain import RetrainSettings
-        from nni_spaces.retrain import retrain as run_retrain
+        from nni_spaces.runs.retrain import RetrainSettings
+        from nni_spaces.runs.retrain import retrain as run_retrain
 
         found = load_genotype(genotype)
         out = out or _retraining_folder(genotype, found)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import typer
 
-from .algorithms import ALGORITHMS
+from .algorithms.methods import ALGORITHMS
 
 __all__ = [
     "Accelerator",

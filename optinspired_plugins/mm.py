@@ -32,7 +32,7 @@ from torch.serialization import safe_globals
 
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
 from timm_models._checks import check_bool, check_one_of
-from timm_models.rules import is_rule
+from timm_models.stages.checkpoint_rules import is_rule
 
 __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "NoWeightDecayOptimWrapperConstructor", "OptNet"]
 

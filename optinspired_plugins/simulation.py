@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from ._checks import check_int, short
 from ._files import clear_temporaries, printable, read_table, write_atomically
 from ._locks import held
-from .algorithms import ALGORITHMS
-from .probing import layers_per_step
-from .propagation import Unrolled
+from .algorithms.methods import ALGORITHMS
+from .propagation.probing import layers_per_step
+from .propagation.unrolled import Unrolled
 
 __all__ = ["PAPER", "Cell", "Recipe", "Run", "build", "read_runs", "simulate", "summarise", "to_markdown", "train"]
 
@@ -113,7 +113,7 @@ def train(
     """Draw pairs from N(0, I), train one network on them by (15), and measure it on the same pairs, as the paper does.
 
     Args:
-        network: a name in :data:`~optinspired_plugins.algorithms.ALGORITHMS`.
+        network: a name in :data:`~optinspired_plugins.algorithms.methods.ALGORITHMS`.
         depth: number of steps of the algorithm, ≥ 1.
         seed: seed of pairs, weights and order.
         recipe: the rest; ``None`` for the default.

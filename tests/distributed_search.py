@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-import nni_spaces.search
+import nni_spaces.runs.search
 from optinspired_plugins import Genotype
 
 
-class Recording(nni_spaces.search.RunFolder):
+class Recording(nni_spaces.runs.search.RunFolder):
     def on_train_epoch_end(self, trainer, module):
         super().on_train_epoch_end(trainer, module)
         alphas = [alpha.detach().clone() for alpha in module.arch_parameters()]
@@ -20,7 +20,7 @@ class Recording(nni_spaces.search.RunFolder):
 
 def main(folder, settings):
     torch.set_num_threads(1)
-    nni_spaces.search.RunFolder = Recording
+    nni_spaces.runs.search.RunFolder = Recording
     save = Genotype.save
 
     def recorded_save(genotype, path):
@@ -28,8 +28,8 @@ def main(folder, settings):
         save(genotype, path)
 
     Genotype.save = recorded_save
-    genotype = nni_spaces.search.search(
-        nni_spaces.search.SearchSettings(**settings), folder, accelerator="cpu", devices=2
+    genotype = nni_spaces.runs.search.search(
+        nni_spaces.runs.search.SearchSettings(**settings), folder, accelerator="cpu", devices=2
     )
     (folder / f"returned-{os.environ.get('LOCAL_RANK', 0)}.json").write_text(genotype.to_json())
 

@@ -15,13 +15,14 @@ from trial_runs import TINY as SPACE
 from trial_runs import sized
 
 from nni_spaces import HBSpace, read_trials, run_trials
-from nni_spaces.data import read_images
-from nni_spaces.retrain import RetrainSettings, _keep_weights, retrain
-from nni_spaces.run_files import last_entry, seal
-from nni_spaces.run_folder import RunFolder
-from nni_spaces.search import SearchSettings, search
-from optinspired_plugins.genotype import Genotype
-from optinspired_plugins.report import write_report
+from nni_spaces.runs.callback import RunFolder
+from nni_spaces.runs.checkpoints import seal
+from nni_spaces.runs.data import read_images
+from nni_spaces.runs.retrain import RetrainSettings, _keep_weights, retrain
+from nni_spaces.runs.search import SearchSettings, search
+from optinspired_plugins.cells.genotype import Genotype
+from optinspired_plugins.report.page import write_report
+from optinspired_plugins.run_folder import last_entry
 from optinspired_plugins.simulation import Recipe, read_runs, simulate
 
 SEARCH = SearchSettings(data="digits", limit=64, epochs=2, channels=2, cells=3, nodes=1, batch_size=16, padding=0)

@@ -74,10 +74,15 @@ def twin_of(form):
 def plainly():
     """Run everything module by module, as where no fast form may stand in."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("timm_models.blocks", "timm_models.agdnet", "timm_models.stem", "timm_models.stages"):
+        for module in (
+            "timm_models.stages.nesterov",
+            "timm_models.agdnet",
+            "timm_models.stages.stem",
+            "timm_models.stages.heavy_ball",
+        ):
             patch.setattr(f"{module}.is_eager", lambda *x: False)
         patch.setattr("optinspired_plugins.memory.recompute.is_eager", lambda *x: False)
-        for module in ("timm_models.stages", "timm_models.algorithm_stages"):
+        for module in ("timm_models.stages.heavy_ball", "timm_models.stages.algorithm"):
             patch.setattr(f"{module}.writable", lambda T, t: t.clone())
         yield
 

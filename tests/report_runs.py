@@ -4,7 +4,7 @@ import json
 import math
 import random
 
-from optinspired_plugins.genotype import CHOICES, GENOTYPES, Genotype, heavy_ball_sources
+from optinspired_plugins.cells.genotype import CHOICES, GENOTYPES, Genotype, heavy_ball_sources
 
 OPERATIONS = [*CHOICES, "none"]
 

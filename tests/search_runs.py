@@ -12,8 +12,8 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None, retraining
     """Search or retrain; end by SIGKILL after a batch, or while the so-manieth file of an epoch is renamed."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a process that a user starts
-    from nni_spaces.retrain import RetrainSettings, retrain
-    from nni_spaces.search import SearchSettings, search
+    from nni_spaces.runs.retrain import RetrainSettings, retrain
+    from nni_spaces.runs.search import SearchSettings, search
 
     seen = {"batches": 0, "saves": 0}
 
@@ -41,7 +41,7 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None, retraining
 
 def hold(folder, held, done):
     """Hold a run's folder until told to let go."""
-    from nni_spaces.run_folder import locked
+    from nni_spaces.runs.callback import locked
 
     with locked(Path(folder)):
         held.set()
@@ -51,8 +51,8 @@ def hold(folder, held, done):
 def run_in_stages(folder, settings, stages, kill_at=None, kill_before=None):
     """Search stage by stage; end by SIGKILL after a batch of all, or before a file of the run is written."""
     torch.set_num_threads(1)
-    from nni_spaces.progressive import Stage, search_progressively
-    from nni_spaces.search import SearchSettings
+    from nni_spaces.runs.progressive import Stage, search_progressively
+    from nni_spaces.runs.search import SearchSettings
 
     batches, rename = [], os.replace
 

@@ -10,9 +10,9 @@ from report_runs import make_history
 needs("matplotlib")
 
 from optinspired_plugins import plotting
-from optinspired_plugins.cell_layout import COLOURS, HEIGHT, LOOKS, PITCH, WIDTH, lay_out, to_svg
-from optinspired_plugins.genotype import CHOICES, GENOTYPES, Genotype
-from optinspired_plugins.operations import ZERO
+from optinspired_plugins.cells.drawing import COLOURS, HEIGHT, LOOKS, PITCH, WIDTH, lay_out, to_svg
+from optinspired_plugins.cells.genotype import CHOICES, GENOTYPES, Genotype
+from optinspired_plugins.cells.operations import ZERO
 
 
 def random_cells():

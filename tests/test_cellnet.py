@@ -8,8 +8,8 @@ import torch
 from equality import assert_same_function, randomise
 from test_genotype import HB
 
-from optinspired_plugins.genotype import GENOTYPES, Edge, Genotype
-from optinspired_plugins.operations import CellPlan
+from optinspired_plugins.cells.genotype import GENOTYPES, Edge, Genotype
+from optinspired_plugins.cells.network import CellPlan
 from timm_models import Cell, CellNet
 
 OPTIONS = dict(num_classes=5, cells=4, channels=4)

@@ -168,7 +168,7 @@ def test_real_cifar10_is_searched_and_a_network_retrained(space, init, tmp_path)
 
 
 def test_the_cifar10_example_is_made_of_valid_commands_and_genotypes():
-    from optinspired_plugins.genotype import load_genotype
+    from optinspired_plugins.cells.genotype import load_genotype
 
     folder = ROOT / "examples" / "cifar10"
     script = (folder / "run.sh").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ needs("typer", "rich", "matplotlib")
 from report_runs import make_history, make_retrain, write_run
 
 from optinspired_plugins import __version__, cli, cli_options, next_steps
-from optinspired_plugins.genotype import GENOTYPES
+from optinspired_plugins.cells.genotype import GENOTYPES
 
 ROOT = Path(__file__).parents[1]
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -182,8 +182,8 @@ def test_choices_are_the_names_of_the_tables():
     from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR
     from pytorch_lightning.accelerators import AcceleratorRegistry
 
-    from nni_spaces.retrain import MODELS
-    from nni_spaces.search import INITIALIZATIONS, SPACES, STRATEGIES
+    from nni_spaces.runs.retrain import MODELS
+    from nni_spaces.runs.search import INITIALIZATIONS, SPACES, STRATEGIES
 
     tables = [SPACES, INITIALIZATIONS, STRATEGIES, MODELS]
     choices = [cli_options.Space, cli_options.Initialization, cli_options.Strategy, cli_options.Model]
@@ -215,7 +215,7 @@ def a_damaged_genotype(folder):
 
 def another_run(folder):
     needs("nni", "sklearn")
-    from nni_spaces.search import SearchSettings
+    from nni_spaces.runs.search import SearchSettings
 
     write_run(folder / "run", make_history("hb", 1))
     settings = {**SearchSettings(data="digits").__dict__, "space": ESCAPES}

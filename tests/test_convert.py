@@ -234,7 +234,9 @@ def test_an_unsupported_model_is_refused_by_name(convert, build, message):
 
 
 def test_a_fused_stage_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"resnet.layer1 is a timm_models.fusion.StreamFreeStage: must be exactly"):
+    with pytest.raises(
+        TypeError, match=r"resnet.layer1 is a timm_models.inference.stream_free.StreamFreeStage: must be exactly"
+    ):
         to_heavy_ball(timm.create_model("hbnet50").eval().fuse())
 
 

@@ -14,7 +14,7 @@ from measure import peak_memory
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import timm_models.blocks
+import timm_models.stages.nesterov
 from optinspired_plugins.memory import dense_block as dense_memory
 from optinspired_plugins.memory.dense_block import DenseLayer, dense_block
 
@@ -23,7 +23,7 @@ from optinspired_plugins.memory.dense_block import DenseLayer, dense_block
 def plain_form():
     """Blocks and transitions as if a graph of the forward pass were wanted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm_models.blocks, "is_eager", lambda x: False)
+        patch.setattr(timm_models.stages.nesterov, "is_eager", lambda x: False)
         yield
 
 
@@ -47,9 +47,9 @@ class Fused(Plain):
         with pytest.MonkeyPatch.context() as patch:
             for name in ("dense_block", "dense_block_inference"):
                 function = getattr(dense_memory, name)
-                patch.setattr(timm_models.blocks, name, lambda *args, f=function: calls.append(f) or f(*args))
+                patch.setattr(timm_models.stages.nesterov, name, lambda *args, f=function: calls.append(f) or f(*args))
             out = self.model(x)
-        assert len(calls) == sum(isinstance(m, timm_models.blocks.NesterovBlock) for m in self.model.modules())
+        assert len(calls) == sum(isinstance(m, timm_models.stages.nesterov.NesterovBlock) for m in self.model.modules())
         return out
 
 
@@ -246,8 +246,8 @@ def test_what_somebody_changed_is_computed_plainly(change, monkeypatch):
     change(model)
     torch.manual_seed(0)
     change(reference)
-    calls, original = [], timm_models.blocks.dense_block
-    monkeypatch.setattr(timm_models.blocks, "dense_block", lambda *args: calls.append(args) or original(*args))
+    calls, original = [], timm_models.stages.nesterov.dense_block
+    monkeypatch.setattr(timm_models.stages.nesterov, "dense_block", lambda *args: calls.append(args) or original(*args))
     assert_same_function(model, reference, images(), forward=Plain(reference))
     assert len(calls) == 2, "the other two blocks are as they were"
 

@@ -12,7 +12,7 @@ from extras import needs
 
 needs("nni", "sklearn")
 
-from nni_spaces.run_folder import read_history
+from nni_spaces.runs.callback import read_history
 
 SETTINGS = dict(
     data="digits", limit=128, epochs=2, channels=2, cells=3, nodes=2, batch_size=16, padding=1, alpha_lr=0.1

@@ -10,8 +10,8 @@ from equality import assert_same_function, put_strides_back, randomise
 from torch import nn
 
 from optinspired_plugins import HeavyBall, Nesterov, Unrolled, trace
-from optinspired_plugins.probing import calls_at_start, layers_per_step
-from optinspired_plugins.tracing import Call
+from optinspired_plugins.propagation.probing import calls_at_start, layers_per_step
+from optinspired_plugins.propagation.tracing import Call
 from timm_models import AlgorithmStage, ProgramStage
 
 

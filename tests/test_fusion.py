@@ -9,7 +9,8 @@ from equality import randomise
 from timm.utils import reparameterize_model
 from torch import nn
 
-from timm_models.fusion import ChannelClamp, StreamFreeStage, fold_before
+from timm_models.inference.folding import ChannelClamp, fold_before
+from timm_models.inference.stream_free import StreamFreeStage
 
 NETWORKS = {
     "hbnet50": {},

@@ -10,9 +10,9 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from optinspired_plugins import genotype as genotypes
-from optinspired_plugins.genotype import CHOICES, GENOTYPES, LIMIT_BYTES, Edge, Genotype, load_genotype
-from optinspired_plugins.operations import TABLE_6, ZERO
+from optinspired_plugins.cells import genotype as genotypes
+from optinspired_plugins.cells.genotype import CHOICES, GENOTYPES, LIMIT_BYTES, Edge, Genotype, load_genotype
+from optinspired_plugins.cells.operations import TABLE_6, ZERO
 
 HB_NODE = lambda t: (Edge("sep_conv_3x3", t - 1), Edge("skip_connect", t - 1), Edge("neg_skip_connect", t - 2))  # noqa: E731
 HB = Genotype("hb", tuple(HB_NODE(t) for t in range(2, 6)), tuple(HB_NODE(t) for t in range(2, 6)))
@@ -37,7 +37,7 @@ def test_a_genotype_may_choose_what_table_6_has_but_zero():
 
 def test_reading_a_genotype_loads_no_torch(tmp_path):
     HB.save(tmp_path / "g.json")
-    program = "import sys; from optinspired_plugins.genotype import load_genotype; load_genotype(sys.argv[1]); "
+    program = "import sys; from optinspired_plugins.cells.genotype import load_genotype; load_genotype(sys.argv[1]); "
     program += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "g.json")], check=True)
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from timm_models.layout import align_gradient
+from optinspired_plugins.memory.memory_format import align_gradient
 
 LAST = torch.channels_last
 

@@ -20,9 +20,9 @@ needs("nni", "sklearn")
 
 from PIL import Image
 
-from nni_spaces import image_sources
-from nni_spaces.data import read_images
-from nni_spaces.image_sources import COLOUR, GREY, GREY_16, _pixels, take_turns
+from nni_spaces.runs import image_sources
+from nni_spaces.runs.data import read_images
+from nni_spaces.runs.image_sources import COLOUR, GREY, GREY_16, _pixels, take_turns
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], -1)

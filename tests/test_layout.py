@@ -10,10 +10,10 @@ from torch import nn
 
 needs("nni")
 
-from nni_spaces.layout import training_layout
-from nni_spaces.retrain import RetrainModule, RetrainSettings
-from nni_spaces.search import SearchModule, SearchSettings
-from optinspired_plugins.genotype import load_genotype
+from nni_spaces.runs.retrain import RetrainModule, RetrainSettings
+from nni_spaces.runs.search import SearchModule, SearchSettings
+from optinspired_plugins.cells.genotype import load_genotype
+from optinspired_plugins.memory.memory_format import training_layout
 
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 

@@ -11,10 +11,10 @@ from torch import nn
 needs("nni")
 
 from nni_spaces import DARTS, AGDSpace, HBSpace
-from nni_spaces.cells import SkipDropout
-from nni_spaces.mixing import Mixture, Source, mix
-from nni_spaces.strategies import _constant
-from optinspired_plugins.operations import TABLE_6, make_operation
+from nni_spaces.spaces.edges import SkipDropout
+from nni_spaces.spaces.mixed_op import Mixture, Source, mix
+from nni_spaces.strategies.differentiable import _constant
+from optinspired_plugins.cells.operations import TABLE_6, make_operation
 
 SMALL = dict(channels=4, cells=3, nodes=2, num_classes=3)
 

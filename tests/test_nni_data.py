@@ -9,7 +9,7 @@ needs("nni", "sklearn")
 
 from PIL import Image
 
-from nni_spaces.data import EpochSampler, ImageSet, SeededImages, make_loaders, read_images
+from nni_spaces.runs.data import EpochSampler, ImageSet, SeededImages, make_loaders, read_images
 
 
 def test_every_source_gives_the_same_images(tmp_path):

@@ -29,18 +29,9 @@ from nni.nas.strategy import Random, RandomOneShot
 from nni.nas.utils.serializer import TorchSerializer
 from trial_runs import STRATEGIES, TINY, count_updates, digits, needs_tianshou, sized
 
-from nni_spaces import (
-    ENAS,
-    TPE,
-    HBSpace,
-    PolicyRL,
-    TrialEvaluator,
-    TrialExperiment,
-    run_trials,
-    sequential_config,
-    trial_strategies,
-)
-from nni_spaces.trial_evaluator import TrialModule
+from nni_spaces import ENAS, TPE, HBSpace, PolicyRL, TrialEvaluator, TrialExperiment, run_trials, sequential_config
+from nni_spaces.strategies import sampling as trial_strategies
+from nni_spaces.trials.evaluator import TrialModule
 from optinspired_plugins import Genotype
 
 

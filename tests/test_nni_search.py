@@ -18,8 +18,8 @@ needs("nni", "sklearn")
 import search_runs
 
 from nni_spaces import GumbelDARTS, ZeroInit
-from nni_spaces.run_folder import locked, read_history
-from nni_spaces.search import SearchModule, SearchSettings, search
+from nni_spaces.runs.callback import locked, read_history
+from nni_spaces.runs.search import SearchModule, SearchSettings, search
 from optinspired_plugins import Genotype
 
 TINY = dict(
@@ -29,7 +29,7 @@ SPACES = [dict(space="hb", init="heavy-ball"), dict(space="agd"), dict(space="da
 BATCHES = 3 * 3
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["search_runs", "nni_spaces.search"])
+processes.set_forkserver_preload(["search_runs", "nni_spaces.runs.search"])
 
 
 def run(folder, settings, **kwargs):
@@ -163,7 +163,7 @@ def test_a_search_loads_images_by_its_settings(tmp_path, monkeypatch):
     def load(*args):
         raise Loaded(args[1:])
 
-    monkeypatch.setattr("nni_spaces.search.make_loaders", load)
+    monkeypatch.setattr("nni_spaces.runs.search.make_loaders", load)
     with pytest.raises(Loaded) as caught:
         search(SearchSettings(**{**TINY, "padding": 3, "seed": 5}), tmp_path, workers=2)
     assert caught.value.args == ((16, 5, 2, 3, 1),)
@@ -261,7 +261,7 @@ def test_a_system_without_record_locks_is_named_when_a_run_begins(tmp_path):
         sys.modules["fcntl"] = None
         from pathlib import Path
         import nni_spaces
-        from nni_spaces.run_folder import locked
+        from nni_spaces.runs.callback import locked
         try:
             with locked(Path("run")):
                 pass
@@ -318,7 +318,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         calls.append(1)
         return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 * 3 + 3 else 1)
 
-    monkeypatch.setattr("nni_spaces.search.F.cross_entropy", poisoned)
+    monkeypatch.setattr("nni_spaces.runs.search.F.cross_entropy", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0

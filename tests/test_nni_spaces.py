@@ -31,7 +31,7 @@ from nni_spaces import (
     ZeroInit,
 )
 from optinspired_plugins import GENOTYPES
-from optinspired_plugins.operations import TABLE_6
+from optinspired_plugins.cells.operations import TABLE_6
 
 SPACES = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
 SMALL = dict(channels=4, cells=3, nodes=3, num_classes=5)

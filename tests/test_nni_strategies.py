@@ -18,9 +18,9 @@ from nni.nas.strategy import RandomOneShot
 from pytorch_lightning.core.optimizer import LightningOptimizer
 
 from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit
-from nni_spaces.data import make_loaders, read_images
-from nni_spaces.search import SearchModule
-from nni_spaces.strategies import _steps
+from nni_spaces.runs.data import make_loaders, read_images
+from nni_spaces.runs.search import SearchModule
+from nni_spaces.strategies.differentiable import _steps
 
 EXPERIMENTS = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
 SGD = partial(torch.optim.SGD, momentum=0.9)

@@ -6,7 +6,7 @@ import torch
 from extras import needs
 
 from optinspired_plugins import ACTIVATIONS, GradientDescent, Objective, minimize
-from optinspired_plugins.objectives import dilogarithm_of_minus_exp, elu, leaky_relu, softplus
+from optinspired_plugins.algorithms.objectives import dilogarithm_of_minus_exp, elu, leaky_relu, softplus
 
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 WIDE = torch.linspace(-30, 30, 1201, dtype=torch.float64)

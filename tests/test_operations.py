@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from optinspired_plugins.operations import (
+from optinspired_plugins.cells.operations import (
     DARTS_OPERATIONS,
     OPERATIONS,
     TABLE_6,

@@ -14,7 +14,7 @@ from torch import nn
 
 from optinspired_plugins import HeavyBall, Nesterov, TwoPath, Unrolled, two_path
 from timm_models import NETWORK_ALGORITHMS, AlgorithmStage, HeavyBallStage, OptNet, ProgramStage
-from timm_models.algorithm_stages import make_stage
+from timm_models.stages.algorithm import make_stage
 
 NAMES = list(NETWORK_ALGORITHMS)
 OWN = {"ogm": OptimizedGradient, "learned": LearnedHeavyBall}

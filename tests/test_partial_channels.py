@@ -11,9 +11,10 @@ from nni.nas.strategy import Proxyless, RandomOneShot
 from test_nni_spaces import SMALL, SPACES, architecture, export, perturb, random_sample, supernet
 
 from nni_spaces import DARTS, GumbelDARTS, HBSpace
-from nni_spaces.mixing import mix
-from nni_spaces.search import SearchSettings
-from optinspired_plugins.operations import make_operation, plan_cells
+from nni_spaces.runs.search import SearchSettings
+from nni_spaces.spaces.mixed_op import mix
+from optinspired_plugins.cells.network import plan_cells
+from optinspired_plugins.cells.operations import make_operation
 
 
 def plain_edge(alpha, operations, x, parts, stride):

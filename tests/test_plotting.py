@@ -10,8 +10,8 @@ from my_algorithms import LearnedHeavyBall, OptimizedGradient
 needs("matplotlib")
 
 from optinspired_plugins import ALGORITHMS, HeavyBall, TwoPath, plotting, trace
+from optinspired_plugins.propagation.tracing import NotLinearError
 from optinspired_plugins.simulation import Run
-from optinspired_plugins.tracing import NotLinearError
 
 
 def graph(algorithm, steps=4):

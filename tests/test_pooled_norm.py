@@ -85,7 +85,7 @@ def test_hooks_and_other_modules_have_the_plain_form(name, monkeypatch):
     model.set_grad_checkpointing()
     norm = model.bn1 if name == "hbnet18" else model.features.norm0
     calls = []
-    monkeypatch.setattr("timm_models.stem.max_pooled_norm", lambda *_: calls.append(_) or max_pooled_norm(*_))
+    monkeypatch.setattr("timm_models.stages.stem.max_pooled_norm", lambda *_: calls.append(_) or max_pooled_norm(*_))
     x = torch.randn(2, 3, 64, 64)
     model(x)
     assert len(calls) == 1
@@ -103,6 +103,6 @@ def test_hooks_and_other_modules_have_the_plain_form(name, monkeypatch):
 @pytest.mark.parametrize(("name", "expected"), [("hbnet18", 0), ("agdnet121", 1)])
 def test_agdnet_pools_first_also_where_nothing_is_computed_again(name, expected, monkeypatch):
     calls = []
-    monkeypatch.setattr("timm_models.stem.max_pooled_norm", lambda *_: calls.append(_) or max_pooled_norm(*_))
+    monkeypatch.setattr("timm_models.stages.stem.max_pooled_norm", lambda *_: calls.append(_) or max_pooled_norm(*_))
     timm.create_model(name).train()(torch.randn(2, 3, 64, 64))
     assert len(calls) == expected

@@ -19,8 +19,8 @@ from test_cli import environment, run
 from test_report import Page
 
 from optinspired_plugins import cli, next_steps
-from optinspired_plugins.genotype import GENOTYPES
-from optinspired_plugins.report import write_report
+from optinspired_plugins.cells.genotype import GENOTYPES
+from optinspired_plugins.report.page import write_report
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

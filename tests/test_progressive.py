@@ -17,13 +17,13 @@ from test_nni_spaces import SMALL, SPACES, choices, export, images, perturb, ran
 from test_nni_strategies import experiment
 
 from nni_spaces import DARTS, AGDSpace, HBSpace, HeavyBallInit
-from nni_spaces.cells import SkipDropout
-from nni_spaces.derivation import derive, limit_skips, strongest_candidates
-from nni_spaces.progressive import PDARTS_STAGES, Stage, search_progressively
-from nni_spaces.run_folder import read_history
-from nni_spaces.search import SearchModule, SearchSettings, search
+from nni_spaces.runs.callback import read_history
+from nni_spaces.runs.progressive import PDARTS_STAGES, Stage, search_progressively
+from nni_spaces.runs.search import SearchModule, SearchSettings, search
+from nni_spaces.spaces.derivation import derive, limit_skips, strongest_candidates
+from nni_spaces.spaces.edges import SkipDropout
 from optinspired_plugins import Genotype
-from optinspired_plugins.operations import TABLE_6
+from optinspired_plugins.cells.operations import TABLE_6
 
 
 def probabilities_of(net):

@@ -22,7 +22,7 @@ from optinspired_plugins import (
     two_path,
     weighted_sums,
 )
-from optinspired_plugins.probing import layers_per_step
+from optinspired_plugins.propagation.probing import layers_per_step
 
 STEPS = 7
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.quantization import disable_fake_quant, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-from timm_models.stages import PadShortcut
+from timm_models.stages.transforms import PadShortcut
 
 NETWORKS = {
     "hbnet20": dict(channels=(8, 8, 16)),

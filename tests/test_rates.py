@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optinspired_plugins import rates
+from optinspired_plugins.algorithms import rates
 
 CONDITIONS = (10, 100, 1_000, 10_000)
 

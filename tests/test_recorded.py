@@ -10,8 +10,8 @@ from my_algorithms import LearnedHeavyBall, OptimizedGradient
 from torch import nn
 
 from optinspired_plugins import HeavyBall, Nesterov, TwoPath, Unrolled, minimize, trace
-from optinspired_plugins.recorded import LIMIT_STEPS, RecordedAlgorithm, record
-from optinspired_plugins.tracing import Call, NotLinearError
+from optinspired_plugins.propagation.recorded import LIMIT_STEPS, RecordedAlgorithm, record
+from optinspired_plugins.propagation.tracing import Call, NotLinearError
 from timm_models import NETWORK_ALGORITHMS
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from report_runs import make_history, make_retrain, write_run
 
-from optinspired_plugins.genotype import GENOTYPES, Genotype
-from optinspired_plugins.report import embedded, render, write_report
-from optinspired_plugins.report_data import changes, entropy, margin, strongest, thinned
-from optinspired_plugins.report_files import read_run
+from optinspired_plugins.cells.genotype import GENOTYPES, Genotype
+from optinspired_plugins.report.data import changes, entropy, margin, strongest, thinned
+from optinspired_plugins.report.files import read_run
+from optinspired_plugins.report.page import embedded, render, write_report
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "input", "br"}
@@ -459,7 +459,7 @@ def test_reading_a_report_loads_no_host(tmp_path):
     folder = write_run(tmp_path / "run", make_history("hb", 1))
     out = tmp_path / "new" / "a.html"
     code = (
-        f"import sys; from optinspired_plugins.report import write_report; write_report({str(folder)!r}, {str(out)!r})"
+        f"import sys; from optinspired_plugins.report.page import write_report as w; w({str(folder)!r}, {str(out)!r})"
     )
     code += "; print({'torch', 'timm', 'nni', 'matplotlib'} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

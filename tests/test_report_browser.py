@@ -8,7 +8,7 @@ import pytest
 from report_runs import make_history, make_retrain, write_run
 from test_report import HOSTILE, Page, hostile_run, write_retraining
 
-from optinspired_plugins.report import write_report
+from optinspired_plugins.report.page import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

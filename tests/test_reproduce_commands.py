@@ -29,8 +29,8 @@ from architecture_table import ROWS, count
 from commands import Place, fingerprint, run_missing
 from training import Recipe
 
-from nni_spaces.run_folder import locked, read_history
-from optinspired_plugins import genotype as genotypes
+from nni_spaces.runs.callback import locked, read_history
+from optinspired_plugins.cells import genotype as genotypes
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "reproduce"

@@ -19,9 +19,9 @@ import search_runs
 from safetensors.torch import load_file
 from test_nni_search import differences
 
-from nni_spaces.data import EpochSampler, ImageSet, read_images
-from nni_spaces.retrain import RetrainModule, RetrainSettings, _loaders, retrain
-from nni_spaces.run_folder import describe, read_history
+from nni_spaces.runs.callback import describe, read_history
+from nni_spaces.runs.data import EpochSampler, ImageSet, read_images
+from nni_spaces.runs.retrain import RetrainModule, RetrainSettings, _loaders, retrain
 
 HB = {
     "version": 1,
@@ -135,7 +135,7 @@ def test_gradients_are_clipped_by_the_settings(tmp_path, monkeypatch):
     def trainer(**options):
         raise Made(options["gradient_clip_val"])
 
-    monkeypatch.setattr("nni_spaces.retrain.pl.Trainer", trainer)
+    monkeypatch.setattr("nni_spaces.runs.retrain.pl.Trainer", trainer)
     with pytest.raises(Made) as caught:
         retrain(RetrainSettings(**{**TINY, "gradient_clip": 0.3}), tmp_path)
     assert caught.value.args == (0.3,)
@@ -397,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         calls.append(logits.requires_grad)
         return plain(logits, labels) * (float("nan") if sum(calls) == 6 + 2 and logits.requires_grad else 1)
 
-    monkeypatch.setattr("nni_spaces.retrain.F.cross_entropy", poisoned)
+    monkeypatch.setattr("nni_spaces.runs.retrain.F.cross_entropy", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         retrain(RetrainSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from optinspired_plugins.memory.heavy_ball import SplitTransform, error_growth, reversible_heavy_ball
-from optinspired_plugins.propagation import heavy_ball
+from optinspired_plugins.propagation.rules import heavy_ball
 
 
 class Affine(nn.Module):

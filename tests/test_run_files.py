@@ -28,14 +28,15 @@ from trial_runs import TINY as SPACE
 from trial_runs import sized
 
 from nni_spaces import HBSpace, run_trials
-from nni_spaces.progressive import search_progressively
-from nni_spaces.retrain import retrain
-from nni_spaces.run_files import Execution, digest_of, read_checkpoint, read_history, seal
-from nni_spaces.run_folder import RunFolder, locked, resolve_devices
-from nni_spaces.search import search
+from nni_spaces.runs.callback import RunFolder, locked, resolve_devices
+from nni_spaces.runs.checkpoints import read_checkpoint, seal
+from nni_spaces.runs.progressive import search_progressively
+from nni_spaces.runs.retrain import retrain
+from nni_spaces.runs.search import search
 from optinspired_plugins._files import clear_temporaries, printable, read_file
-from optinspired_plugins.genotype import Genotype, load_genotype
-from optinspired_plugins.report import write_report
+from optinspired_plugins.cells.genotype import Genotype, load_genotype
+from optinspired_plugins.report.page import write_report
+from optinspired_plugins.run_folder import Execution, digest_of, read_history
 from optinspired_plugins.simulation import simulate
 
 ROOT = Path(__file__).parents[1]
@@ -556,7 +557,7 @@ def test_a_search_under_torchrun_is_one_search(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
-        "from nni_spaces.search import SearchSettings, search\n"
+        "from nni_spaces.runs.search import SearchSettings, search\n"
         "settings = SearchSettings(data='digits', limit=128, epochs=1, channels=2, cells=3, nodes=1, batch_size=16)\n"
         "search(settings, sys.argv[1], accelerator='cpu')\n"
     )

@@ -7,7 +7,7 @@ import torch
 from my_algorithms import LearnedHeavyBall, OptimizedGradient
 
 from optinspired_plugins import ALGORITHMS, HeavyBall, NesterovSummed, TwoPath, Unrolled, nesterov_weights, trace
-from optinspired_plugins.tracing import Call, NotLinearError, Sum, Term
+from optinspired_plugins.propagation.tracing import Call, NotLinearError, Sum, Term
 
 STEPS = 12
 EVERY = {**ALGORITHMS, "dmrnet": TwoPath, "ogm": OptimizedGradient}

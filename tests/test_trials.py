@@ -48,7 +48,7 @@ from nni_spaces import (
     run_trials,
     sequential_config,
 )
-from nni_spaces.trial_evaluator import TrialModule
+from nni_spaces.trials.evaluator import TrialModule
 from optinspired_plugins import Genotype
 
 SPACES = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
@@ -294,7 +294,7 @@ def test_a_failed_trial_changes_no_other(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("fault", "traced"), [("divergence", False), ("nan", False), ("mistake", True)])
 def test_a_failed_trial_is_logged_with_its_traceback_unless_it_diverged(fault, traced, tmp_path, caplog):
     run_trials(HBSpace(**TINY), Random(seed=0), failing(0, FAULTS[fault][0]), tmp_path, 2)
-    (record,) = [record for record in caplog.records if record.name == "nni_spaces.trials"]
+    (record,) = [record for record in caplog.records if record.name == "nni_spaces.trials.run"]
     assert record.getMessage() == f"Trial 0: {FAULTS[fault][1]}"
     assert bool(record.exc_info) == traced
 

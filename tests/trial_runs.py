@@ -11,7 +11,7 @@ from nni.nas.experiment import NasExperiment
 from nni.nas.strategy import Random, RegularizedEvolution
 
 from nni_spaces import HBSpace, TrialEvaluator, TrialExperiment, read_trials, run_trials, sequential_config
-from nni_spaces.trial_evaluator import TrialModule
+from nni_spaces.trials.evaluator import TrialModule
 
 TINY = dict(channels=4, cells=3, nodes=2, in_chans=1)
 STRATEGIES = {

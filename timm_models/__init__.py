@@ -5,14 +5,15 @@ After installation no import is needed: ``timm.create_model("hbnet50")`` works b
 
 from ._host import register_all
 from .agdnet import AGDNet, CifarAGDNet
-from .algorithm_stages import AlgorithmStage, ProgramStage
-from .blocks import NesterovBlock, SourceLayer
 from .cellnet import CellNet
-from .cells import AuxiliaryHead, Cell
 from .convert import to_heavy_ball, to_nesterov
 from .hbnet import CifarHBNet, HBNet
 from .optnet import NETWORK_ALGORITHMS, CifarOptNet, OptNet
-from .stages import BasicTransform, BottleneckTransform, HeavyBallStage
+from .stages.algorithm import AlgorithmStage, ProgramStage
+from .stages.cell import AuxiliaryHead, Cell
+from .stages.heavy_ball import HeavyBallStage
+from .stages.nesterov import NesterovBlock, SourceLayer
+from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = [
     "NETWORK_ALGORITHMS",

@@ -35,11 +35,11 @@ from ._checks import (
 from ._conversions import KeepsActivations
 from ._features import build_with_features
 from ._host import checks_features, register_model
-from .blocks import NesterovBlock, PooledTransition, SourceLayer, Transition
-from .fusion import fold_into
-from .rules import announce, learned_hint
-from .stem import pool_first
-from .unmodified import is_unmodified
+from .inference.folding import fold_into
+from .stages.checkpoint_rules import announce, learned_hint
+from .stages.nesterov import NesterovBlock, PooledTransition, SourceLayer, Transition
+from .stages.stem import pool_first
+from .stages.unmodified import is_unmodified
 
 __all__ = ["AGDNet", "CifarAGDNet"]
 

@@ -20,9 +20,9 @@ from timm.layers import create_classifier
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
-from optinspired_plugins.genotype import Genotype, load_genotype
+from optinspired_plugins.cells.genotype import Genotype, load_genotype
+from optinspired_plugins.cells.network import make_stem, plan_cells
 from optinspired_plugins.memory.recompute import recompute
-from optinspired_plugins.operations import make_stem, plan_cells
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import (
@@ -35,8 +35,8 @@ from ._checks import (
 )
 from ._features import build_with_features
 from ._host import SavesArguments, register_model
-from .cells import AuxiliaryHead, Cell
-from .fusion import fold_all
+from .inference.folding import fold_all
+from .stages.cell import AuxiliaryHead, Cell
 
 __all__ = ["CellNet"]
 
@@ -45,8 +45,8 @@ class CellNet(SavesArguments, nn.Module):
     """A network of cells.
 
     Args:
-        genotype: a :class:`~optinspired_plugins.genotype.Genotype`, its ``to_dict()``, the name of a published one, or
-            a JSON file. timm's ``save_for_hf`` writes the genotype itself.
+        genotype: a :class:`~optinspired_plugins.cells.genotype.Genotype`, its ``to_dict()``, the name of a published
+            one, or a JSON file. timm's ``save_for_hf`` writes the genotype itself.
         cells: number of cells, ≥ 3.
         channels: channels of a node of the first cells; they double at both reductions.
         stem: ``"cifar"``, a 3×3 convolution, or ``"imagenet"``, three of stride 2.

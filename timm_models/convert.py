@@ -25,10 +25,11 @@ from torch import nn
 
 from ._checks import check_bool, check_finite
 from .agdnet import AGDNet, CifarAGDNet
-from .blocks import NesterovBlock, SourceLayer
 from .hbnet import CifarHBNet, HBNet
-from .rules import announce
-from .stages import BasicTransform, BottleneckTransform, HeavyBallStage
+from .stages.checkpoint_rules import announce
+from .stages.heavy_ball import HeavyBallStage
+from .stages.nesterov import NesterovBlock, SourceLayer
+from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = ["to_heavy_ball", "to_nesterov"]
 

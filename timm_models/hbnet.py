@@ -21,8 +21,9 @@ from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_bool, check_finite
 from ._features import build_with_features
 from ._host import register_model
-from .skeleton import CifarStagedResNet, StagedResNet
-from .stages import BasicTransform, BottleneckTransform, HeavyBallStage, check_memory
+from .staged_resnet import CifarStagedResNet, StagedResNet
+from .stages.heavy_ball import HeavyBallStage, check_memory
+from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = ["CifarHBNet", "HBNet"]
 
@@ -62,7 +63,7 @@ class HBNet(_HeavyBallNet):
             timm's ResNet, exactly.
         memory: ``"stored"``, or ``"reversible"``: the backward pass finds x_{k−1} again from x_k and x_{k+1}, so that
             memory does not grow with depth, for the time of another forward pass. Not with ``post_act`` or β2 = 0.
-        **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``init_last``,
+        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last``,
             ``zero_init_last`` and timm's ``ResNet`` arguments. ``zero_init_last`` is not the default: with T = 0,
             x_{k+1} = x_k − x_{k−1} returns to 0 every third step and the layers behind get no gradient. Independent T
             of variance γ² give x_n a variance of 2/3 n γ², so a small ``init_last`` steadies deep stages: see
@@ -112,7 +113,7 @@ class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
         learn_beta: as for :class:`HBNet`.
         post_act: as for :class:`HBNet`.
         memory: as for :class:`HBNet`.
-        **kwargs: as for :class:`~timm_models.skeleton.CifarStagedResNet`.
+        **kwargs: as for :class:`~timm_models.staged_resnet.CifarStagedResNet`.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.

@@ -18,19 +18,19 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from optinspired_plugins.algorithms import Algorithm, load_algorithm
-from optinspired_plugins.probing import calls_at_start, layers_per_step
-from optinspired_plugins.recorded import RecordedAlgorithm, record
-from optinspired_plugins.tracing import NotLinearError
+from optinspired_plugins.algorithms.methods import Algorithm, load_algorithm
+from optinspired_plugins.propagation.probing import calls_at_start, layers_per_step
+from optinspired_plugins.propagation.recorded import RecordedAlgorithm, record
+from optinspired_plugins.propagation.tracing import NotLinearError
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._checks import check_layers
 from ._features import build_with_features
 from ._host import SavesArguments, check_is_no_module_of_a_config, register_model
-from .algorithm_stages import make_stage
-from .rules import NETWORK_ALGORITHMS
-from .skeleton import CifarStagedResNet, StagedResNet
-from .stages import BasicTransform, BottleneckTransform
+from .staged_resnet import CifarStagedResNet, StagedResNet
+from .stages.algorithm import make_stage
+from .stages.checkpoint_rules import NETWORK_ALGORITHMS
+from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = ["NETWORK_ALGORITHMS", "CifarOptNet", "OptNet"]
 
@@ -43,10 +43,10 @@ class OptNet(SavesArguments, StagedResNet):
         layers: steps in each of the four stages.
         algorithm: ``"gd"`` (7), ``"hb"`` (11) with β = 1, which is HBNet, ``"agd"`` (12), ``"agd2"`` (13), ``"admm"``
             (14), ``"dmrnet"`` (20) with ½; ``"module:attribute"``; an object with ``init``, ``step`` and ``result``; or
-            the data of a :class:`~optinspired_plugins.recorded.RecordedAlgorithm`, which is what timm's ``save_for_hf``
-            writes for one with constant coefficients. Each stage has a copy. If it is a module or holds parameters
-            they are learned, without weight decay.
-        **kwargs: as for :class:`~timm_models.skeleton.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
+            the data of a :class:`~optinspired_plugins.propagation.recorded.RecordedAlgorithm`, which is what timm's
+            ``save_for_hf`` writes for one with constant coefficients. Each stage has a copy. If it is a module or holds
+            parameters they are learned, without weight decay.
+        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
             ``ResNet`` arguments.
 
     Raises:
@@ -76,7 +76,7 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
     Args:
         layers: steps in each of the three stages.
         algorithm: as for :class:`OptNet`.
-        **kwargs: as for :class:`~timm_models.skeleton.CifarStagedResNet`.
+        **kwargs: as for :class:`~timm_models.staged_resnet.CifarStagedResNet`.
 
     Raises:
         TypeError: as for :class:`OptNet`.

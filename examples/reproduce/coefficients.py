@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from networks import NETWORKS
 from rows import RESULTS, read_rows
 
-from optinspired_plugins.plotting import BLUE, RED
+from optinspired_plugins.plotting.connections import BLUE, RED
 
 __all__ = ["by_place", "coefficients_of", "draw", "summary"]
 

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from rows import RESULTS, require
 
-from nni_spaces.data import read_images
+from nni_spaces.runs.data import read_images
 
 __all__ = [
     "Place",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from networks import NETWORKS
 
-from optinspired_plugins.plotting import BLUE, RED
+from optinspired_plugins.plotting.connections import BLUE, RED
 
 __all__ = ["draw_dots", "draw_stability"]
 

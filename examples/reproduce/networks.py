@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from timm_models.stages import PadShortcut
+from timm_models.stages.transforms import PadShortcut
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from architecture_table import ROWS, count

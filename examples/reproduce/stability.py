@@ -22,8 +22,8 @@ from networks import NETWORKS
 from rows import add_rows, find, provenance
 from training import Recipe, make_loaders, make_optimizer
 
-from nni_spaces.data import read_images
-from nni_spaces.run_folder import locked
+from nni_spaces.runs.callback import locked
+from nni_spaces.runs.data import read_images
 from optinspired_plugins.cli import quiet_hosts
 
 

@@ -18,7 +18,7 @@ from networks import NETWORKS, count_network, learned_coefficients
 from rows import add_rows, find, provenance
 from training import Recipe, train
 
-from nni_spaces.data import read_images
+from nni_spaces.runs.data import read_images
 from optinspired_plugins.cli import quiet_hosts
 
 MEASURED = ("train_loss", "fit_loss", "fit_error", "test_loss", "test_error", "seconds")

@@ -20,14 +20,14 @@ from commands import Place, at_least, command_line, common_arguments, not_negati
 from nni.nas.strategy import Random
 from rows import add_rows, find, provenance
 
-from nni_spaces.data import read_images
-from nni_spaces.retrain import RetrainSettings, retrain
-from nni_spaces.run_folder import locked, read_history
-from nni_spaces.search import SearchSettings, search
-from nni_spaces.trial_evaluator import TrialEvaluator
-from nni_spaces.trials import read_trials, run_trials
+from nni_spaces.runs.callback import locked, read_history
+from nni_spaces.runs.data import read_images
+from nni_spaces.runs.retrain import RetrainSettings, retrain
+from nni_spaces.runs.search import SearchSettings, search
+from nni_spaces.trials.evaluator import TrialEvaluator
+from nni_spaces.trials.run import read_trials, run_trials
+from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.cli import quiet_hosts
-from optinspired_plugins.genotype import Genotype
 
 
 class Method(NamedTuple):

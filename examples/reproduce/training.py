@@ -23,8 +23,8 @@ from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nni_spaces.data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, read_images
-from nni_spaces.run_folder import RunFolder, finite, locked, read_history, trainer_options
+from nni_spaces.runs.callback import RunFolder, finite, locked, read_history, trainer_options
+from nni_spaces.runs.data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, read_images
 from optinspired_plugins._checks import check_int
 
 __all__ = ["Recipe", "make_loaders", "make_optimizer", "train"]

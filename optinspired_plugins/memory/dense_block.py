@@ -2,7 +2,7 @@
 
 Every source z_j is normalised for every later layer, by statistics of the source alone: they are computed once, in the
 backward pass too. One buffer holds all sources. The normalised and rectified sources are elementwise functions of it,
-and the backward pass computes them again. The plain form is :func:`optinspired_plugins.propagation.nesterov` over
+and the backward pass computes them again. The plain form is :func:`optinspired_plugins.propagation.rules.nesterov` over
 layers that concatenate, normalise, rectify and convolve.
 """
 

@@ -5,7 +5,7 @@ Since x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1},
     x_{k−1} = (x_{k+1} − T_k(x_k) − β1 x_k) / β2,
 
 and the backward pass computes T_k(x_k) again before it needs x_{k−1}. The plain form is
-:func:`optinspired_plugins.propagation.heavy_ball`.
+:func:`optinspired_plugins.propagation.rules.heavy_ball`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Searches and retrainings in a folder: data, callback, checkpoints."""

@@ -1,0 +1,289 @@
+"""Where images come from: digits, CIFAR-10, an ``.npz`` file or a folder. A file is believed only once it is checked.
+
+A source knows its labels at once and reads the images that are asked for. What is wrong with a file is one line that
+names it.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["ImageSource", "open_source", "take_turns"]
+
+# ImageNet at 64 × 64 has half of it.
+LIMIT_BYTES = 32_000_000_000
+FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
+# What other programs leave beside images; a name that begins with a dot is hidden, too.
+HIDDEN = ("__pycache__", "__MACOSX")
+# Formats with endings of their own, and GIF, which often has one of theirs; PIL would start a program for others.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+GREY = ("1", "L", "LA", "La")
+GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")
+
+
+class ImageSource(NamedTuple):
+    """Labels, int64, shape (n,); the number of classes; and ``read``, which takes indices or a slice.
+
+    ``read`` returns uint8, shape (n, height, width, channels).
+    """
+
+    labels: np.ndarray
+    classes: int
+    read: Callable[[Any], np.ndarray]
+
+
+def open_source(source: str | Path, split: str) -> ImageSource:
+    """Open the training or the test images of a source, see :func:`nni_spaces.runs.data.read_images`."""
+    if str(source) == "digits":
+        return _digits(split)
+    if str(source) == "cifar10":
+        return _cifar10(split)
+    path = Path(source)
+    if path.suffix == ".npz" and path.is_file():
+        return _arrays(path, split)
+    if path.is_dir():
+        return _folder(path, split)
+    raise ValueError(f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images")
+
+
+def take_turns(labels: np.ndarray) -> np.ndarray:
+    """Return the order in which classes take turns: the first image of each, then the second of each."""
+    return np.lexsort((labels, _ranks(labels)))
+
+
+def _ranks(labels: np.ndarray) -> np.ndarray:
+    """Return the number of each image among those of its class."""
+    by_class = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    ranks = np.empty_like(by_class)
+    ranks[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return ranks
+
+
+def _reason(error: Exception) -> str:
+    """Return one line about an error in a file."""
+    return textwrap.shorten(str(error), 200) or type(error).__name__
+
+
+# --- digits and CIFAR-10 ----------------------------------------------------------------------------------------------
+
+
+def _digits(split: str) -> ImageSource:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    chosen = (_ranks(labels) % 5 == 4) == (split == "test")
+    images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
+    return ImageSource(labels[chosen].astype(np.int64), 10, images[chosen].__getitem__)
+
+
+def _cifar10(split: str) -> ImageSource:
+    from torchvision.datasets import CIFAR10
+
+    root = "data/cifar10"
+    try:
+        data = CIFAR10(root, train=split == "train", download=True)
+    except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: what came is not what was asked for
+        raise OSError(
+            f"data='cifar10': cannot be downloaded from {CIFAR10.url} to {root!r} ({_reason(error)})"
+        ) from error
+    return ImageSource(np.asarray(data.targets), 10, data.data.__getitem__)
+
+
+# --- an .npz file -----------------------------------------------------------------------------------------------------
+
+
+def _arrays(path: Path, split: str) -> ImageSource:
+    where = f"data={str(path)!r}"
+    names = dict.fromkeys((f"x_{split}", f"y_{split}", "y_train"))  # in this order, each once
+    images, labels, *rest = _read_arrays(path, where, list(names))
+    training = rest[0] if rest else labels
+    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[3] < min(images.shape[1:3]):
+        allowed = "must be uint8 of (n, height, width, channels), with fewer channels than rows and columns"
+        raise ValueError(f"{where}: x_{split} is {images.dtype} of shape {images.shape}, {allowed}")
+    _check_labels(where, f"y_{split}", labels, len(images))
+    _check_labels(where, "y_train", training, training.size)
+    if not len(labels):
+        raise ValueError(f"{where}: x_{split} has no images, must have at least 1")
+    classes = _count_classes(where, training)
+    if labels.max() >= classes:
+        raise ValueError(f"{where}: y_{split} has the label {labels.max()}, must be 0 … {classes - 1}, as y_train")
+    return ImageSource(labels.astype(np.int64), classes, images.__getitem__)
+
+
+def _read_arrays(path: Path, where: str, names: Sequence[str]) -> list[np.ndarray]:
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            found = set(archive.namelist())
+        except Exception as error:  # zipfile raises what it meets in damaged bytes
+            raise ValueError(f"{where}: must be an .npz file, is damaged ({_reason(error)})") from error
+        missing = [name for name in names if f"{name}.npy" not in found]
+        if missing:
+            raise ValueError(f"{where}: has no array {missing[0]}, must have {' and '.join(names)}")
+        return [_read_array(archive, where, name) for name in names]
+
+
+def _read_array(archive: zipfile.ZipFile, where: str, name: str) -> np.ndarray:
+    member = archive.getinfo(f"{name}.npy")
+    if member.file_size > LIMIT_BYTES:
+        raise ValueError(f"{where}: {name} has {member.file_size} bytes, must have at most {LIMIT_BYTES}")
+    try:
+        with archive.open(member) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("its header says less than it holds")
+    except Exception as error:  # zipfile, zlib and numpy raise what they meet in damaged bytes, MemoryError too
+        raise ValueError(f"{where}: {name} must be an array, is damaged ({_reason(error)})") from error
+    return array
+
+
+def _check_labels(where: str, name: str, labels: np.ndarray, count: int) -> None:
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or (labels < 0).any():
+        allowed = f"must be integers ≥ 0 of shape ({count},)"
+        raise ValueError(f"{where}: {name} is {labels.dtype} of shape {labels.shape}, {allowed}")
+
+
+def _count_classes(where: str, labels: np.ndarray) -> int:
+    """Return how many classes training images have; their labels are 0 … classes − 1, none left out."""
+    found = np.unique(labels)
+    if not np.array_equal(found, np.arange(len(found))):
+        allowed = (
+            f"must be 0 … {len(found) - 1}, each at least once, as np.unique(y_train, return_inverse=True) has them"
+        )
+        raise ValueError(f"{where}: y_train has {len(found)} labels from {found[0]} to {found[-1]}, {allowed}")
+    return len(found)
+
+
+# --- a folder ---------------------------------------------------------------------------------------------------------
+
+
+def _folder(root: Path, split: str) -> ImageSource:
+    part = next((root / name for name in FOLDERS[split] if (root / name).is_dir()), root)
+    where = f"data={str(part)!r}"
+    if part == root and split == "test":
+        raise ValueError(f"{where}: has no test images, must have a folder {' or '.join(FOLDERS[split])}")
+    classes = _class_folders(part)
+    if len(classes) < 2:
+        raise ValueError(f"{where}: has {len(classes)} class folders, must have at least 2")
+    if split == "test" and (root / "train").is_dir() and classes != _class_folders(root / "train"):
+        raise ValueError(f"{where}: has other class folders than train, must have the same")
+    files = _image_files(where, part, classes)
+    empty = [name for name, found in zip(classes, files) if not found]
+    if empty and (split == "train" or len(empty) == len(classes)):
+        raise ValueError(f"{where}: has no images in {empty[0]!r}, must have at least 1")
+    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    order = take_turns(labels)
+    paths = np.asarray([path for found in files for path in found], dtype=object)[order]
+    return ImageSource(labels[order], len(classes), lambda chosen: _read_images(where, paths[chosen]))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in HIDDEN
+
+
+def _class_folders(part: Path) -> list[str]:
+    return sorted(entry.name for entry in part.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+
+
+def _image_files(where: str, part: Path, classes: Sequence[str]) -> list[list[str]]:
+    """Return the files of each class. Links are followed, but no folder is entered twice."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    real = part.resolve()
+    entered = {str(real), *map(str, real.parents)}
+
+    def files(root: Path) -> list[str]:
+        found = []
+        for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
+            if os.path.realpath(folder) in entered:
+                raise ValueError(f"{where}: {folder!r} links to a folder that is read already or holds it, must not")
+            entered.add(os.path.realpath(folder))
+            inner[:] = [name for name in inner if not _is_hidden(name)]
+            found += [(folder, n) for n in names if n.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(n)]
+        return [os.path.join(*pair) for pair in sorted(found)]
+
+    return [files(part / name) for name in classes]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
+    """Read images of one size; if some are in colour, the grey ones get three equal channels."""
+    from PIL import Image
+
+    images: list[np.ndarray] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for path in paths:
+            images.append(image := _read_image(path))
+            sizes = [f"{found.shape[0]} × {found.shape[1]}" for found in (images[0], image)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"{where}: has images of {sizes[0]} ({paths[0]!r}) and {sizes[1]} ({path!r}), must have one size"
+                )
+            if len(paths) * image.nbytes > LIMIT_BYTES:
+                raise ValueError(
+                    f"{where}: has {len(paths)} images of {sizes[0]}, must have at most {LIMIT_BYTES} bytes"
+                )
+    channels = max(image.shape[2] for image in images)
+    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+
+
+def _read_image(path: str) -> np.ndarray:
+    from PIL import Image
+
+    if not os.path.isfile(path):  # to open a pipe would wait for ever
+        raise ValueError(f"{path!r}: must be a regular file")
+    with open(path, "rb") as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                image.load()
+                return _pixels(image)
+        except Exception as error:  # PIL raises what it meets in damaged bytes
+            raise ValueError(f"{path!r}: must be an image that can be read ({_reason(error)})") from error
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """Return an image of PIL's as (height, width, channels), one channel where it is grey.
+
+    Raises:
+        ValueError: the mode has no range that could be scaled to 0 … 255, or pixels are transparent.
+    """
+    # PNG and PPM have no integers of more than 16 bits, so PIL's 32 hold these.
+    if image.mode in GREY_16 or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _pixels_of_16_bits(image)
+    if image.mode not in GREY + COLOUR:
+        raise ValueError(f"mode={image.mode!r}: must be grey of at most 16 bits, or colour")
+    target = "L" if image.mode in GREY else "RGB"
+    if image.mode in ALPHA or "transparency" in image.info:
+        image = image.convert("LA" if target == "L" else "RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise ValueError("has transparent pixels, must be opaque: put it on a background")
+    array = np.asarray(image.convert(target))
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _pixels_of_16_bits(image: Any) -> np.ndarray:
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(BITSPERSAMPLE, (16,)) != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION, 1) != 1:
+        raise ValueError(f"mode={image.mode!r}: a TIFF of it must have 16 bits, of which 0 is black")
+    values = np.asarray(image).astype(np.uint32)
+    if (values == image.info.get("transparency", -1)).any():
+        raise ValueError("has transparent pixels, must be opaque: put it on a background")
+    return ((values + 128) // 257).astype(np.uint8)[..., None]  # 65535 is 255, to the nearest

@@ -1,0 +1,1 @@
+"""Search spaces: cells, supernets, edges, initialisations and derivations."""

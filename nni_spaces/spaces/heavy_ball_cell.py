@@ -1,0 +1,75 @@
+"""The cell of Search space-HB (23), for strategies that sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from nni.mutable import label_scope
+from nni.nas.nn.pytorch import LayerChoice
+from nni.nas.space import current_model
+from torch import Tensor, nn
+
+from optinspired_plugins.cells.genotype import heavy_ball_sources
+from optinspired_plugins.cells.network import CellPlan
+
+from .edges import EdgeOptions, MixedLayer, Preprocessors, candidates
+from .mixed_op import Mixture, Source
+
+__all__ = ["HeavyBallCell"]
+
+
+class HeavyBallCell(nn.Module):
+    """A cell of Search space-HB (23): x_t = o_1(x_{t−1}) + o_2(x_{t−1}) + o_3(x_{t−2}).
+
+    The choices are labelled ``{kind}/op_{t}_{k}``, k = 0, 1 from x_{t−1} and 2 from x_{t−2}, t from 2.
+
+    Args:
+        operations: names of the candidates.
+        plan: channels and strides.
+        nodes: number of nodes.
+        kind: ``"normal"`` or ``"reduce"``; cells of a kind share their choices.
+        options: what else is asked of the edges.
+    """
+
+    def __init__(
+        self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str, options: EdgeOptions = EdgeOptions()
+    ) -> None:
+        super().__init__()
+        self.preprocessors = Preprocessors(plan, affine=current_model() is not None)
+        self.options = options
+        self.nodes = nn.ModuleList()
+        with label_scope(kind):
+            for t in range(2, 2 + nodes):
+                edges = []
+                for k, source in enumerate(heavy_ball_sources(t)):
+                    names = options.restrict(f"{kind}/op_{t}_{k}", operations)
+                    edges.append(LayerChoice(candidates(names, plan, source, options), label=f"op_{t}_{k}"))
+                self.nodes.append(nn.ModuleList(edges))
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        """Return the nodes, concatenated along channels."""
+        states = self.preprocessors(inputs)
+        if self.is_supernet():
+            return torch.cat(self._mixtures(states), 1)
+        for node in self.nodes:
+            first, second, third = cast(nn.ModuleList, node)
+            states.append(first(states[-1]) + second(states[-1]) + third(states[-2]))
+        return torch.cat(states[2:], 1)
+
+    def is_supernet(self) -> bool:
+        """Say whether a differentiable strategy has made the edges mixed ones."""
+        return all(isinstance(edge, MixedLayer) for node in self.nodes for edge in cast(nn.ModuleList, node))
+
+    def _mixtures(self, states: list[Tensor]) -> list[Tensor]:
+        """Return the nodes (23) with the edges mixed (24)."""
+        parts = self.options.partial_channels
+        sources = [Source(state, parts) for state in states]
+        for t, node in enumerate(self.nodes, start=2):
+            mixture = Mixture(parts)
+            for edge, i in zip(cast(Any, node), heavy_ball_sources(t)):
+                mixture.add(edge.weights(), edge.operations(), sources[i])
+            states.append(mixture.value())
+            sources.append(Source(states[-1], parts))
+        return states[2:]

@@ -1,0 +1,1 @@
+"""Strategies: differentiable ones for supernets, and those that sample networks."""

@@ -1,0 +1,1 @@
+"""Trials: sampled networks that are trained one after another in a folder."""

@@ -1,0 +1,246 @@
+"""What a multi-trial strategy does with a network: train it for a few epochs and report its held-out accuracy."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nni
+import torch
+import torch.nn.functional as F
+from nni.nas.evaluator import Evaluator
+from nni.nas.evaluator.pytorch import Lightning, Trainer
+from torch import Tensor
+from torchmetrics.functional import accuracy
+
+from optinspired_plugins._checks import check_int
+
+from ..runs.callback import describe, finite
+from ..runs.data import EpochSampler, SeededImages, channel_moments, make_loader, read_images
+from ..runs.search import SearchModule
+
+__all__ = ["SEQUENTIAL", "TrialEvaluator", "TrialModule"]
+
+SEQUENTIAL = (
+    "trains networks in the process of the search, not on NNI's training service; use run_trials, or pass "
+    "sequential_config(folder, trials) to the experiment"
+)
+
+
+class TrialModule(SearchModule):
+    """A search's recipe for one network, and its accuracy on images that are held out.
+
+    ``val_top1`` is in %, of a batch and of an epoch: ENAS takes the former as its reward.
+
+    Args:
+        gradient_clip: the gradient norm is clipped to this.
+        **kwargs: :class:`~nni_spaces.runs.search.SearchModule`'s.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+
+    def __init__(self, gradient_clip: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gradient_clip = gradient_clip
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return super().training_step(batch, 2 * batch_idx + 1)  # the odd steps of a search are the weights'
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of a batch of held-out images."""
+        images, labels = batch
+        logits = self(images)
+        loss = finite(F.cross_entropy(logits, labels), f"validation of epoch {self.trainer.current_epoch + 1}")
+        top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
+        self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("val_top1", 100 * top1, on_step=True, on_epoch=True, batch_size=len(labels))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip; here and not in the trainer, which clips nothing for strategies with steps of their own."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
+
+    @property
+    def top1(self) -> float:
+        """The accuracy of the last validation, in %."""
+        return round(self.trainer.callback_metrics["val_top1"].item(), 4)
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the epoch to NNI."""
+        if nni.get_current_parameter() is not None:
+            nni.report_intermediate_result(self.top1)
+
+
+class _InThisProcess(Evaluator):
+    """The evaluator of a sampled network, which NNI's training service would send elsewhere."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    def evaluate(self, model: Any) -> Any:
+        """Train and judge a network."""
+        return self.evaluator.evaluate(model)
+
+    def __repr__(self) -> str:
+        return repr(self.evaluator)
+
+    def _dump(self) -> Any:
+        raise RuntimeError(f"evaluator=TrialEvaluator: {SEQUENTIAL}")
+
+
+@nni.trace
+class TrialEvaluator(Lightning):
+    """Trains networks of a space, each from scratch, and reports their held-out top-1 in %.
+
+    NNI's Lightning evaluators keep one trainer: it has finished after the first network, and those that follow are not
+    trained. Here every network gets a trainer and a module of its own. The defaults of the recipe are §9.3's.
+
+    It works in the process of the search: with :func:`~nni_spaces.run_trials`, or in NNI's experiment on its sequential
+    engine. By default NNI's experiment sends the networks of multi-trial strategies to a training service, which is a
+    RuntimeError.
+
+    Args:
+        train_loader: images and labels to train on.
+        val_loader: images and labels that are held out.
+        epochs: epochs a network.
+        lr: first learning rate.
+        momentum: momentum.
+        weight_decay: weight decay.
+        gradient_clip: the gradient norm is clipped to this.
+        accelerator: Lightning's.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    module: Any
+    # What from_images made the loaders of, as JSON holds it; of others nothing is known.
+    source: dict[str, Any] = {"images": None}
+
+    def __init__(
+        self,
+        train_loader: Any,
+        val_loader: Any,
+        epochs: int = 1,
+        lr: float = 0.025,
+        momentum: float = 0.9,
+        weight_decay: float = 3e-4,
+        gradient_clip: float = 5.0,
+        accelerator: str = "auto",
+    ) -> None:
+        check_int("epochs", epochs, 1)
+        for name, value in (("lr", lr), ("gradient_clip", gradient_clip)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value!r}: must be a positive number")
+        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: must be ≥ 0")
+        self.recipe = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, epochs=epochs)
+        self.recipe["gradient_clip"] = gradient_clip
+        self.accelerator = accelerator
+        with warnings.catch_warnings():
+            # True of networks that are sent to other processes, which _InThisProcess refuses.
+            warnings.filterwarnings("ignore", "When using training service")
+            loaders = dict(train_dataloaders=train_loader, val_dataloaders=val_loader)
+            super().__init__(self._module(), self._trainer(), **loaders)
+
+    @classmethod
+    def from_images(
+        cls,
+        source: str | Path,
+        held_out: float = 0.2,
+        limit: int | None = None,
+        batch_size: int = 64,
+        padding: int = 0,
+        seed: int = 0,
+        workers: int = 0,
+        **kwargs: Any,
+    ) -> TrialEvaluator:
+        """Return an evaluator for the training images of a source.
+
+        Args:
+            source: what :func:`~nni_spaces.runs.data.read_images` takes.
+            held_out: the share of the images that networks are judged by; drawn from ``seed``.
+            limit: use the first so many images, as :func:`~nni_spaces.runs.data.read_images` does.
+            batch_size: images a batch.
+            padding: pixels that a random crop of a training image may shift by.
+            seed: seed of split, order and crops.
+            workers: processes that load images.
+            **kwargs: the class's.
+
+        Raises:
+            ValueError: an argument is out of range, or the source is none.
+        """
+        data = read_images(source, limit)
+        count = len(data.labels)
+        size = round(held_out * count)
+        if not 1 <= size < count:
+            raise ValueError(f"held_out={held_out!r}: must leave images on both sides, of {count}")
+        out, kept = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tensor_split([size])
+        if len(kept) < batch_size:
+            raise ValueError(f"batch_size={batch_size!r}: must be at most {len(kept)}, the images to train on")
+        moments = channel_moments(data.images[kept])
+        train = SeededImages(data, kept, seed, padding, moments=moments)
+        val = SeededImages(data, out, moments=moments)
+        evaluator = cls(
+            make_loader(train, batch_size, EpochSampler(len(kept), seed), workers),
+            make_loader(val, batch_size, EpochSampler(len(out), None), workers, drop_last=False),
+            **kwargs,
+        )
+        options = dict(held_out=held_out, batch_size=batch_size, padding=padding, images_seed=seed)
+        evaluator.source = {"images": describe(data)["sha256"], **options}
+        return evaluator
+
+    def freeze(self, sample: dict[str, Any]) -> Evaluator:
+        """Return the evaluator of a sampled network."""
+        return _InThisProcess(super().freeze(sample))
+
+    def _module(self) -> TrialModule:
+        return TrialModule(**self.recipe)
+
+    def _trainer(self) -> Any:
+        return Trainer(
+            max_epochs=self.recipe["epochs"],
+            accelerator=self.accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+    def evaluate(self, model: Any) -> Any:
+        """Train a network, report its accuracy to NNI if NNI runs this, and return it.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+            SystemExit: the process was asked to terminate, with the status of that.
+        """
+        if not isinstance(self.module, TrialModule):  # that of a one-shot strategy, which trains once
+            return super().evaluate(model)
+        self.module, self.trainer = self._module(), self._trainer()
+        gc.collect()  # reference cycles of Lightning's hold the network before, whose memory this one may need
+        for loader in (self.train_dataloaders, self.val_dataloaders):
+            if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+                loader.sampler.set_epoch(0)  # kept loader processes begin before Lightning says so
+        try:
+            super().evaluate(model)
+        finally:
+            # Lightning's exit has status 0, and there is none where loader processes die first or no batch is left.
+            if self.trainer.received_sigterm:
+                raise SystemExit(128 + signal.SIGTERM)
+        top1 = self.module.top1
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(top1)
+        return top1
+
+    def __repr__(self) -> str:
+        sizes = dict(train=self.train_dataloaders, val=self.val_dataloaders)
+        images = {f"{part}_images": len(loader.dataset) for part, loader in sizes.items() if hasattr(loader, "dataset")}
+        return f"TrialEvaluator({', '.join(f'{name}={value!r}' for name, value in {**self.recipe, **images}.items())})"

@@ -1,0 +1,16 @@
+"""Figures: connection patterns, cells and curves."""
+
+from .cells import draw_cell, draw_cells
+from .connections import connections, draw_algorithm, draw_algorithms
+from .curves import draw_condition_numbers, draw_convergence, draw_simulation
+
+__all__ = [
+    "connections",
+    "draw_algorithm",
+    "draw_algorithms",
+    "draw_cell",
+    "draw_cells",
+    "draw_condition_numbers",
+    "draw_convergence",
+    "draw_simulation",
+]

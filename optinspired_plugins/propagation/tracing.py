@@ -1,0 +1,308 @@
+"""Algorithms read symbolically: the sums and layers that a number of steps come down to.
+
+Every algorithm of the paper is linear in its iterates and gradients. :func:`trace` runs the algorithm object itself on
+symbols, substitutes ∇f(z) = z − T(z) and collects what is left as data: a :class:`Program` of weighted sums and layer
+calls. z − (z − T(z)) has become T(z) in it, so a program is what a network should execute, and what can be drawn. The
+symbols know sums and multiples by numbers and nothing else: an algorithm that does more is refused, never
+misread.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from .._checks import check_int
+from ..algorithms.methods import Algorithm, check_algorithm
+
+__all__ = ["Call", "NotLinearError", "Program", "Step", "Sum", "Term", "trace", "trace_steps"]
+
+
+class NotLinearError(ValueError):
+    """The algorithm does something else with its iterates than sums and multiples by numbers."""
+
+
+class Term(NamedTuple):
+    """A weight and the register it belongs to."""
+
+    register: int
+    weight: float
+
+
+class Sum(NamedTuple):
+    """Σ weight · register: a state entry or a point at which a layer acts; ``name`` is the state's field."""
+
+    step: int
+    name: str
+    terms: tuple[Term, ...]
+
+
+class Call(NamedTuple):
+    """T_step of a register; ``path`` counts the calls of one step. Register −1 stands for the input of a transition."""
+
+    step: int
+    path: int
+    register: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """What an algorithm computes in a number of steps.
+
+    Register 0 is x_0; instruction i writes register i + 1.
+
+    Attributes:
+        instructions: sums and calls, in order.
+        result: the register of the algorithm's result.
+        calls: how many layers each step calls.
+    """
+
+    instructions: tuple[Sum | Call, ...]
+    result: int
+    calls: tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """The sums and calls of one step, and the algorithm's result if it ended there."""
+
+    instructions: tuple[Sum | Call, ...]
+    result: tuple[Term, ...]
+
+
+@dataclass(eq=False)
+class _Symbol:
+    """A linear expression in others: a sum of (weight, symbol), or a register."""
+
+    terms: Sequence[tuple[float, _Symbol]] = ()
+    register: int | None = None
+
+    def __add__(self, other: object) -> _Symbol:
+        return _Symbol([(1.0, self), (1.0, _symbol(other))])
+
+    def __radd__(self, other: object) -> _Symbol:
+        return self + other
+
+    def __sub__(self, other: object) -> _Symbol:
+        return _Symbol([(1.0, self), (-1.0, _symbol(other))])
+
+    def __rsub__(self, other: object) -> _Symbol:
+        return _Symbol([(1.0, _symbol(other)), (-1.0, self)])
+
+    def __mul__(self, factor: object) -> _Symbol:
+        return _Symbol([(_number(factor), self)])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: object) -> _Symbol:
+        return _Symbol([(1 / _number(divisor), self)])
+
+    def __neg__(self) -> _Symbol:
+        return _Symbol([(-1.0, self)])
+
+    def __bool__(self) -> bool:
+        raise NotLinearError("the algorithm decides by an iterate's value")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "clone":
+            return lambda: self
+        raise NotLinearError(f"the algorithm uses .{name} of an iterate")
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> _Symbol:
+        kwargs = dict(kwargs or {})
+        if func is torch.zeros_like:
+            return _Symbol()
+        alpha = _number(kwargs.pop("alpha", 1))
+        if func in _FUNCTIONS and not kwargs:
+            return _FUNCTIONS[func](*args, alpha)
+        raise NotLinearError(f"the algorithm calls {getattr(func, '__name__', func)} on an iterate")
+
+
+def _product(a: Any, b: Any, alpha: float) -> _Symbol:
+    return a * b if isinstance(a, _Symbol) else b * a
+
+
+def _sum(a: Any, b: Any, alpha: float) -> _Symbol:
+    return _symbol(a) + alpha * _symbol(b)
+
+
+_FUNCTIONS: dict[Callable, Callable[..., _Symbol]] = {
+    torch.add: _sum,
+    torch.Tensor.add: _sum,
+    torch.sub: lambda a, b, alpha: _symbol(a) - alpha * _symbol(b),
+    torch.mul: _product,
+    torch.Tensor.mul: _product,
+    torch.div: lambda a, b, alpha: _symbol(a) / b,
+    torch.neg: lambda a, alpha: -a,
+    torch.lerp: lambda a, b, weight, alpha: _symbol(a) + _number(weight) * (_symbol(b) - a),
+}
+
+
+def _symbol(value: object) -> _Symbol:
+    if isinstance(value, _Symbol):
+        return value
+    if isinstance(value, numbers.Real) and value == 0:  # the start of Python's sum()
+        return _Symbol()
+    raise NotLinearError(f"the algorithm adds {value!r} to an iterate")
+
+
+def _number(value: object) -> float:
+    """A number as float; a tensor is no number here, since it may be learned or loaded later."""
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise NotLinearError(f"the algorithm multiplies an iterate by a {type(value).__name__}, not by a number")
+
+
+@dataclass
+class _Recorder:
+    """Collects the instructions while an algorithm runs."""
+
+    instructions: list[Sum | Call] = field(default_factory=list)
+    known: dict[tuple[Term, ...], int] = field(default_factory=dict)
+
+    def expand(self, symbol: _Symbol) -> tuple[Term, ...]:
+        """The symbol as weights of registers; what has a register is not expanded."""
+        parts: dict[int, list[float]] = {}
+        stack: list[tuple[float, _Symbol]] = [(1.0, symbol)]
+        while stack:
+            weight, part = stack.pop()
+            if part.register is not None:
+                parts.setdefault(part.register, []).append(weight)
+            else:
+                stack += [(weight * factor, inner) for factor, inner in part.terms]
+        weights = {register: math.fsum(values) for register, values in sorted(parts.items(), reverse=True)}
+        return tuple(Term(register, weight) for register, weight in weights.items() if weight != 0)
+
+    def register(self, symbol: _Symbol, step: int, name: str) -> int:
+        """The register of a symbol; a sum writes it if there is none yet."""
+        if symbol.register is None:
+            terms = self.expand(symbol)
+            if not terms:
+                raise NotLinearError(f"the {name} of step {step} is 0 whatever the input")
+            if len(terms) == 1 and terms[0].weight == 1:
+                symbol.register = terms[0].register
+            elif terms in self.known:
+                symbol.register = self.known[terms]
+            else:
+                self.instructions.append(Sum(step, name, terms))
+                symbol.register = self.known[terms] = len(self.instructions)
+        return symbol.register
+
+    def call(self, step: int, path: int, register: int) -> _Symbol:
+        self.instructions.append(Call(step, path, register))
+        return _Symbol(register=len(self.instructions))
+
+
+def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program:
+    """Run an algorithm on symbols.
+
+    Args:
+        algorithm: an object with ``init``, ``step`` and ``result``.
+        steps: number of steps, ≥ 1.
+        transition: the layers that the first step calls at x_0 act on another tensor u, of another shape than x_0, and
+            are residual: T(x_0) is T_0(u) + x_0, so ∇f(x_0) = −T_0(u). Its calls at other points are ordinary.
+
+    Returns:
+        The program.
+
+    Raises:
+        NotLinearError: the algorithm is not linear with constant coefficients; the message says what it does.
+        TypeError: a method is missing.
+        ValueError: ``steps`` is not an integer ≥ 1, or a step calls no layer.
+    """
+    recorder = _Recorder()
+    run = list(_run(algorithm, steps, transition, recorder))
+    result = recorder.register(_symbol(algorithm.result(run[-1][1])), steps, "result")
+    return _without_dead_sums(Program(tuple(recorder.instructions), result, tuple(count for count, _ in run)))
+
+
+def trace_steps(algorithm: Algorithm, steps: int) -> list[Step]:
+    """Run an algorithm on symbols as :func:`trace` does with ``transition=True``; return every step with its result.
+
+    The registers of all steps together are those of a :class:`Program`.
+
+    Raises:
+        NotLinearError: as for :func:`trace`.
+        TypeError: as for :func:`trace`.
+        ValueError: as for :func:`trace`.
+    """
+    recorder, start = _Recorder(), 0
+    found: list[Step] = []
+    for _, state in _run(algorithm, steps, True, recorder):
+        result = recorder.expand(_symbol(algorithm.result(state)))
+        if not result:
+            raise NotLinearError(f"the result of step {len(found)} is 0 whatever the input")
+        found.append(Step(tuple(recorder.instructions[start:]), result))
+        start = len(recorder.instructions)
+    return found
+
+
+def _run(algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder) -> Iterator[tuple[int, Any]]:
+    """Run an algorithm on symbols; yield how many layers each step calls, and the state after it."""
+    check_algorithm(algorithm)
+    check_int("steps", steps, 1)
+    stored: list[_Symbol] = []
+    state = algorithm.init(_Symbol(register=0))  # type: ignore[arg-type]
+    for k in range(steps):
+        gradients: list[_Symbol] = []
+
+        def gradient(z: Any, k: int = k, gradients: list[_Symbol] = gradients) -> Any:
+            point = recorder.register(_symbol(z), k, "point")
+            if k == 0 and transition and point == 0:
+                gradients.append(-recorder.call(k, len(gradients), -1))
+            else:
+                gradients.append(z - recorder.call(k, len(gradients), point))
+            return gradients[-1]
+
+        state = algorithm.step(state, gradient)
+        if not gradients:
+            raise ValueError(f"step {k} of {type(algorithm).__name__} asks for no gradient: it has no layer")
+        stored += gradients
+        for name, entry in _entries(state):
+            # A stored gradient stays z − T(z), of registers that exist; a zero needs none.
+            if not any(entry is gradient for gradient in stored) and recorder.expand(entry):
+                recorder.register(entry, k + 1, name)
+        yield len(gradients), state
+
+
+def _without_dead_sums(program: Program) -> Program:
+    """The program without sums that reach no result: the last multiplier of ADMM. Calls stay: they are the layers."""
+    needed = {program.result}
+    for i in reversed(range(len(program.instructions))):
+        instruction = program.instructions[i]
+        if isinstance(instruction, Call):
+            needed |= {i + 1, instruction.register}
+        elif i + 1 in needed:
+            needed |= {term.register for term in instruction.terms}
+    kept = [i for i in range(len(program.instructions)) if i + 1 in needed]
+    number = {-1: -1, 0: 0, **{i + 1: n + 1 for n, i in enumerate(kept)}}
+    instructions: list[Sum | Call] = []
+    for instruction in (program.instructions[i] for i in kept):
+        if isinstance(instruction, Call):
+            instructions.append(instruction._replace(register=number[instruction.register]))
+        else:
+            terms = tuple(term._replace(register=number[term.register]) for term in instruction.terms)
+            instructions.append(instruction._replace(terms=terms))
+    return Program(tuple(instructions), number[program.result], program.calls)
+
+
+def _entries(state: Any, name: str = "") -> Iterator[tuple[str, _Symbol]]:
+    """The symbols of a state with the names of their fields, outermost name first."""
+    if isinstance(state, _Symbol):
+        yield name, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from _entries(value, name or str(key))
+    elif isinstance(state, (tuple, list)):
+        fields = getattr(state, "_fields", [""] * len(state))
+        for key, value in zip(fields, state, strict=True):
+            yield from _entries(value, name or key)
+    elif hasattr(state, "__dict__"):
+        yield from _entries(vars(state), name)

@@ -1,0 +1,172 @@
+"""Networks read off optimisation algorithms: any algorithm unrolled, and the relaxed rules of section 7.
+
+:class:`Unrolled` puts layers into an algorithm by ∇f(z) = z − T(z), which gives (7) and (11)-(14). The functions below
+it are the relaxed rules (16) to (21), in their plain form. They are the reference: they say what a network
+computes in the paper's own symbols, over any transform ``T``, without a thought for speed. The models in
+``timm_models`` are tested against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..algorithms.methods import Algorithm, Gradient, check_algorithm, check_coefficient, check_same_shape
+from .rules import Coefficient, Transform
+
+__all__ = ["TwoPath", "TwoPathState", "Unrolled"]
+
+
+class Unrolled(nn.Module):
+    """An algorithm as a network: step k uses the gradient z − T_k(z).
+
+    Gradient descent gives the feed-forward network (7), the heavy ball (11), Nesterov's method (12), its summed form
+    (13), linearised ADMM (14).
+
+    Args:
+        algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned too.
+        transforms: T_0, T_1, …, one a step, at least one: a module or another callable, shape-preserving; or a sequence
+            of them for an algorithm that asks for several gradients a step (ADMM: one for x', one for x).
+
+    Raises:
+        TypeError: the algorithm lacks a method, or a transform cannot be called.
+        ValueError: there is no transform; a step asks for more or fewer gradients than its sequence has transforms; a
+            transform changes the shape.
+    """
+
+    def __init__(self, algorithm: Algorithm, transforms: Sequence[Transform | Sequence[Transform]]) -> None:
+        super().__init__()
+        check_algorithm(algorithm)
+        if len(transforms) == 0:
+            raise ValueError("transforms is empty: must hold at least one, one a step")
+        self.algorithm = as_learnable(algorithm)
+        self.transforms = nn.ModuleList(_as_module(T, f"transforms[{k}]") for k, T in enumerate(transforms))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the algorithm's result after one step a transform, shape of x."""
+        state = self.algorithm.init(x)
+        for k, T in enumerate(self.transforms):
+            calls = _Calls(T, f"transforms[{k}]")
+            state = self.algorithm.step(state, calls.gradient)
+            calls.check_all_used()
+        return self.algorithm.result(state)
+
+
+class _Learnable(nn.Module):
+    """An algorithm that is no module but holds parameters, as one, so that they are trained, saved and moved."""
+
+    def __init__(self, algorithm: Algorithm, names: Sequence[str]) -> None:
+        super().__init__()
+        self.plain = algorithm
+        for name in names:
+            self.register_parameter(name, getattr(algorithm, name))
+
+    def init(self, x0: Tensor) -> Any:
+        for name in self._parameters:  # moving a module may have replaced them
+            setattr(self.plain, name, getattr(self, name))
+        return self.plain.init(x0)
+
+    def step(self, state: Any, grad: Gradient) -> Any:
+        return self.plain.step(state, grad)
+
+    def result(self, state: Any) -> Tensor:
+        return self.plain.result(state)
+
+
+def as_learnable(algorithm: Algorithm) -> Algorithm:
+    """Return the algorithm, as a module if it has parameters among its attributes."""
+    if isinstance(algorithm, nn.Module):
+        return algorithm
+    names = [name for name, value in getattr(algorithm, "__dict__", {}).items() if isinstance(value, nn.Parameter)]
+    return _Learnable(algorithm, names) if names else algorithm
+
+
+class TwoPathState(NamedTuple):
+    """x'_k, x_k and k."""
+
+    x1: Tensor
+    x2: Tensor
+    k: int
+
+
+class TwoPath:
+    """The rule (20) with the newest states, as an algorithm: x'_{k+1} = T'(x'_k) + s_k, x_{k+1} = T(x_k) + s_k.
+
+    s_k = α x'_k + β x_k, but s_0 = 0 since the sums of (20) begin at t = 1; :func:`two_path` has s_0 = (α + β) x_0. So
+    α = β = ½ is DMRNet (Table 3) behind the first step, and from the first on where its layers are residual, as
+    those of ``optnet`` are. It minimises nothing; it has an algorithm's methods so that whatever takes one takes it.
+    The result is the mean of both paths: without a next step that merges them, one alone would leave the last T'
+    without effect.
+
+    Args:
+        alpha: α, finite.
+        beta: β, finite.
+
+    Raises:
+        ValueError: a coefficient is not finite.
+    """
+
+    def __init__(self, alpha: Coefficient = 0.5, beta: Coefficient = 0.5) -> None:
+        self.alpha, self.beta = check_coefficient("alpha", alpha), check_coefficient("beta", beta)
+
+    def init(self, x0: Tensor) -> TwoPathState:
+        """Return the state x'_0 = x_0."""
+        return TwoPathState(x0, x0, 0)
+
+    def step(self, state: TwoPathState, grad: Gradient) -> TwoPathState:
+        """Return the state x'_{k+1}, x_{k+1}; ``grad`` is called at x'_k and then at x_k."""
+        x1, x2, k = state
+        t1, t2 = x1 - grad(x1), x2 - grad(x2)
+        if k == 0:
+            return TwoPathState(t1, t2, 1)
+        shared = self.alpha * x1 + self.beta * x2
+        return TwoPathState(t1 + shared, t2 + shared, k + 1)
+
+    def result(self, state: TwoPathState) -> Tensor:
+        """Return (x'_k + x_k) / 2."""
+        return (state.x1 + state.x2) / 2
+
+
+class _Function(nn.Module):
+    """A callable that is no module, as one."""
+
+    def __init__(self, function: Transform) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _as_module(transform: object, name: str) -> nn.Module:
+    if isinstance(transform, nn.Module):
+        return transform
+    if isinstance(transform, Sequence):
+        return nn.ModuleList(_as_module(part, f"{name}[{i}]") for i, part in enumerate(transform))
+    if not callable(transform):
+        raise TypeError(f"{name} is a {type(transform).__name__}: must be callable")
+    return _Function(transform)
+
+
+class _Calls:
+    """The gradients ∇f(z) = z − T(z) of one step; a list of transforms serves its calls in turn."""
+
+    def __init__(self, T: nn.Module, name: str) -> None:
+        self.T, self.name = T, name
+        self.rest: list[nn.Module] = list(T) if isinstance(T, nn.ModuleList) else []
+
+    def gradient(self, z: Tensor) -> Tensor:
+        part = self.T
+        if isinstance(part, nn.ModuleList):
+            if not self.rest:
+                raise ValueError(
+                    f"{self.name} has {len(part)} transforms: the algorithm asks for more gradients a step"
+                )
+            part = self.rest.pop(0)
+        return z - check_same_shape(z, part(z), self.name)
+
+    def check_all_used(self) -> None:
+        if self.rest:
+            raise ValueError(f"{self.name} has {len(self.rest)} transforms too many: the algorithm asks for no more")

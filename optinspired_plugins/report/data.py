@@ -1,0 +1,132 @@
+"""What a report's script draws: a search's epochs as plain data, with entropy, margin and counts of operations."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ..cells.drawing import LOOKS
+from ..cells.genotype import CHOICES, CellGenotype, Genotype
+from .files import EdgeKey, Epoch, Retraining, RunFolder, SearchEpoch
+
+__all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "retraining_data", "strongest", "thinned"]
+
+CELLS = ("normal", "reduction")
+LIMIT_CURVE = 1_000
+
+T = TypeVar("T")
+
+
+def thinned(items: Sequence[T], count: int) -> list[T]:
+    """Return ``count`` ≥ 2 of the items, evenly, the first and the last among them; all if there are fewer."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def entropy(probabilities: Iterable[float]) -> float:
+    """Return −Σ p ln p."""
+    return sum(-p * math.log(p) for p in probabilities if p > 0)
+
+
+def strongest(row: Mapping[str, float]) -> str:
+    """Return the most probable operation of those that a genotype can have."""
+    return max((operation for operation in row if operation in CHOICES), key=lambda operation: row[operation])
+
+
+def margin(row: Mapping[str, float]) -> float:
+    """Return how far the most probable operation is ahead of the second, of those that a genotype can have."""
+    first = strongest(row)
+    return row[first] - max(
+        (p for operation, p in row.items() if operation in CHOICES and operation != first), default=0
+    )
+
+
+def changes(before: Genotype, after: Genotype) -> list[str]:
+    """Say which edges two genotypes do not share, a line for each node."""
+    lines = []
+    for cell in CELLS:
+        for t, (old, new) in enumerate(zip(getattr(before, cell), getattr(after, cell)), start=2):
+            gone, come = Counter(old) - Counter(new), Counter(new) - Counter(old)
+            if gone:
+                sides = [", ".join(f"{name}({source})" for name, source in side.elements()) for side in (gone, come)]
+                lines.append(f"{cell} node {t}: {sides[0]} → {sides[1]}")
+    return lines
+
+
+def page_data(
+    run: RunFolder, epochs: Sequence[SearchEpoch], drawings: Mapping[tuple[str, CellGenotype], int]
+) -> dict[str, Any]:
+    """Return what the script draws.
+
+    Args:
+        run: for its curves.
+        epochs: the epochs of the search to step through.
+        drawings: the number of the drawing of each normal and reduction cell.
+    """
+    first = epochs[0].alpha
+    edges = sorted(first, key=lambda key: (key.cell, key.node, key.slot, key.source))
+    operations = [operation for operation in LOOKS if any(operation in row for row in first.values())]
+    genotypes = [epoch.genotype for epoch in epochs]
+    alphas = [[epoch.alpha[edge] for edge in edges] for epoch in epochs if edges]
+    return {
+        "epochs": [epoch.number for epoch in epochs],
+        "operations": operations,
+        "looks": LOOKS,
+        "edges": [{"cell": edge.cell, "name": _edge_name(edge, genotypes[0].rule)} for edge in edges],
+        "alpha": [[_rounded(map(row.get, operations), 4) for row in rows] for rows in alphas],
+        "strongest": [[operations.index(strongest(row)) for row in rows] for rows in alphas],
+        "entropy": [_rounded(entropy(row.values()) for row in rows) for rows in alphas],
+        "greatest_entropy": round(math.log(max(2, len(operations))), 4),
+        "margin": [_rounded(margin(row) for row in rows) for rows in alphas],
+        "beta": [_rounded(epoch.beta[edge] for edge in edges) for epoch in epochs if epoch.beta],
+        "chosen": [[_chosen(genotype, edge) for edge in edges] for genotype in genotypes],
+        "drawings": [[drawings[cell, getattr(genotype, cell)] for cell in CELLS] for genotype in genotypes],
+        "counts": {cell: [_counts(getattr(genotype, cell)) for genotype in genotypes] for cell in CELLS},
+        "curves": {
+            "search": _curves(run.history),
+            "retrain": _curves(run.retraining.history if run.retraining else []),
+        },
+    }
+
+
+def retraining_data(run: Retraining) -> dict[str, Any]:
+    """Return what the script draws of a retraining: its curves, and no epochs to step through."""
+    return {"epochs": [], "curves": {"search": _curves([]), "retrain": _curves(run.history)}}
+
+
+def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float | None]:
+    return [None if value is None else round(value, digits) for value in values]
+
+
+def _edge_name(edge: EdgeKey, rule: str) -> str:
+    double = rule == "hb" and edge.source == edge.node - 1
+    return f"{edge.source} → {edge.node}" + (f" ({edge.slot + 1})" if double else "")
+
+
+def _chosen(genotype: Genotype, edge: EdgeKey) -> list[str]:
+    """The operations that a genotype has on an edge of the supernet."""
+    node = getattr(genotype, edge.cell)[edge.node - 2]
+    if genotype.rule == "hb":
+        return [node[edge.slot].operation]
+    return [operation for operation, source in node if source == edge.source]
+
+
+def _counts(cell: CellGenotype) -> dict[str, int]:
+    return dict(Counter(edge.operation for node in cell for edge in node))
+
+
+def _curves(history: Sequence[Epoch]) -> dict[str, Any]:
+    """Metrics by epoch, and the epochs with which a run was resumed."""
+    kept = thinned(history, LIMIT_CURVE)
+    return {
+        "epochs": [epoch.number for epoch in kept],
+        "resumed": thinned([epoch.number for epoch in history if epoch.resumed], LIMIT_CURVE),
+        **{name: [_finite(epoch.metrics[name]) for epoch in kept] for name in (history[0].metrics if history else ())},
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

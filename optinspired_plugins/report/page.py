@@ -1,0 +1,265 @@
+"""The report of a search or a retraining: one HTML page, made of the JSON files of its folder; it loads nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .._files import write_atomically
+from ..next_steps import retrain_command
+from .data import CELLS, changes, page_data, thinned
+from .files import Retraining, RunFolder, SearchEpoch, is_retraining, read_retraining, read_run
+from .parts import (
+    CURVES,
+    NOT_FINITE,
+    cells,
+    copied,
+    diverged,
+    document,
+    drawings_of,
+    embedded,
+    percent,
+    seconds,
+    section,
+    tables,
+    text,
+    usage,
+    verdict,
+)
+from .retraining import measured, render_retraining, retrained_metric, unfinished
+
+__all__ = ["embedded", "render", "write_report"]
+
+LIMIT_PAGE = 2_000_000
+SKIPS = ("skip_connect", "neg_skip_connect")
+
+
+def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a search or a retraining, finished or not.
+
+    Args:
+        folder: the folder of the run; of a search in stages, the one that holds them, or a stage.
+        out: the page; ``None`` for ``report.html`` in the folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OSError: a file cannot be read or written; the message names it.
+        ValueError: a file is damaged, and the message names it and the field; or the folder holds trials.
+    """
+    run = read_retraining(folder) if is_retraining(folder) else read_run(folder)
+    path = Path(folder) / "report.html" if out is None else Path(out)
+    page = render(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page)
+    return path
+
+
+def render(run: RunFolder | Retraining, limit: int = LIMIT_PAGE) -> str:
+    """Return the page; so many epochs of a search are left out, evenly, that it has at most ``limit`` bytes.
+
+    Raises:
+        ValueError: not even the first and the last epoch fit.
+    """
+    if isinstance(run, Retraining):
+        return render_retraining(run)
+    steps = len(run.history)
+    while len((page := _page(run, thinned(run.history, steps))).encode()) > limit:
+        if steps <= 2:
+            raise ValueError(f"{run.folder}: its first and last epoch alone need more than limit={limit} bytes")
+        steps = max(2, steps // 2)
+    return page
+
+
+def _page(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
+    drawings = drawings_of([epoch.genotype for epoch in epochs])
+    body = [
+        _verdict(run),
+        _controls(run, epochs),
+        cells(drawings, epochs[-1].genotype),
+        *_figures(epochs),
+        _history(epochs),
+        _command(run),
+        usage(run.retraining) if run.retraining else "",
+        _provenance(run),
+    ]
+    return document("Search report", run.folder.resolve().name, body, page_data(run, epochs, drawings))
+
+
+# --- verdict ----------------------------------------------------------------------------------------------------------
+
+
+def _verdict(run: RunFolder) -> str:
+    metric, meaning = _metric(run)
+    tiles = {
+        "Parameters": _parameters(run),
+        "MACs": _macs(run.retraining),
+        "Seed": _seed(run),
+        "Search": (f"{run.history[-1].number} epoch{'s' * (len(run.history) > 1)}", seconds(run.history)),
+    }
+    return verdict(metric, meaning, tiles, _notes(run))
+
+
+def _metric(run: RunFolder) -> tuple[str, str]:
+    """The last accuracy there is, and what it is."""
+    if run.retraining is not None and run.retraining.history:
+        return retrained_metric(run.retraining)
+    searched = run.history[-1]
+    return percent(searched.metrics["alpha_top1"]), (
+        f"Top-1 accuracy of the supernet on α's half of the training images, epoch {searched.number}. "
+        "α was fitted to them: this is no test result, and no network was retrained yet."
+    )
+
+
+def _parameters(run: RunFolder) -> tuple[str, str]:
+    if run.retraining and run.retraining.about.get("parameters") is not None:
+        return measured(run.retraining, "parameters", "retrained network, without auxiliary head")
+    if run.about.get("parameters") is None:
+        return "not recorded", ""
+    architecture = run.about.get("architecture_parameters")
+    return f"{run.about['parameters']:,}", "supernet" + (
+        "" if architecture is None else f"; {architecture:,} of architecture"
+    )
+
+
+def _macs(retraining: Retraining | None) -> tuple[str, str]:
+    if retraining is None or retraining.about.get("macs") is None:
+        return "not measured", "retraining measures them"
+    return measured(retraining, "macs", "retrained network, one image")
+
+
+def _seed(run: RunFolder) -> tuple[str, str]:
+    retrain = run.retraining.settings.get("seed") if run.retraining else None
+    return text(run.settings.get("seed", "not recorded")), "" if retrain is None else f"retraining: {text(retrain)}"
+
+
+def _notes(run: RunFolder) -> list[str]:
+    """What a reader must know before believing the page."""
+    notes, last, retraining = [], run.history[-1], run.retraining
+    if diverged(run.history) or (retraining and diverged(retraining.history)):
+        notes.append(NOT_FINITE)
+    if run.stage is not None:
+        notes.append(f"A search in stages: α and curves are those of {run.stage}, the last that has finished an epoch.")
+    if run.genotype is None:
+        notes.append(f"Unfinished: {last.number} of {text(run.settings.get('epochs', '?'))} epochs of the search.")
+    elif run.stage is None and run.genotype != last.genotype:
+        notes.append("genotype.json is not the genotype of the last epoch: one of the files was changed.")
+    if retraining:
+        notes += unfinished(retraining)
+        trained, genotype = retraining.about.get("genotype_sha256"), run.genotype or last.genotype
+        if trained is not None and trained != hashlib.sha256(genotype.to_json().encode()).hexdigest():
+            notes.append("The retraining was of another genotype than genotype.json.")
+    return notes
+
+
+# --- what the script fills --------------------------------------------------------------------------------------------
+
+
+def _controls(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
+    left_out = len(run.history) - len(epochs)
+    note = f"{left_out} epochs are left out, evenly, to keep the page small" if left_out else ""
+    last = len(epochs) - 1
+    return (
+        '<nav id="controls" aria-label="Epoch">\n<label for="step">Epoch</label>\n'
+        '<button id="back" type="button" aria-label="epoch before">‹</button>\n'
+        f'<input id="step" type="range" min="0" max="{last}" value="{last}">\n'
+        '<button id="forth" type="button" aria-label="next epoch">›</button>\n'
+        f'<output id="epoch" for="step">{epochs[-1].number}</output> of {run.history[-1].number}\n'
+        f'<span class="hint">← → step{"; " + note if note else ""}</span>\n</nav>\n'
+        "<noscript><p class='note'>Without JavaScript the page shows the last epoch and no charts.</p></noscript>"
+    )
+
+
+def _figures(epochs: Sequence[SearchEpoch]) -> list[str]:
+    """Empty figures, which the script fills."""
+    counts = section("counts", "Operations of the genotype by epoch", f"<p>{_skips(epochs)}</p>", _empty("counts"))
+    if not epochs[-1].alpha:
+        return [section("alpha", "α", "<p>The strategy has no α.</p>"), counts, CURVES]
+    beta = "β is the edge's softmax(β) (29)." if epochs[-1].beta else "This space has no β."
+    explained = (
+        "softmax(α) (25) in percent, a row for each edge; framed: what the genotype has. "
+        "Entropy: −Σ p ln p of the row. Margin: top-1 minus top-2 of what a genotype can have, which is all but none. "
+        + beta
+    )
+    options = '<label for="mode">Colour shows</label> <select id="mode"></select>'
+    return [
+        section("alpha", "α of the epoch", f"<p>{explained}</p>", _empty("alpha", "column")),
+        section("map", "α by edge and epoch", f'<p>{options}</p><p class="legend"></p>', _empty("map")),
+        section("certainty", "Entropy and margin, mean over edges", '<div class="charts"></div>'),
+        counts,
+        CURVES,
+    ]
+
+
+def _empty(name: str, arrangement: str = "pair") -> str:
+    figures = (
+        f'<figure class="scroll" id="{name}-{cell}"><figcaption>{cell} cell</figcaption></figure>' for cell in CELLS
+    )
+    return f'<div class="{arrangement}">{"".join(figures)}</div>'
+
+
+def _skips(epochs: Sequence[SearchEpoch]) -> str:
+    """How many edges are skip connections at first and at last: their growth is how DARTS collapses."""
+    parts = []
+    for cell in CELLS:
+        counts = [
+            sum(edge.operation in SKIPS for node in getattr(epoch.genotype, cell) for edge in node)
+            for epoch in (epochs[0], epochs[-1])
+        ]
+        edges = sum(map(len, getattr(epochs[-1].genotype, cell)))
+        parts.append(f"{cell} cell {counts[0]}, then {counts[1]} of {edges} edges")
+    return f"skip_connect and neg_skip_connect, first and last epoch: {'; '.join(parts)}."
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _history(epochs: Sequence[SearchEpoch]) -> str:
+    """What changed, epoch by epoch; epochs without a change share a row."""
+    rows: list[tuple[int, int, list[str]]] = []
+    for before, epoch in zip([None, *epochs], epochs):
+        lines = changes(before.genotype, epoch.genotype) if before else ["start"]
+        if not lines and rows and not rows[-1][2]:
+            rows[-1] = (rows[-1][0], epoch.number, [])
+        else:
+            rows.append((epoch.number, epoch.number, lines))
+    table_rows = [
+        f'<tr data-first="{first}" data-last="{last}"><th><a href="#epoch={last}">{first}'
+        f"{'' if first == last else f'–{last}'}</a></th><td>{'<br>'.join(lines) or 'no change'}</td></tr>"
+        for first, last, lines in rows
+    ]
+    genotype = escape(epochs[-1].genotype.to_json())
+    return section(
+        "history",
+        "Genotype by epoch",
+        f'<div class="scroll tall"><table>{"".join(table_rows)}</table></div>',
+        f"<details><summary>Genotype of the last epoch as JSON</summary><pre>{genotype}</pre></details>",
+    )
+
+
+def _command(run: RunFolder) -> str:
+    data = run.about.get("data", {})
+    images = data.get("images")
+    command = retrain_command(run.folder / "genotype.json", run.settings, images if type(images) is int else None)
+    when = "" if run.genotype else "<p>When the search is finished:</p>"
+    return section("retrain", "Retrain", when, copied("retrain-command", command))
+
+
+def _provenance(run: RunFolder) -> str:
+    retraining = run.retraining
+    settings = retraining.settings if retraining else {}
+    contents: dict[str, Mapping[str, Any]] = {
+        "Settings": run.settings,
+        "Versions": {**run.about.get("versions", {}), "optinspired-plugins of this page": __version__},
+        "Images": run.about.get("data", {}),
+        "Settings of the retraining": {name: value for name, value in settings.items() if name != "genotype"},
+        "Versions of the retraining": retraining.about.get("versions", {}) if retraining else {},
+        "Images of the retraining": retraining.about.get("data", {}) if retraining else {},
+        "SHA-256 of the files": run.hashes,
+    }
+    return tables(contents)

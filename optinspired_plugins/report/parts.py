@@ -1,0 +1,178 @@
+"""What the reports of a search and of a retraining share: the document, its sections, cells, tiles and tables.
+
+What the files say is escaped; data go to the script as JSON in which no tag can begin; and the page's policy allows
+its own script, by hash, and no address at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..cells.drawing import COLOURS, to_svg
+from ..cells.genotype import CellGenotype, Genotype
+from ..next_steps import timm_call
+from .data import CELLS
+from .files import Epoch, Retraining
+
+__all__ = [
+    "CURVES",
+    "NOT_FINITE",
+    "cells",
+    "copied",
+    "diverged",
+    "document",
+    "drawings_of",
+    "embedded",
+    "percent",
+    "seconds",
+    "section",
+    "tables",
+    "text",
+    "usage",
+    "verdict",
+]
+
+LIMIT_TEXT = 300
+LIMIT_ROWS = 100
+
+
+def document(title: str, name: str, body: Sequence[str], data: object) -> str:
+    """Return the page: a title with the name of the run, sections, and the data that the script draws."""
+    script = _part("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    colours = "".join(f"--{family}:{colour};" for family, colour in COLOURS.items())
+    name = text(name)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}: {name}</title>\n<style>\n:root{{{colours}}}\n{_part('report.css')}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{title} <small>{name}</small></h1>\n"
+        + "\n".join(body)
+        + f'\n</main>\n<script type="application/json" id="data">{embedded(data)}</script>\n<script>{script}</script>\n'
+        + "</body>\n</html>\n"
+    )
+
+
+def embedded(data: object) -> str:
+    """Return JSON for a script element, which only a "<" could end."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _part(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def text(value: object) -> str:
+    """Escape what a file says, and cut it where it is long."""
+    found = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+    return escape(found if len(found) <= LIMIT_TEXT else found[:LIMIT_TEXT] + "…")
+
+
+def section(name: str, title: str, *parts: str) -> str:
+    """Return a section with a heading."""
+    return f'<section id="{name}">\n<h2>{title}</h2>\n' + "\n".join(parts) + "\n</section>"
+
+
+CURVES = section("curves", "Losses and accuracies", '<div class="charts"></div>')
+NOT_FINITE = "A loss was not finite in some epochs: its curve has gaps there."
+
+
+def diverged(history: Sequence[Epoch]) -> bool:
+    """Whether a metric of an epoch is not finite."""
+    metrics = (value for epoch in history for value in epoch.metrics.values())
+    return any(value is not None and not math.isfinite(value) for value in metrics)
+
+
+def verdict(metric: str, meaning: str, tiles: Mapping[str, tuple[str, str]], notes: Sequence[str]) -> str:
+    """Return the first section: the result, what it means, tiles of (value, note), and what else to know."""
+    parts = [
+        f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, (value, note) in tiles.items()
+    ]
+    warnings = [f'<p class="note">{note}</p>' for note in notes]
+    return (
+        f'<section id="verdict">\n<p class="metric">{metric}</p>\n<p>{meaning}</p>\n'
+        + f"<dl>{''.join(parts)}</dl>\n"
+        + "\n".join(warnings)
+        + "\n</section>"
+    )
+
+
+def percent(value: float | None) -> str:
+    """Return an accuracy."""
+    return "not recorded" if value is None else f"{value:.2f} %"
+
+
+def seconds(history: Sequence[Epoch]) -> str:
+    """Return how long all epochs took."""
+    total = round(sum(epoch.metrics["seconds"] or 0.0 for epoch in history))
+    hours, minutes = divmod(total // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {total % 60} s"
+
+
+def copied(name: str, command: str) -> str:
+    """Return a command with a button that copies it."""
+    return (
+        f'<div class="command"><pre id="{name}">{escape(command)}</pre>'
+        '<button class="copy" type="button">Copy</button></div>'
+    )
+
+
+def drawings_of(genotypes: Sequence[Genotype]) -> dict[tuple[str, CellGenotype], int]:
+    """Number the different normal and reduction cells."""
+    drawings: dict[tuple[str, CellGenotype], int] = {}
+    for genotype in genotypes:
+        for cell in CELLS:
+            drawings.setdefault((cell, getattr(genotype, cell)), len(drawings))
+    return drawings
+
+
+def cells(drawings: Mapping[tuple[str, CellGenotype], int], last: Genotype) -> str:
+    """Return every drawing there is, all but those of the last genotype hidden."""
+    figures = []
+    for cell in CELLS:
+        shown = getattr(last, cell)
+        svgs = [
+            f'<div data-drawing="{number}"{"" if nodes == shown else " hidden"}>{to_svg(nodes, f"{kind} cell")}</div>'
+            for (kind, nodes), number in drawings.items()
+            if kind == cell
+        ]
+        figures.append(f'<figure class="scroll"><figcaption>{cell} cell</figcaption>\n{"".join(svgs)}</figure>')
+    explained = "<p>c<sub>k−2</sub> and c<sub>k−1</sub> are the inputs 0 and 1; a node is the sum of its edges; "
+    return section("cells", "Cells", explained + "grey lines are concatenated.</p>", *figures)
+
+
+def usage(run: Retraining) -> str:
+    """Return how to build the trained network in timm; nothing while there is none."""
+    call = timm_call(run.folder, run.settings, run.about.get("data", {}))
+    if call is None:
+        return ""
+    moments = [text(run.about.get(name, "not recorded")) for name in ("mean", "std")]
+    explained = (
+        f"<p>Its images, from 0 to 1, are normalised by the mean {moments[0]} and the deviation {moments[1]}.</p>"
+    )
+    return section(
+        "usage", "Use the network in Python", copied("timm-call", f"import timm\n\nmodel = {call}"), explained
+    )
+
+
+def tables(contents: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the last section, a table for each that has rows: settings, versions, images and hashes."""
+    parts = [_table(title, rows) for title, rows in contents.items() if rows]
+    return section("provenance", "Versions and hashes", f'<div class="tables">{"".join(parts)}</div>')
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> str:
+    kept = list(rows.items())[:LIMIT_ROWS]
+    lines = [f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in kept]
+    if len(rows) > len(kept):
+        lines.append(f"<tr><th>…</th><td>{len(rows) - len(kept)} more</td></tr>")
+    return f"<table><caption>{title}</caption>{''.join(lines)}</table>"

@@ -1,0 +1,81 @@
+"""The report of a retraining: test accuracy, cells, curves and the call that builds the network in timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import __version__
+from .data import retraining_data
+from .files import Retraining
+from .parts import (
+    CURVES,
+    NOT_FINITE,
+    cells,
+    diverged,
+    document,
+    drawings_of,
+    percent,
+    seconds,
+    tables,
+    text,
+    usage,
+    verdict,
+)
+
+__all__ = ["measured", "render_retraining", "retrained_metric", "unfinished"]
+
+
+def render_retraining(run: Retraining) -> str:
+    """Return the page of a retraining."""
+    assert run.genotype is not None, "its settings hold it"
+    metric, meaning = "no epoch yet", "The training has not finished its first epoch."
+    if run.history:
+        metric, meaning = retrained_metric(run)
+    tiles = {
+        "Parameters": measured(run, "parameters", "without auxiliary head"),
+        "MACs": measured(run, "macs", "one image"),
+        "Seed": (text(run.settings.get("seed", "not recorded")), ""),
+        "Training": (f"{len(run.history)} epoch{'s' * (len(run.history) != 1)}", seconds(run.history)),
+    }
+    notes = [NOT_FINITE] if diverged(run.history) else []
+    body = [
+        verdict(metric, meaning, tiles, notes + unfinished(run)),
+        usage(run),
+        cells(drawings_of([run.genotype]), run.genotype),
+        CURVES if run.history else "",
+        tables(provenance(run)),
+    ]
+    name = "/".join(run.folder.resolve().parts[-2:])  # most are called retrain
+    return document("Retraining report", name, body, retraining_data(run))
+
+
+def retrained_metric(run: Retraining) -> tuple[str, str]:
+    """Return the test accuracy after the last epoch, and what it is."""
+    last = run.history[-1]
+    best, number = max((epoch.metrics["test_top1"] or 0.0, -epoch.number) for epoch in run.history)
+    meaning = f"Top-1 accuracy of the retrained network on the test images, epoch {last.number}, the last."
+    meaning += f" Best: {percent(best)} in epoch {-number}, which was chosen by looking at the test images."
+    return percent(last.metrics["test_top1"]), meaning
+
+
+def measured(run: Retraining, name: str, note: str) -> tuple[str, str]:
+    """Return a number of ``run.json``, for a tile."""
+    value = run.about.get(name)
+    return ("not recorded", "") if value is None else (f"{value:,}", note)
+
+
+def unfinished(run: Retraining) -> list[str]:
+    """Return a note where epochs are missing."""
+    done, planned = len(run.history), run.settings.get("epochs")
+    return [] if done == planned else [f"Unfinished: {done} of {text(planned or '?')} epochs of the retraining."]
+
+
+def provenance(run: Retraining) -> Mapping[str, Mapping[str, Any]]:
+    """Return the tables of what the network was made of."""
+    return {
+        "Settings": {name: value for name, value in run.settings.items() if name != "genotype"},
+        "Versions": {**run.about.get("versions", {}), "optinspired-plugins of this page": __version__},
+        "Images": run.about.get("data", {}),
+        "SHA-256 of the files": run.hashes,
+    }

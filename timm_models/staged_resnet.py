@@ -1,0 +1,401 @@
+"""ResNet's shape without its rule: timm's ResNet, and the CIFAR one, with stages that are made by the caller.
+
+A network of this shape is a stem, stages over transforms T that know no algorithm, and a head. What a stage does with
+its transforms is :meth:`StagedResNet.propagate`'s argument.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
+
+import torch
+from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
+from timm.models.resnet import ResNet, drop_blocks
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+from optinspired_plugins.memory.recompute import recompute
+
+from ._checks import (
+    check_bool,
+    check_feature_indices,
+    check_finite,
+    check_layers,
+    check_non_negative_int,
+    check_one_of,
+    check_positive_int,
+    check_rate,
+)
+from ._host import checks_features
+from .inference.folding import fold_into
+from .inference.stream_free import StreamFreeStage
+from .stages.checkpoint_rules import announce, learned_hint
+from .stages.stem import pool_first
+from .stages.transforms import BasicTransform, BottleneckTransform, PadShortcut
+from .stages.unmodified import is_unmodified
+from .strides import take_stride
+
+__all__ = ["CifarStagedResNet", "StagedResNet"]
+
+# The parameters of stages that are coefficients, not weights of a layer.
+COEFFICIENTS = re.compile(r"layer\d+\.(?:beta\d|algorithm\..*)")
+
+
+@checks_features
+class StagedResNet(ResNet):
+    """timm's ResNet up to the rule of its stages.
+
+    Args:
+        block: ``BasicTransform`` or ``BottleneckTransform``.
+        layers: transforms in each of the four stages.
+        stride_in_1x1: put a bottleneck's stride in its first 1×1 convolution (ResNet v1), which gives the paper's
+            FLOPs (Table 5); ``False`` puts it in the 3×3, as timm does. No effect on ``BasicTransform``.
+        zero_init_last: start every T at 0: ``init_last=0``.
+        init_last: weight γ of every T's last normalisation at the start, finite; 1/√n, n the transforms of a stage,
+            keeps the size of the iterates from growing with depth. ValueError if the normalisation has no weight.
+        **kwargs: timm's ``ResNet`` arguments: ``num_classes``, ``in_chans``, ``output_stride``, ``global_pool``,
+            ``cardinality``, ``base_width``, ``stem_width``, ``stem_type``, ``replace_stem_pool``, ``avg_down``,
+            ``channels``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``drop_path_rate``,
+            ``drop_block_rate``, ``block_args`` (``attn_layer`` among them), ``device``, ``dtype``.
+
+    Raises:
+        ValueError: an argument is out of range; nothing was allocated.
+        TypeError: an argument is unknown.
+    """
+
+    def __init__(
+        self,
+        block: Type[nn.Module],
+        layers: Tuple[int, ...],
+        stride_in_1x1: bool = True,
+        zero_init_last: bool = False,
+        init_last: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        init_last = _check_init_last(init_last, zero_init_last)
+        check_bool("stride_in_1x1", stride_in_1x1)
+        check_one_of("block", block, (BasicTransform, BottleneckTransform))
+        check_layers("layers", layers, stages=4)
+        _check_resnet_kwargs(kwargs)
+        if block is BottleneckTransform:
+            if stride_in_1x1 and kwargs.get("aa_layer") is not None:
+                raise ValueError(
+                    "stride_in_1x1=True with aa_layer: the blur pool takes over the stride of the 3×3 convolution; "
+                    "pass stride_in_1x1=False"
+                )
+            kwargs["block_args"] = dict(kwargs.get("block_args") or {}, stride_in_1x1=stride_in_1x1)
+        super().__init__(block, layers, zero_init_last=False, **kwargs)
+        self._scale_transforms(init_last)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
+        x = self.conv1(x)
+        if not torch.jit.is_scripting():
+            return self._run_stages(self._pool_stem(x))
+        x = self.maxpool(self.act1(self.bn1(x)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    @torch.jit.ignore
+    def _run_stages(self, x: Tensor) -> Tensor:
+        """One stage after the other; a fused one computes no pixel that a fused one behind it does not read."""
+        stages, taken = self.stages(), 1
+        for stage, after in zip(stages, [*stages[1:], None]):
+            if is_unmodified(stage, StreamFreeStage):
+                next_stride = after.stride if is_unmodified(after, StreamFreeStage) else 1
+                x = stage.read_by(next_stride, x, stage.stride // taken)
+                taken = next_stride
+            else:
+                x = stage(x)
+        return x
+
+    @torch.jit.ignore
+    def _pool_stem(self, x: Tensor) -> Tensor:
+        folded = is_unmodified(self.bn1, nn.Identity) and is_unmodified(self.act1, nn.ReLU)
+        if folded and is_unmodified(self.maxpool, nn.MaxPool2d) and not self.maxpool.return_indices:
+            return self.act1(self.maxpool(x))  # equal, and a quarter of the values
+        if self.recompute_stem:
+            pooled = pool_first(x, self.bn1, self.act1, self.maxpool)
+            return recompute(self._stem_tail(), self._plain_pool, x) if pooled is None else pooled
+        return self._plain_pool(x)
+
+    @torch.jit.ignore
+    def _stem_tail(self) -> nn.Module:
+        return nn.ModuleList([self.bn1, self.act1, self.maxpool])
+
+    @torch.jit.ignore
+    def _plain_pool(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.act1(self.bn1(x)))
+
+    @torch.jit.ignore
+    def propagate(self, make_stage: Callable[[List[nn.Module]], nn.Module]) -> None:
+        """Turn every stage, a chain of residual blocks, into what ``make_stage`` makes of its blocks."""
+        checkpointing = self.grad_checkpointing  # type: ignore[has-type]
+        self.grad_checkpointing = False  # timm's would chain the blocks
+        self.recompute_stem = checkpointing
+        for name, blocks in self.named_children():
+            if name.startswith("layer"):
+                stage = make_stage(list(blocks))
+                transforms = [T for T in stage.children() if isinstance(T, (BasicTransform, BottleneckTransform))]
+                stage.stride = take_stride(transforms)  # type: ignore[assignment]
+                stage.training, stage.grad_checkpointing = blocks.training, checkpointing
+                setattr(self, name, stage)
+        announce(self.stages(), type(self).__name__, "timm's ResNet")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, timm's too, as ``torch.nn.Module`` does.
+
+        Raises:
+            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            own = self.state_dict()
+            hint = learned_hint(own, state_dict, ("beta1", "beta2"), "learn_beta", "to_heavy_ball") if strict else ""
+            raise RuntimeError(f"{error}{hint}") from error
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = False, init_last: float = 1.0) -> None:
+        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; coefficients at their start."""
+        init_last = _check_init_last(init_last, zero_init_last)
+        super().init_weights(zero_init_last=False)
+        self._scale_transforms(init_last)
+        if isinstance(self.fc, nn.Linear):
+            nn.init.xavier_uniform_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
+        for stage in self.stages():
+            if hasattr(stage, "reset_parameters"):
+                stage.reset_parameters()
+
+    @torch.jit.ignore
+    def _scale_transforms(self, gamma: float) -> None:
+        for module in self.modules():
+            if isinstance(module, (BasicTransform, BottleneckTransform)):
+                weight = getattr(module.last_norm(), "weight", None)
+                if weight is not None:
+                    nn.init.constant_(weight, gamma)
+                elif gamma != 1:
+                    raise ValueError(f"init_last={gamma}: must be 1 with a norm_layer that has no weight")
+
+    @torch.jit.ignore
+    def stages(self) -> List[Any]:
+        """Return ``layer1``, ``layer2``, …."""
+        return [module for name, module in self.named_children() if name.startswith("layer")]
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations again in the backward instead of storing them: the pooled stem's and each stage's."""
+        self.recompute_stem = enable
+        for stage in self.stages():
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> StagedResNet:
+        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+
+        Normalisations are folded into convolutions, and short heavy-ball stages of bottlenecks lose their stream.
+        """
+        fold_into(self, "conv1", "bn1")
+        return reparameterize_model(self, inplace=True)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Group parameters by depth for layer-wise learning rates; a stage's coefficients go with its last block."""
+        matcher = super().group_matcher(coarse)
+        if not coarse:
+            matcher["blocks"] = [(matcher["blocks"], None), (r"^layer(\d+)\.(?:beta|algorithm)", (99999,))]
+        return matcher
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> Set[str]:
+        """Name the parameters that weight decay must leave alone: the learned coefficients."""
+        return {name for name, _ in self.named_parameters() if COEFFICIENTS.fullmatch(name)}
+
+
+class CifarStagedResNet(StagedResNet):
+    """The ResNet for 32×32 images: a 3×3 stem, three stages of two-layer transforms, 6n + 2 layers (§8).
+
+    Args:
+        layers: transforms in each of the three stages; (n, n, n) in the paper.
+        channels: width of each stage, not decreasing.
+        num_classes: number of classes.
+        in_chans: number of input channels.
+        global_pool: timm's pooling type.
+        act_layer: activation.
+        norm_layer: normalisation.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last transform, growing linearly from 0.
+        drop_block_rate: rate of DropBlock in the last two stages, with timm's sizes of blocks.
+        zero_init_last: as for :class:`StagedResNet`.
+        init_last: as for :class:`StagedResNet`.
+        device: device of the parameters.
+        dtype: data type of the parameters.
+
+    Raises:
+        ValueError: an argument is out of range; nothing was allocated.
+    """
+
+    def __init__(
+        self,
+        layers: Tuple[int, ...] = (3, 3, 3),
+        channels: Tuple[int, ...] = (16, 32, 64),
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        act_layer: Union[str, Type[nn.Module]] = "relu",
+        norm_layer: Union[str, Type[nn.Module]] = "batchnorm2d",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        drop_block_rate: float = 0.0,
+        zero_init_last: bool = False,
+        init_last: float = 1.0,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        init_last = _check_init_last(init_last, zero_init_last)
+        check_layers("layers", layers, stages=3)
+        check_layers("channels", channels, stages=3)
+        if sorted(channels) != list(channels):
+            raise ValueError(f"channels={channels!r}: must not decrease, the shortcut can only add channels")
+        rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
+        _check_resnet_kwargs(dict(num_classes=num_classes, in_chans=in_chans, **rates))
+        nn.Module.__init__(self)  # not ResNet's, whose stem and four stages are ImageNet's
+        dd: Dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
+
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd)
+        self.bn1 = norm(channels[0], **dd)
+        self.act1 = act(inplace=True)
+        self.feature_info: List[Dict[str, Any]] = [dict(num_chs=channels[0], reduction=1, module="act1")]
+
+        drop_path = torch.linspace(0, drop_path_rate, sum(layers), device="cpu").split(list(layers))
+        kinds = dict(act_layer=act, norm_layer=norm, **dd)
+        for i, (planes, drop_block) in enumerate(zip(channels, drop_blocks(drop_block_rate)[1:])):
+            inplanes, stride = (channels[i - 1], 2) if i else (channels[0], 1)
+            stage = _cifar_stage(inplanes, planes, stride, drop_path[i].tolist(), drop_block=drop_block, **kinds)
+            self.add_module(f"layer{i + 1}", stage)
+            self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
+
+        self.num_features = channels[-1]
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.init_weights(init_last=init_last)
+
+    @torch.jit.ignore
+    def convolve_shortcuts(self) -> CifarStagedResNet:
+        """Replace padded shortcuts by convolutions that compute the same, in place, for tools that prune channels.
+
+        Such tools follow convolutions and not paddings. The weights are zeros and ones, are not trained, and are in the
+        state dict.
+        """
+        for module in self.modules():
+            if isinstance(module, BasicTransform) and isinstance(module.downsample, PadShortcut):
+                module.downsample = module.downsample.as_convolution(module.conv1.weight)
+        return self
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's output, shape (batch, channels[2], ⌈height / 4⌉, ⌈width / 4⌉)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Return the features and the chosen intermediates: 0 is the stem, 1 to 3 the stages.
+
+        Args:
+            x: images.
+            indices: the last n if an int, all if None, else those at the given (possibly negative) positions.
+            norm: no effect: there is no final normalisation.
+            stop_early: stop at the last chosen intermediate.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: leave the features out.
+
+        Raises:
+            ValueError: an index or the format is out of range.
+        """
+        check_one_of("output_fmt", output_fmt, ("NCHW",))
+        take = check_feature_indices(indices, len(self.feature_info))
+        x = self.act1(self.bn1(self.conv1(x)))
+        intermediates = [x] if 0 in take else []
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
+            if stop_early and i > max(take):
+                break
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Drop the stages behind the last chosen intermediate, and the head; return the indices kept.
+
+        Args:
+            indices: as for :meth:`forward_intermediates`.
+            prune_norm: no effect: there is no final normalisation.
+            prune_head: drop the classifier also where every stage is kept.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        take = check_feature_indices(indices, len(self.feature_info))
+        for i in range(max(take) + 1, 4):
+            setattr(self, f"layer{i}", nn.Sequential())
+        if max(take) < 3:
+            self.num_features = self.head_hidden_size = self.feature_info[max(take)]["num_chs"]
+        if prune_head or max(take) < 3:
+            self.reset_classifier(0, "")
+        return take
+
+
+def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float], **kwargs: Any) -> nn.Sequential:
+    """A chain of two-layer transforms, one a drop-path rate; the first has the stride and the padded shortcut."""
+    blocks = []
+    for rate in drop_path:
+        blocks.append(
+            BasicTransform(
+                inplanes,
+                planes,
+                stride,
+                downsample=PadShortcut(planes - inplanes, stride) if stride > 1 or planes != inplanes else None,
+                drop_path=DropPath(rate) if rate else None,
+                **kwargs,
+            )
+        )
+        inplanes, stride = planes, 1
+    return nn.Sequential(*blocks)
+
+
+def _check_init_last(init_last: float, zero_init_last: bool) -> float:
+    """Return where the last normalisations start."""
+    check_bool("zero_init_last", zero_init_last)
+    if zero_init_last and init_last != 1:
+        raise ValueError(f"init_last={init_last!r} with zero_init_last=True: pass one of them")
+    return 0.0 if zero_init_last else check_finite("init_last", init_last)
+
+
+def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:
+    """Check the arguments that timm's ResNet takes as they come."""
+    check_non_negative_int("num_classes", kwargs.get("num_classes", 0))
+    check_positive_int("in_chans", kwargs.get("in_chans", 3))
+    check_one_of("output_stride", kwargs.get("output_stride", 32), (8, 16, 32))
+    check_one_of("stem_type", kwargs.get("stem_type", ""), ("", "deep", "deep_tiered"))
+    if "channels" in kwargs:
+        check_layers("channels", kwargs["channels"], stages=4)
+    for name in ("drop_rate", "drop_path_rate", "drop_block_rate"):
+        check_rate(name, kwargs.get(name, 0.0))
+    for name in ("replace_stem_pool", "avg_down"):
+        check_bool(name, kwargs.get(name, False))

@@ -1,0 +1,1 @@
+"""Stages and blocks that propagate by an algorithm: one file per rule."""

@@ -1,0 +1,246 @@
+"""Stages that propagate by any algorithm: run as it stands, or as the sums and layer calls that it comes down to."""
+
+# No postponed annotations here: TorchScript reads the types of attributes from the class.
+
+from typing import Any, Iterator, List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from optinspired_plugins.algorithms.methods import Algorithm, Gradient
+from optinspired_plugins.memory.memory_format import align_gradient
+from optinspired_plugins.memory.recompute import recompute
+from optinspired_plugins.propagation.probing import calls_at_start
+from optinspired_plugins.propagation.tracing import Call, NotLinearError, Program, Sum, trace
+from optinspired_plugins.propagation.unrolled import as_learnable
+
+from ..strides import subsample
+from .checkpoint_rules import StageRule, program_coefficients, stride_in_1x1
+from .heavy_ball import writable
+
+__all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
+
+Terms = List[Tuple[int, float]]
+
+
+class AlgorithmStage(StageRule):
+    """A stage that propagates by an algorithm, restarted for it.
+
+    With u the input and S the shortcut projection the algorithm starts at x_0 = S(u). What its first step calls at x_0
+    is ResNet's transition block T_0(u) + S(u), so ∇f(x_0) = −T_0(u). Elsewhere, and from then on, ∇f(z) = z − T(z).
+    Which calls are at x_0 is decided once, by :func:`~optinspired_plugins.propagation.probing.calls_at_start`. One of
+    them that is elsewhere in some forward pass, as under a condition, still has the layer T_0(u) + S(u):
+    ∇f(z) = z − T_0(u) − S(u).
+
+    Args:
+        transforms: the layers in the order in which the algorithm calls them: T_0, T_1, …, or T'_0, T_0, T'_1, … for
+            one with two paths. The first holds S as ``downsample``, or ``None``. Those that the first step calls at x_0
+            map from u; all others keep the shape.
+        algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned.
+        layers: how many layers each step calls.
+    """
+
+    prefers_names = True
+
+    def __init__(self, transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> None:
+        super().__init__()
+        for i, transform in enumerate(transforms):
+            self.add_module(str(i), transform)
+            transform.drop_activation()  # type: ignore[operator]
+        self.layers = tuple(layers)
+        self.at_start = calls_at_start(algorithm, layers[0])
+        self.algorithm = as_learnable(algorithm)
+        self.stride = 1  # of u, before anything else
+        self.grad_checkpointing = False
+        self.set_rule([stride_in_1x1(transforms[0])])
+
+    def is_twin(self) -> bool:
+        """Return False: timm has no such network."""
+        return False
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
+        u = subsample(u, self.stride)
+        transforms = [self.get_submodule(str(i)) for i in range(sum(self.layers))]
+        x0 = _start(transforms[0], u)
+        state = self.algorithm.init(x0)
+        first = 0
+        for k, count in enumerate(self.layers):
+            group = transforms[first : first + count]
+            gradient = self._gradient(group, k) if k else self._first_gradient(group, u, x0)
+            state = self.algorithm.step(state, gradient)
+            first += count
+        x = self.algorithm.result(state)
+        align_gradient(x)
+        return x
+
+    def _gradient(self, transforms: Sequence[nn.Module], k: int) -> Gradient:
+        layers = iter(transforms)
+
+        def gradient(z: Tensor) -> Tensor:
+            return z - self._call(_next(layers, k), z)
+
+        return gradient
+
+    def _first_gradient(self, transforms: Sequence[nn.Module], u: Tensor, x0: Tensor) -> Gradient:
+        layers, at_start = iter(transforms), iter(self.at_start)
+
+        def gradient(z: Tensor) -> Tensor:
+            T = _next(layers, 0)
+            if not next(at_start):
+                return z - self._call(T, z)
+            t = self._call(T, u)
+            return -t if z is x0 else z - x0 - t
+
+        return gradient
+
+    def _call(self, T: nn.Module, x: Tensor) -> Tensor:
+        return recompute(T, T, x) if self.grad_checkpointing else T(x)
+
+
+class ProgramStage(StageRule, nn.Sequential):
+    """The same, executed as a :class:`~optinspired_plugins.propagation.tracing.Program`: sums between the layers.
+
+    It runs where the algorithm's code could not, in TorchScript, and has the sums that are left when z − (z − T(z)) is
+    T(z). For the heavy ball with β = 1 that is what :class:`HeavyBallStage` does.
+
+    Args:
+        transforms: as for :class:`AlgorithmStage`.
+        program: traced with ``transition=True``; as many calls as there are transforms.
+    """
+
+    prefers_names = True
+    sums: List[List[Tuple[int, bool, Terms]]]
+    sources: List[int]
+    targets: List[int]
+
+    def __init__(self, transforms: Sequence[nn.Module], program: Program) -> None:
+        super().__init__(*transforms)
+        for transform in transforms:
+            transform.drop_activation()  # type: ignore[operator]
+        self.stride = 1  # of u, before anything else
+        self.grad_checkpointing = False
+        slots, self.slots = _allocate(program)
+        last_use = _last_uses(program)
+        # sums[i] are due before the i-th call, sums[-1] after the last. The slot, whether in place, what to add.
+        self.sums, self.sources, self.targets = [[]], [], []
+        for i, instruction in enumerate(program.instructions):
+            if isinstance(instruction, Call):
+                self.sources.append(-1 if instruction.register < 0 else slots[instruction.register])
+                self.targets.append(slots[i + 1])
+                self.sums.append([])
+            else:
+                fresh = _fresh_call(program, i, last_use)
+                terms = sorted(instruction.terms, key=lambda term: term.register != fresh)
+                self.sums[-1].append((slots[i + 1], fresh >= 0, [(slots[r], weight) for r, weight in terms]))
+        self.result = slots[program.result]
+        self.set_rule([*program_coefficients(program), False, stride_in_1x1(transforms[0])])
+
+    def is_twin(self) -> bool:
+        """Return False: ResNet has an activation behind its additions."""
+        return False
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
+        u = subsample(u, self.stride)
+        values = [u] * self.slots
+        for i, T in enumerate(self):
+            if i == 0:
+                values[0] = T.downsample(u) if T.downsample is not None else u  # type: ignore[operator]
+            for target, in_place, terms in self.sums[i]:
+                values[target] = weighted_sum(values, terms, in_place)
+            x = u if self.sources[i] < 0 else values[self.sources[i]]
+            if torch.jit.is_scripting():
+                t = T(x)
+            else:
+                t = self._transformed(T, x)
+            values[self.targets[i]] = t
+        for target, in_place, terms in self.sums[-1]:
+            values[target] = weighted_sum(values, terms, in_place)
+        x = values[self.result]
+        if not torch.jit.is_scripting():
+            align_gradient(x)
+        return x
+
+    @torch.jit.ignore
+    def _transformed(self, T: nn.Module, x: Tensor) -> Tensor:
+        """Return T(x) as a tensor that may be overwritten, computed again in the backward pass if that is wanted."""
+        return writable(T, recompute(T, T, x) if self.grad_checkpointing else T(x))
+
+
+def weighted_sum(values: List[Tensor], terms: Terms, in_place: bool) -> Tensor:
+    """Return Σ weight · values[slot]; ``in_place`` overwrites the first, a layer's output that nobody else needs.
+
+    Normalisation, attention and drop path keep their input for the backward, not their output.
+    """
+    slot, weight = terms[0]
+    out = values[slot]
+    if weight != 1.0:
+        out = out.mul_(weight) if in_place else out * weight
+        in_place = True
+    for slot, weight in terms[1:]:
+        # Assigned, because torch.fx drops a call whose result nobody uses.
+        out = out.add_(values[slot], alpha=weight) if in_place else torch.add(out, values[slot], alpha=weight)
+        in_place = True
+    return out
+
+
+def make_stage(transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> nn.Module:
+    """Return the stage as a program if the algorithm is linear with constant coefficients, else one that runs it."""
+    try:
+        program = trace(algorithm, len(layers), transition=True)
+    except NotLinearError:
+        return AlgorithmStage(transforms, algorithm, layers)
+    return ProgramStage(transforms, program)
+
+
+def _next(layers: Iterator[nn.Module], k: int) -> nn.Module:
+    """The layer of the next call; ValueError if all that step k has were called."""
+    layer = next(layers, None)
+    if layer is None:
+        raise ValueError(f"step {k} of the algorithm asks for more gradients than when the network was built")
+    return layer
+
+
+def _start(transform: Any, u: Tensor) -> Tensor:
+    """x_0 = S(u)."""
+    return u if transform.downsample is None else transform.downsample(u)
+
+
+def _last_uses(program: Program) -> List[int]:
+    """For each register the instruction that reads it last; one past the end for the result."""
+    last = [-1] * (len(program.instructions) + 1)
+    for i, instruction in enumerate(program.instructions):
+        if isinstance(instruction, Call):
+            reads = [instruction.register] if instruction.register >= 0 else []
+        else:
+            reads = [term.register for term in instruction.terms]
+        for register in reads:
+            last[register] = i
+    last[program.result] = len(program.instructions)
+    return last
+
+
+def _fresh_call(program: Program, i: int, last_use: Sequence[int]) -> int:
+    """The newest term of sum i that is a layer's output without a later reader; −1 if there is none."""
+    instruction = program.instructions[i]
+    assert isinstance(instruction, Sum)
+    for register, _ in instruction.terms:
+        if register > 0 and isinstance(program.instructions[register - 1], Call) and last_use[register] == i:
+            return register
+    return -1
+
+
+def _allocate(program: Program) -> Tuple[List[int], int]:
+    """A slot for each register, such that a register nobody reads any more gives up its slot; and how many."""
+    last_use = _last_uses(program)
+    slots, count = [0], 1
+    free: List[int] = []
+    for i in range(len(program.instructions)):
+        # An instruction may write to a slot that it reads from.
+        free += [slots[r] for r in range(len(slots)) if last_use[r] == i]
+        if not free:
+            free.append(count)
+            count += 1
+        slots.append(free.pop())
+    return slots, count

@@ -1,0 +1,176 @@
+"""The layers T of ResNet-shaped networks: residual blocks without their addition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from optinspired_plugins.memory.heavy_ball import (
+    SplitTransform,
+)
+
+from ..inference.folding import fold_into, fold_shortcut
+from .unmodified import is_unmodified
+
+__all__ = ["BasicTransform", "BottleneckTransform", "PadShortcut"]
+
+
+class BasicTransform(BasicBlock):
+    """T of HBNet, two 3×3 convolutions: timm's ``BasicBlock`` up to its addition.
+
+    The stage owns the addition and calls ``downsample`` and ``act2`` itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return T(x), shape (batch, planes, height / stride, width / stride)."""
+        return self.finish(self.conv1(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return T(x) from the first convolution's output."""
+        x = self.aa(self.act1(self.drop_block(self.bn1(x))))
+        x = self.bn2(self.conv2(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> BasicTransform:
+        """Fold the normalisations into the convolutions, for evaluation."""
+        fold_into(self, "conv1", "bn1")
+        fold_into(self, "conv2", "bn2")
+        fold_shortcut(self)
+        return self
+
+    @torch.jit.ignore
+    def split(self) -> SplitTransform:
+        """Return T in parts that keep their input: the output of the first convolution."""
+        return SplitTransform(self, self.conv1, [self.finish])
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Return the activation that ResNet puts after its addition, or x where there is none."""
+        return self.act2(x)
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless :meth:`activate` is nothing but the identity."""
+        return not is_unmodified(self.act2, nn.Identity)
+
+    @torch.jit.ignore
+    def drop_activation(self) -> None:
+        """Drop the activation after the addition."""
+        self.act2 = nn.Identity()
+
+    @torch.jit.ignore
+    def last_norm(self) -> nn.Module:
+        """Return the last normalisation, whose weight is the size of T."""
+        return self.bn2
+
+
+class BottleneckTransform(Bottleneck):
+    """T of HBNet, 1×1, 3×3 and 1×1 convolutions: timm's ``Bottleneck`` up to its addition.
+
+    Args:
+        stride_in_1x1: put the stride in the first 1×1 convolution (ResNet v1) instead of the 3×3 (timm's, "v1.5").
+        *args: timm's ``Bottleneck`` arguments.
+        **kwargs: likewise.
+    """
+
+    stride_in_1x1 = False  # there is a stride, and it is there; also for a block that timm made
+
+    def __init__(
+        self, inplanes: int, planes: int, stride: int = 1, *args: Any, stride_in_1x1: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(inplanes, planes, 1 if stride_in_1x1 else stride, *args, **kwargs)
+        self.stride_in_1x1 = stride_in_1x1 and stride > 1
+        if stride_in_1x1:
+            self.conv1.stride = (stride, stride)
+            self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return T(x), shape (batch, 4 planes, height / stride, width / stride)."""
+        return self.finish(self.middle(self.conv1(x)))
+
+    def middle(self, x: Tensor) -> Tensor:
+        """Return the second convolution's output from the first's, shape (batch, planes, …)."""
+        return self.conv2(self.act1(self.bn1(x)))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return T(x) from the second convolution's output."""
+        x = self.aa(self.act2(self.drop_block(self.bn2(x))))
+        x = self.bn3(self.conv3(x))
+        if self.se is not None:
+            x = self.se(x)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> BottleneckTransform:
+        """Fold the normalisations into the convolutions, for evaluation."""
+        for i in (1, 2, 3):
+            fold_into(self, f"conv{i}", f"bn{i}")
+        fold_shortcut(self)
+        return self
+
+    @torch.jit.ignore
+    def split(self) -> SplitTransform:
+        """Return T in parts that keep their input: the narrow outputs of the first two convolutions."""
+        return SplitTransform(self, self.conv1, [self.middle, self.finish])
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Return the activation that ResNet puts after its addition, or x where there is none."""
+        return self.act3(x)
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless :meth:`activate` is nothing but the identity."""
+        return not is_unmodified(self.act3, nn.Identity)
+
+    @torch.jit.ignore
+    def drop_activation(self) -> None:
+        """Drop the activation after the addition."""
+        self.act3 = nn.Identity()
+
+    @torch.jit.ignore
+    def last_norm(self) -> nn.Module:
+        """Return the last normalisation, whose weight is the size of T."""
+        return self.bn3
+
+
+class PadShortcut(nn.Module):
+    """The parameter-free shortcut of CIFAR ResNets (option A): subsample, then pad with zero channels on both sides.
+
+    Args:
+        channels: channels to add in all.
+        stride: subsampling stride.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.pad = [0, 0, 0, 0, channels // 2, channels - channels // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, shape (batch, c, h, w), as (batch, c + channels, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.pad)
+
+    @torch.no_grad()
+    def as_convolution(self, weight: Tensor) -> nn.Conv2d:
+        """Return the 1×1 convolution of zeros and ones that computes the same, without a gradient.
+
+        Args:
+            weight: of a convolution of the same input, for its channels, precision and device.
+        """
+        channels, (before, after) = weight.shape[1], self.pad[4:]
+        conv = nn.Conv2d(channels, before + channels + after, 1, self.stride, bias=False).to(weight)
+        nn.init.zeros_(conv.weight)
+        conv.weight[before : before + channels, :, 0, 0] = torch.eye(channels).to(weight)
+        return conv.requires_grad_(False).train(self.training)
