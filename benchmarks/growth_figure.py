@@ -1,4 +1,4 @@
-"""The figure of memory against depth, resolution and batch, from the CSV that speed_and_memory.py wrote.
+"""Figure of memory against depth and resolution, from ``growth.csv`` of speed_and_memory.py.
 
 python benchmarks/growth_figure.py            # writes docs/figures/memory.png
 """
@@ -18,36 +18,36 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, str]
-# Form of ours -> its label and colour; timm's network is drawn from the same rows.
+# Form of our network, or family of timm's -> label and colour.
 HBNET = {
     "resnet": ("ResNet", "0.45"),
     "default": ("HBNet", "C0"),
-    "semi": ("HBNet, checkpointing", "C1"),
+    "checkpointing": ("HBNet, checkpointing", "C1"),
     "reversible": ("HBNet, reversible", "C2"),
 }
 AGDNET = {
     "densenet": ("DenseNet-121", "0.45"),
     "default": ("AGDNet-121", "C0"),
-    "lean": ("AGDNet-121, checkpointing", "C1"),
+    "checkpointing": ("AGDNet-121, checkpointing", "C1"),
 }
 
 
 def points(rows: list[Row], x: Callable[[Row], float]) -> dict[str, list[tuple[float, float]]]:
-    """Return (x, MiB) of each form, and of the peer under its family's name."""
-    found: dict[str, dict[float, float]] = {}
+    """Return (x, MiB) by form of ours, and by family of timm's."""
+    memory: dict[str, dict[float, float]] = {}
     for row in rows:
         family = re.sub(r"\d+", "", row["peer"])
-        found.setdefault(row["form"], {})[x(row)] = float(row["ours"])
-        found.setdefault(family, {})[x(row)] = float(row["peers"])
-    return {form: sorted(values.items()) for form, values in found.items()}
+        memory.setdefault(row["form"], {})[x(row)] = float(row["ours"])
+        memory.setdefault(family, {})[x(row)] = float(row["peers"])
+    return {form: sorted(values.items()) for form, values in memory.items()}
 
 
 def draw(axes: Any, rows: list[Row], x: Callable[[Row], float], labels: dict[str, tuple[str, str]], title: str) -> None:
     """Draw one panel."""
-    found = points(rows, x)
+    curves = points(rows, x)
     for form, (label, colour) in labels.items():
-        if len(found.get(form, [])) > 1:
-            axes.plot(*zip(*found[form]), "o-", color=colour, label=label, markersize=4)
+        if len(curves.get(form, [])) > 1:
+            axes.plot(*zip(*curves[form]), "o-", color=colour, label=label, markersize=4)
     axes.set_xlabel(title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -55,8 +55,8 @@ def draw(axes: Any, rows: list[Row], x: Callable[[Row], float], labels: dict[str
 
 def figure(rows: list[Row], target: Path) -> None:
     """Write the figure."""
-    usual = next(row for row in rows if row["model"] == "hbnet50")
-    batch, size = usual["batch"], usual["size"]
+    default = next(row for row in rows if row["model"] == "hbnet50")
+    batch, size = default["batch"], default["size"]
     same = [row for row in rows if (row["batch"], row["size"]) == (batch, size) and row["model"].startswith("hbnet")]
     sides = [row for row in rows if row["batch"] == batch]
     fig, (depth, side, dense) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")

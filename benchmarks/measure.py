@@ -1,4 +1,4 @@
-"""What the benchmarks measure: functions in turn in one process, and the most memory that a function's tensors take."""
+"""Time of alternating functions, and peak memory of tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Ratio", "interleaved", "peak_memory", "ratio"]
 
 
 class Ratio(NamedTuple):
-    """The median of the ratios of neighbouring runs, and the quartiles around it."""
+    """Median and quartiles of the ratios of paired runs."""
 
     median: float
     low: float
@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
 
 
 class _Peak(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation returns, until it is freed."""
+    """Counter of the bytes of live storages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class _Peak(TorchDispatchMode):
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
-    """Return the most bytes that tensors made in a function take at once; what was there before does not count.
+    """Return the peak memory of a function's tensors in bytes.
 
-    On the CPU every storage is followed from operation to operation; work space inside an operation is not seen. On
-    CUDA it is the allocator's.
+    Tensors that exist before the call do not count. On the CPU, the storages of all results of operations are counted;
+    temporary memory inside an operation is not. On CUDA, the number is the allocator's.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -70,7 +70,7 @@ def peak_memory(function: Callable[[], Any]) -> int:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Return how long a call takes."""
+    """Return the duration of a call."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -81,7 +81,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def interleaved(functions: Sequence[Callable[[], Any]], rounds: int, warm_up: int = 1) -> list[list[float]]:
-    """Return the seconds of every call; in each round the functions take their turns, in changing order."""
+    """Return the seconds of each function's calls; the order rotates from round to round."""
     for function in [*functions] * warm_up:
         function()
     times: list[list[float]] = [[] for _ in functions]
@@ -93,7 +93,7 @@ def interleaved(functions: Sequence[Callable[[], Any]], rounds: int, warm_up: in
 
 
 def ratio(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
-    """Return how long ours takes in units of the peer, round by round."""
+    """Return our time divided by the peer's, round by round."""
     ratios = [a / b for a, b in zip(ours, peer)]
     if len(ratios) < 2:
         return Ratio(ratios[0], ratios[0], ratios[0])

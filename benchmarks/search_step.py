@@ -1,4 +1,4 @@
-"""Steps of a search, as functions: ours and NNI's DARTS on its own network, in Lightning's trainer both."""
+"""Search steps of our spaces, and of NNI's DARTS on NNI's network."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["search_steps"]
 
 
 def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cells: int) -> list[Callable[[], Any]]:
-    """Return functions that take one step of α and one of the weights.
+    """Return functions that step α and the weights once.
 
     Args:
-        names: ``"hb"``, ``"agd"``, ``"darts"``, with ``" checkpointed"`` behind them, or ``"peer"``, NNI's.
-        batch: images of each of both steps.
+        names: ``"hb"``, ``"agd"`` or ``"darts"``, optionally followed by ``" checkpointing"``; or ``"peer"``, NNI's.
+        batch: images per step.
         size: side of an image.
-        channels: of the first cells.
+        channels: channels of the first cells.
         cells: number of cells.
     """
     warnings.filterwarnings("ignore")
-    import nni_spaces  # the hosts set their levels when they are imported
+    import nni_spaces._nni  # the hosts set their levels when they are imported
 
     for name in ("nni", "pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -42,15 +42,15 @@ def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cel
             space: Any = HubDARTS(width=channels, num_cells=cells, dataset="cifar")
             module = _ready(space, StockDARTS(gradient_clip_val=5.0), images, labels, last=False)
         else:
-            made = {"hb": nni_spaces.HBSpace, "agd": nni_spaces.AGDSpace, "darts": nni_spaces.DARTSSpace}[kind]
-            space = made(channels=channels, cells=cells, grad_checkpointing=bool(form))
+            spaces = {"hb": nni_spaces.HBSpace, "agd": nni_spaces.AGDSpace, "darts": nni_spaces.DARTSSpace}
+            space = spaces[kind](channels=channels, cells=cells, grad_checkpointing=bool(form))
             module = _ready(space, nni_spaces.DARTS(), images, labels, last=True)
         steps.append(lambda module=module: module.training_step(step_batch, 1))
     return steps
 
 
 def _ready(space: Any, strategy: Any, images: Tensor, labels: Tensor, last: bool) -> Any:
-    """Return NNI's module after one step in a trainer, so that optimisers and all else are there."""
+    """Return NNI's module after one step, which creates its optimisers."""
     from nni.nas.evaluator.pytorch import Lightning, Trainer
     from nni.nas.execution import SequentialExecutionEngine
     from nni.nas.space import RawFormatModelSpace
@@ -58,7 +58,7 @@ def _ready(space: Any, strategy: Any, images: Tensor, labels: Tensor, last: bool
     from nni_spaces.runs.search import SearchModule
 
     class Module(SearchModule):
-        """The search's module; NNI's own network gets images as they are."""
+        """The search's module, without its channels-last conversion for NNI's network."""
 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) if last else self.model(x)
@@ -72,6 +72,6 @@ def _ready(space: Any, strategy: Any, images: Tensor, labels: Tensor, last: bool
     module = strategy.oneshot_module.train()
     if not last:
         module.training_module.model.to(memory_format=torch.contiguous_format)
-    for each in (module, module.training_module):  # outside of a trainer there is nothing to log to
-        each.log = each.log_dict = each.log_probs = lambda *args, **kwargs: None
+    for part in (module, module.training_module):  # without a trainer there is no logger
+        part.log = part.log_dict = part.log_probs = lambda *args, **kwargs: None
     return module

@@ -1,11 +1,12 @@
-"""Time and memory against the networks that ours generalise, in one process and in turns.
+"""Time and memory relative to the networks that ours generalise.
 
     python benchmarks/speed_and_memory.py training --out benchmarks/results/training.csv
 
-Every row is a ratio to a peer in the same run: the median over the rounds, and its quartiles. Memory is the peak of
-what the tensors of a training step take, beside parameters and their gradients (:func:`measure.peak_memory`).
+Both networks of a pair run in one process and alternate. A row of time has the median ratio over the rounds and its
+quartiles. Memory is the peak of the tensors of a training step, without parameters and their gradients
+(:func:`measure.peak_memory`).
 
-``reversible`` needs momentumnet, best in a folder of its own on PYTHONPATH: ``pip install --no-deps --target FOLDER
+``reversible`` needs momentumnet, preferably in a separate folder on PYTHONPATH: ``pip install --no-deps --target FOLDER
 momentumnet``.
 """
 
@@ -29,6 +30,8 @@ from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from timm_models import SourceLayer
+
 FIELDS = [
     *("model", "form", "peer", "peer_form", "quantity", "batch", "size", "ratio", "low", "high", "ours", "peers"),
     *("unit", "rounds", "device", "threads", "torch", "timm", "command"),
@@ -36,45 +39,50 @@ FIELDS = [
 
 
 class Form(NamedTuple):
-    """A network and how it is made to save memory."""
+    """A network and the form in which it runs."""
 
     name: str
     form: str = "default"
 
     def build(self, **options: Any) -> nn.Module:
-        """Return it in training mode."""
+        """Return the network in training mode."""
         if self.form == "reversible":
             options["memory"] = self.form
-        if self.form == "memory_efficient":
-            options["memory_efficient"] = True
+        if self.form in ("learn_beta", "memory_efficient"):
+            options[self.form] = True
         torch.manual_seed(0)
-        name, more = LONGER.get(self.name, (self.name, {}))
-        model = timm.create_model(name, **more, **options).train()
-        if self.form in ("checkpointed", "semi", "lean"):
+        name, depth = UNNAMED_DEPTHS.get(self.name, (self.name, {}))
+        model = timm.create_model(name, **depth, **options).train()
+        if self.form == "checkpointing":
             model.set_grad_checkpointing()
+        if self.form == "plain":  # a hook keeps the fast form away
+            for module in model.modules():
+                if isinstance(module, SourceLayer):
+                    module.register_forward_hook(lambda *_: None)
         return torch.compile(model) if self.form == "compiled" else model
 
 
-# Depths without a name of their own.
-LONGER: dict[str, tuple[str, dict[str, Any]]] = {"hbnet200": ("hbnet152", {"layers": (3, 24, 36, 3)})}
+# Depths that have no timm name.
+UNNAMED_DEPTHS: dict[str, tuple[str, dict[str, Any]]] = {"hbnet200": ("hbnet152", {"layers": (3, 24, 36, 3)})}
 TRAINING = [
     (Form("hbnet50"), Form("resnet50")),
-    (Form("hbnet50", "semi"), Form("resnet50")),
+    (Form("hbnet50", "checkpointing"), Form("resnet50")),
     (Form("hbnet50", "reversible"), Form("resnet50")),
-    (Form("resnet50", "checkpointed"), Form("resnet50")),
+    (Form("resnet50", "checkpointing"), Form("resnet50")),
     (Form("hbnet152", "reversible"), Form("resnet152")),
-    (Form("hbnet152", "semi"), Form("resnet152")),
+    (Form("hbnet152", "checkpointing"), Form("resnet152")),
     (Form("agdnet121"), Form("densenet121")),
-    (Form("agdnet121", "lean"), Form("densenet121")),
+    (Form("agdnet121", "checkpointing"), Form("densenet121")),
     (Form("densenet121", "memory_efficient"), Form("densenet121")),
 ]
+HBNET_FORMS, AGDNET_FORMS = ("default", "checkpointing", "reversible"), ("default", "checkpointing")
 DEEP = [
-    *((Form("hbnet101", form), Form("resnet101")) for form in ("default", "semi", "reversible")),
-    *((Form("agdnet201", form), Form("densenet201")) for form in ("default", "lean")),
+    *((Form("hbnet101", form), Form("resnet101")) for form in HBNET_FORMS),
+    *((Form("agdnet201", form), Form("densenet201")) for form in AGDNET_FORMS),
 ]
 CHANNELS_LAST = [
-    *((Form("hbnet50", form), Form("resnet50")) for form in ("default", "semi", "reversible")),
-    *((Form("agdnet121", form), Form("densenet121")) for form in ("default", "lean")),
+    *((Form("hbnet50", form), Form("resnet50")) for form in HBNET_FORMS),
+    *((Form("agdnet121", form), Form("densenet121")) for form in AGDNET_FORMS),
 ]
 COMPILED = [
     (Form("hbnet50", "compiled"), Form("resnet50", "compiled")),
@@ -87,14 +95,14 @@ INFERENCE = [(Form("hbnet50"), Form("resnet50")), (Form("agdnet121"), Form("dens
 def training_step(
     model: nn.Module, batch: int, size: int, layout: torch.memory_format = torch.contiguous_format
 ) -> Callable[[], Any]:
-    """Return a function that takes gradients of cross-entropy on one batch."""
+    """Return a function that computes gradients on one batch."""
     model = model.to(memory_format=layout)
     x, y = torch.randn(batch, 3, size, size).contiguous(memory_format=layout), torch.randint(10, (batch,))
     return lambda: F.cross_entropy(model(x)[:, :10], y).backward()
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Fold every batch normalisation behind a convolution into it, by the names that timm's networks have."""
+    """Fold batch normalisations into the convolutions before them, by timm's names."""
     for module in model.modules():
         children = dict(module.named_children())
         pairs = [("conv0", "norm0"), ("conv1", "norm2"), *((f"conv{i}", f"bn{i}") for i in (1, 2, 3)), ("0", "1")]
@@ -109,17 +117,20 @@ Row = dict[str, Any]
 
 
 def compare(functions: list[Callable[[], Any]], rounds: int, memory: bool = True) -> Iterator[tuple[int, str, Row]]:
-    """Yield time, and memory, of every function but the last in units of the last."""
+    """Yield time and memory relative to the last function."""
     times = interleaved(functions, rounds)
     peaks = [peak_memory(function) for function in functions] if memory else []
     for i in range(len(functions) - 1):
         median, low, high = ratio(times[i], times[-1])
-        both = statistics.median(times[i]), statistics.median(times[-1])
-        yield i, "time", dict(ratio=median, low=low, high=high, ours=both[0], peers=both[1], unit="s")
+        ours, peers = statistics.median(times[i]), statistics.median(times[-1])
+        yield i, "time", dict(ratio=median, low=low, high=high, ours=ours, peers=peers, unit="s")
         if memory:
-            share = peaks[i] / peaks[-1]
-            found = dict(ratio=share, low=share, high=share, ours=peaks[i] / 2**20, peers=peaks[-1] / 2**20, unit="MiB")
-            yield i, "memory", found
+            yield i, "memory", _memory(peaks[i], peaks[-1])
+
+
+def _memory(ours: int, peers: int) -> Row:
+    share = ours / peers
+    return dict(ratio=share, low=share, high=share, ours=ours / 2**20, peers=peers / 2**20, unit="MiB")
 
 
 def training(
@@ -130,94 +141,90 @@ def training(
     memory: bool = True,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[Row]:
-    """Steps of training against timm's networks."""
+    """Compare training steps with timm's networks."""
     for peer in dict.fromkeys(peer for _, peer in pairs):
         forms = [ours for ours, other in pairs if other == peer] + [peer]
         steps = [training_step(form.build(), batch, size, layout) for form in forms]
-        for i, quantity, found in compare(steps, rounds, memory):
-            yield dict(_names(forms[i], peer), quantity=quantity, batch=batch, size=size, **found)
+        for i, quantity, figures in compare(steps, rounds, memory):
+            yield dict(_names(forms[i], peer), quantity=quantity, batch=batch, size=size, **figures)
 
 
 def inference(batch: int, size: int, rounds: int, pairs: list[tuple[Form, Form]] = INFERENCE) -> Iterator[Row]:
-    """Fused networks against timm's with folded normalisations."""
+    """Compare fused networks with timm's networks after folding their normalisations."""
     x = torch.randn(batch, 3, size, size)
     for ours, peer in pairs:
         networks = [reparameterize_model(ours.build().eval()), folded(peer.build().eval())]
         networks[0].fuse()
         with torch.no_grad():
             runs = [lambda network=network: network(x) for network in networks]
-            for _, quantity, found in compare(runs, rounds):
+            for _, quantity, figures in compare(runs, rounds):
                 names = dict(model=ours.name, form="fused", peer=peer.name, peer_form="folded")
-                yield dict(names, quantity=quantity, batch=batch, size=size, **found)
+                yield dict(names, quantity=quantity, batch=batch, size=size, **figures)
 
 
 def growth(batch: int, size: int, rounds: int) -> Iterator[Row]:
-    """Memory of a step against depth, resolution and batch."""
-    depths = [(name, form) for name in ("18", "50", "101", "152", "200") for form in ("default", "semi", "reversible")]
+    """Measure the memory of a step by depth, resolution and batch."""
+    depths = [(name, form) for name in ("18", "50", "101", "152", "200") for form in HBNET_FORMS]
     cases = [(Form(f"hbnet{n}", form), Form(f"resnet{n}"), batch, size) for n, form in depths]
-    dense = [(f"agdnet{n}", f"densenet{n}", form) for n in (121, 201) for form in ("default", "lean")]
+    dense = [(f"agdnet{n}", f"densenet{n}", form) for n in (121, 201) for form in AGDNET_FORMS]
     cases += [(Form(ours, form), Form(peer), batch, size) for ours, peer, form in dense]
     for side in (96, 160, 384):
-        cases += [(Form("hbnet50", form), Form("resnet50"), batch, side) for form in ("semi", "reversible")]
-        cases += [(Form("agdnet121", form), Form("densenet121"), batch, side) for form in ("default", "lean")]
-    usual = [case for case in cases if case[3] == size and case[1].name in ("resnet50", "densenet121")]
-    cases += [(ours, peer, 4 * batch, size) for ours, peer, _, _ in usual]
+        cases += [(Form("hbnet50", form), Form("resnet50"), batch, side) for form in HBNET_FORMS[1:]]
+        cases += [(Form("agdnet121", form), Form("densenet121"), batch, side) for form in AGDNET_FORMS]
+    base = [case for case in cases if case[3] == size and case[1].name in ("resnet50", "densenet121")]
+    cases += [(ours, peer, 4 * batch, size) for ours, peer, _, _ in base]
     for ours, peer, count, side in cases:
         peaks = []
         for form in (ours, peer):
             step = training_step(form.build(), count, side)
-            step()  # gradients are there from now on
+            step()  # allocates the gradients
             peaks.append(peak_memory(step))
-        share = peaks[0] / peaks[1]
-        found = dict(ratio=share, low=share, high=share, ours=peaks[0] / 2**20, peers=peaks[1] / 2**20, unit="MiB")
-        yield dict(_names(ours, peer), quantity="memory", batch=count, size=side, **found)
+        yield dict(_names(ours, peer), quantity="memory", batch=count, size=side, **_memory(*peaks))
 
 
 def deep(batch: int, size: int, rounds: int) -> Iterator[Row]:
-    """Steps of training of other depths."""
+    """Compare training steps of other depths."""
     return training(batch, size, rounds, DEEP)
 
 
 def channels_last(batch: int, size: int, rounds: int) -> Iterator[Row]:
-    """Steps of training in channels last, both sides."""
+    """Compare training steps, both networks in channels last."""
     return training(batch, size, rounds, CHANNELS_LAST, layout=torch.channels_last)
 
 
 def compiled(batch: int, size: int, rounds: int) -> Iterator[Row]:
-    """Steps of training under torch.compile, both sides; the dense block as it is beside.
-
-    Time alone: what follows the storages would run the networks as they are.
-    """
+    """Compare the time of training steps under torch.compile."""
+    # The counter of memory would run the networks uncompiled.
     return training(batch, size, rounds, COMPILED, memory=False)
 
 
 def reversible(batch: int, size: int, rounds: int, transforms: int = 16) -> Iterator[Row]:
-    """A stage of ``transforms`` bottlenecks, 256 channels wide, against momentumnet on the same modules."""
+    """Compare a stage of bottlenecks with momentumnet on the same modules."""
     from momentumnet import MomentumNet
 
-    from timm_models.stages.heavy_ball import HeavyBallStage
+    from timm_models.stages.heavy_ball import HeavyBallRule, HeavyBallStage
     from timm_models.stages.transforms import BottleneckTransform
 
     layers = [BottleneckTransform(256, 64) for _ in range(transforms)]
-    ours = HeavyBallStage(layers, memory="reversible").train()
+    ours = HeavyBallStage(layers, HeavyBallRule(memory="reversible")).train()
     peer = MomentumNet(layers, gamma=0.9, use_backprop=False).train()
     x = torch.randn(batch, 256, size, size)
     steps = [lambda net=net: net(x.clone().requires_grad_()).square().mean().backward() for net in (ours, peer)]
-    for _, quantity, found in compare(steps, rounds):
+    for _, quantity, figures in compare(steps, rounds):
         names = dict(model=f"{transforms} bottlenecks", form="reversible", peer="momentumnet", peer_form="default")
-        yield dict(names, quantity=quantity, batch=batch, size=size, **found)
+        yield dict(names, quantity=quantity, batch=batch, size=size, **figures)
 
 
 def search(batch: int, size: int, rounds: int, channels: int = 16, cells: int = 8) -> Iterator[Row]:
-    """Steps of a search against NNI's DARTS on its own network."""
+    """Compare search steps with NNI's DARTS on NNI's network."""
     from search_step import search_steps
 
-    names = ["hb", "hb checkpointed", "agd", "agd checkpointed", "peer"]
+    names = ["hb", "hb checkpointing", "agd", "agd checkpointing", "peer"]
     steps = search_steps(names, batch, size, channels, cells)
-    for i, quantity, found in compare(steps, rounds):
+    for i, quantity, figures in compare(steps, rounds):
         space, _, form = names[i].partition(" ")
-        own = dict(model=f"{space} space", form=form or "default", peer="NNI's DARTS", peer_form="default")
-        yield dict(own, quantity=quantity, batch=batch, size=size, **found)
+        pair = dict(model=f"{space} space", form=form or "default", peer="NNI's DARTS", peer_form="default")
+        yield dict(pair, quantity=quantity, batch=batch, size=size, **figures)
 
 
 def _names(ours: Form, peer: Form) -> Row:
@@ -234,24 +241,24 @@ SUBJECTS = dict(
     reversible=reversible,
     search=search,
 )
-USUAL = dict(search=32, reversible=56)
+SIZES = dict(search=32, reversible=56)  # 224 for the others
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure a subject, print a line for every ratio, write a table."""
+    """Measure a subject, print ratios, and write the CSV file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, help="side of an image; by default 224, in a search 32, of a stage 56")
+    parser.add_argument("--size", type=int, help="side of an image; 224 by default, 32 for search, 56 for reversible")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="CSV to write")
     options = parser.parse_args(arguments)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
-    size = options.size or USUAL.get(options.subject, 224)
-    shown = shlex.join(["python", "benchmarks/speed_and_memory.py", *(arguments or sys.argv[1:])])
-    common = dict(rounds=options.rounds, device=device, threads=torch.get_num_threads(), command=shown)
+    size = options.size or SIZES.get(options.subject, 224)
+    command = shlex.join(["python", "benchmarks/speed_and_memory.py", *(arguments or sys.argv[1:])])
+    common = dict(rounds=options.rounds, device=device, threads=torch.get_num_threads(), command=command)
     common.update(torch=torch.__version__, timm=timm.__version__)
     rows = []
     for row in SUBJECTS[options.subject](options.batch, size, options.rounds):
@@ -263,12 +270,17 @@ def main(arguments: list[str] | None = None) -> None:
             flush=True,
         )
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.out, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()})
+        write_rows(options.out, rows)
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write the rows as CSV, floats with four digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Train HBNet beside ResNet and AGDNet beside DenseNet on real handwritten digits, with timm's own parts only.
+"""Train HBNet, AGDNet and their special cases on digits.
 
     python examples/01_train_on_digits.py --out runs/demo
 
-ResNet and DenseNet are special cases of HBNet and AGDNet, so the same class builds both models of a pair. Both get the
-same seed, images, order and schedule: the paper's SGD with Nesterov momentum 0.9, weight decay 1e-4, batches of 64 and
-a first learning rate of 0.1 (§8.1), here on a cosine that fits a few epochs. The run ends with a table, ``results.csv``
-(a row an epoch) and ``curves.png`` in the output folder.
+ResNet and DenseNet are special cases of HBNet and AGDNet, so one class builds both models of a pair. Training uses
+timm's loader, optimiser and scheduler. Both models get the same seed, images, order and schedule: the paper's SGD with
+Nesterov momentum 0.9, weight decay 1e-4, batches of 64 and initial learning rate 0.1 (§8.1), here with a cosine
+schedule for a few epochs. The run prints a table, and writes ``results.csv`` (one row per epoch) and ``curves.png`` to
+the output folder.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ OnBatch = Callable[[], None]
 
 @dataclass(frozen=True)
 class Contender:
-    """A model to train: a timm name with its arguments, and what the table and the figure call it."""
+    """A model to train, with its labels."""
 
     timm_name: str
     label: str
@@ -53,7 +54,7 @@ class Contender:
     kwargs: Dict[str, Any] = field(default_factory=dict)
 
 
-# agdnet40_k12 with half the layers in every block: L = 22 in place of 40, to train in under a minute on two cores.
+# agdnet40_k12 with half of the layers per block: L = 22 instead of 40, which trains in under a minute on two cores.
 L22 = dict(block_config=(6, 6, 6))
 
 HB, AGD = "Heavy ball: HBNet and its special case ResNet", "Nesterov: AGDNet and its special case DenseNet"
@@ -72,28 +73,28 @@ RULES = """\
 
 @dataclass(frozen=True)
 class Epoch:
-    """A row of ``results.csv``; ``seconds`` counts from the model's first epoch, validation included."""
+    """A row of ``results.csv``."""
 
     model: str
     parameters: int
     epoch: int
     train_loss: float
     val_accuracy: float
-    seconds: float
+    seconds: float  # since the start of the first epoch, with validation
 
 
-# --- data, training, validation: timm's parts in timm's order ---------------------------------------------------------
+# --- data, training and validation, in the order of timm's train.py ---------------------------------------------------
 
 
 def make_loader(data: Path, split: str, image_size: int) -> DataLoader:
-    """Return timm's loader of one part of the image folder; mirrored or cropped digits are no digits, so no_aug."""
+    """Return timm's loader for one split of the image folder."""
     dataset = create_dataset("folder", root=str(data), split=split, input_img_mode="L")
     return create_loader(
         dataset,
         input_size=(1, image_size, image_size),
         batch_size=BATCH_SIZE,
         is_training=split == "train",
-        no_aug=True,
+        no_aug=True,  # mirrored or cropped digits are no digits
         crop_pct=1.0,
         mean=DIGITS_MEAN,
         std=DIGITS_STD,
@@ -129,8 +130,8 @@ def validate(model: nn.Module, loader: DataLoader) -> float:
 
 
 def train(contender: Contender, data: Path, args: argparse.Namespace, on_batch: OnBatch) -> Iterator[Epoch]:
-    """Train one model from the seed on, and yield every epoch's result."""
-    random_seed(args.seed)  # the same first weights for both models of a pair
+    """Train one model and yield the result of each epoch."""
+    random_seed(args.seed)  # the same initial weights for both models of a pair
     model = timm.create_model(contender.timm_name, in_chans=1, num_classes=10, **contender.kwargs)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr, momentum=0.9, weight_decay=1e-4)  # "sgd" is Nesterov
     scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=args.epochs)
@@ -146,7 +147,7 @@ def train(contender: Contender, data: Path, args: argparse.Namespace, on_batch: 
 
 
 def train_all(names: Sequence[str], data: Path, args: argparse.Namespace, console: Console) -> Dict[str, List[Epoch]]:
-    """Train the models in turn, with a progress bar each on a terminal and a line an epoch elsewhere."""
+    """Train the models in turn; show a bar on a terminal, lines elsewhere."""
     columns = (TextColumn("{task.description:<18}"), BarColumn(bar_width=20), TextColumn("{task.fields[state]}"))
     batches = args.epochs * len(make_loader(data, "train", args.image_size))
     histories: Dict[str, List[Epoch]] = {}
@@ -168,7 +169,7 @@ def train_all(names: Sequence[str], data: Path, args: argparse.Namespace, consol
 
 
 def results_table(histories: Dict[str, List[Epoch]]) -> Table:
-    """Return a table of the last epoch of every model."""
+    """Return a table with the last epoch of each model."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=RULES, caption_justify="left")
     table.add_column("model", no_wrap=True)
     table.add_column("rule")
@@ -182,7 +183,7 @@ def results_table(histories: Dict[str, List[Epoch]]) -> Table:
 
 
 def write_csv(path: Path, histories: Dict[str, List[Epoch]]) -> None:
-    """Write one row a model and epoch."""
+    """Write one row per model and epoch."""
     rows = [asdict(result) for history in histories.values() for result in history]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -191,7 +192,7 @@ def write_csv(path: Path, histories: Dict[str, List[Epoch]]) -> None:
 
 
 def plot(axes: Axes, histories: Dict[str, List[Epoch]], attribute: str) -> None:
-    """Plot one quantity against the epoch, special cases dashed."""
+    """Plot a quantity by epoch; special cases are dashed."""
     for name, history in histories.items():
         dashed = CONTENDERS[name].special_case
         axes.plot(
@@ -208,7 +209,7 @@ def plot(axes: Axes, histories: Dict[str, List[Epoch]], attribute: str) -> None:
 
 
 def draw_curves(path: Path, histories: Dict[str, List[Epoch]], caveat: str) -> None:
-    """Draw validation accuracy above training loss, a column a family."""
+    """Draw validation accuracy above training loss, with one column per family."""
     families = list(dict.fromkeys(CONTENDERS[name].family for name in histories))
     figure = Figure(figsize=(1 + 4 * len(families), 6), layout="constrained")
     grid = figure.subplots(2, len(families), sharex=True, sharey="row", squeeze=False)
@@ -229,7 +230,7 @@ def draw_curves(path: Path, histories: Dict[str, List[Epoch]], caveat: str) -> N
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Return a parser of integers not below ``minimum``."""
+    """Return a parser of integers ≥ ``minimum``."""
 
     def integer(text: str) -> int:
         if int(text) < minimum:
@@ -245,13 +246,13 @@ def parse_args() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the digits, results.csv and curves.png")
-    parser.add_argument("--models", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="what to train")
-    parser.add_argument("--epochs", type=at_least(1), default=10, help="epochs a model")
-    parser.add_argument("--lr", type=float, default=0.1, help="first learning rate")
+    parser.add_argument("--models", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="models to train")
+    parser.add_argument("--epochs", type=at_least(1), default=10, help="epochs per model")
+    parser.add_argument("--lr", type=float, default=0.1, help="initial learning rate")
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the weights and of the order of images")
-    parser.add_argument("--image-size", type=at_least(8), default=16, help="size the 8x8 scans are resized to")
+    parser.add_argument("--image-size", type=at_least(8), default=16, help="size to which the 8x8 scans are resized")
     parser.add_argument(
-        "--limit", type=at_least(BATCH_SIZE), help="train on this many images and validate on a quarter as many"
+        "--limit", type=at_least(BATCH_SIZE), help="number of training images; validation has a quarter of it"
     )
     return parser.parse_args()
 

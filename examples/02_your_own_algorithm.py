@@ -1,9 +1,10 @@
-"""An algorithm of one's own, three times: an optimiser, a picture, and timm models that train on digits.
+"""A user's algorithm as optimiser, drawing and timm model.
 
     python examples/02_your_own_algorithm.py --out runs/own
 
-my_algorithms.py holds two: the optimised gradient method and a heavy ball that learns its β. The first minimises a
-quadratic beside the package's algorithms and is drawn; both become ``optnet20`` and are trained for a few epochs.
+my_algorithms.py has two algorithms: the optimised gradient method, and a heavy ball that learns its β. The first one
+minimises a quadratic next to the package's algorithms, and is drawn. Both become an ``optnet20``, which is trained for
+a few epochs on digits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from optinspired_plugins.plotting.connections import draw_algorithm
 
 
 def minimise(steps: int = 100) -> None:
-    """Print how far each algorithm still is from the minimum of a quadratic with κ = 10⁴."""
+    """Compare the algorithms on a quadratic with κ = 10⁴."""
     problem = quadratic(1e4)
     for algorithm in (GradientDescent(), Nesterov(), OptimizedGradient()):
         z = problem.start
@@ -38,7 +39,7 @@ def minimise(steps: int = 100) -> None:
 
 
 def train(algorithm: object, data: Path, epochs: int) -> float:
-    """Train ``optnet20`` on the digits and return its validation accuracy in percent."""
+    """Train ``optnet20`` and return its validation accuracy in percent."""
     torch.manual_seed(0)
     size = dict(input_size=(3, 16, 16), batch_size=64, use_prefetcher=False, num_workers=0, device=torch.device("cpu"))
     loaders = {}
@@ -64,18 +65,18 @@ def train(algorithm: object, data: Path, epochs: int) -> float:
 
 
 def main() -> None:
-    """Minimise, draw, train."""
+    """Minimise, draw and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the digits and the drawing")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs a model")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs per model")
     args = parser.parse_args()
     minimise()
     data = write_digits(args.out / "digits")
     draw_algorithm(OptimizedGradient(), title="Optimised gradient method").savefig(args.out / "algorithm.png", dpi=130)
     print(f"Drawing: {args.out / 'algorithm.png'}")
     for algorithm in (OptimizedGradient(), LearnedHeavyBall()):
-        reached = train(algorithm, data, args.epochs)
-        print(f"optnet20 of {type(algorithm).__name__}: {reached:.2f} % of 355 digits after {args.epochs} epochs")
+        top1 = train(algorithm, data, args.epochs)
+        print(f"optnet20 of {type(algorithm).__name__}: {top1:.2f} % of 355 digits after {args.epochs} epochs")
 
 
 if __name__ == "__main__":

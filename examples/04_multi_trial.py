@@ -1,9 +1,9 @@
-"""Search by trying networks: random search beside regularized evolution, on NNI's engine and scikit-learn's digits.
+"""Multi-trial search on digits: random search and evolution.
 
     python examples/04_multi_trial.py --out runs/trials
 
-Every network of Search space-HB that a strategy samples is trained from scratch for an epoch and judged by digits that
-are held out. A run that is stopped goes on where it was: run the command again.
+Both strategies run on NNI's engine. Each network of Search space-HB that a strategy samples is trained from scratch for
+an epoch and evaluated on held-out digits. Repeating the command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from nni_spaces import HBSpace, Trial, TrialEvaluator, run_trials
 
 
 def show(trial: Trial) -> None:
-    """Print a trial as it ends."""
+    """Print the result of a trial."""
     result = trial.error if trial.metric is None else f"{trial.metric:6.2f} %"
     print(f"  trial {trial.index:>2}: {result}  ({trial.seconds:.1f} s)", flush=True)
 
 
 def main() -> None:
-    """Run both strategies for as many networks each."""
+    """Run both strategies with the same number of networks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the trials of both strategies")
-    parser.add_argument("--trials", type=int, default=12, help="networks a strategy")
-    parser.add_argument("--epochs", type=int, default=1, help="epochs a network")
-    parser.add_argument("--limit", type=int, help="use this many digits")
+    parser.add_argument("--trials", type=int, default=12, help="networks per strategy")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs per network")
+    parser.add_argument("--limit", type=int, help="number of digits")
     parser.add_argument("--seed", type=int, default=0, help="seed of strategies, weights and split")
     args = parser.parse_args()
     for name in ("pytorch_lightning.utilities.rank_zero", "nni"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a dozen lines a network
+        logging.getLogger(name).setLevel(logging.WARNING)  # a dozen lines per network
     strategies = {
         "random": Random(seed=args.seed),
         "evolution": RegularizedEvolution(population_size=4, sample_size=2, mutation_prob=0.2, seed=args.seed),

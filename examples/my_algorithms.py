@@ -1,4 +1,4 @@
-"""Two algorithms that the package does not have, as a user would write them.
+"""Two algorithms as a user would write them.
 
     optinspired plot algorithm my_algorithms:OptimizedGradient
     python train.py digits --model optnet20 --model-kwargs algorithm=my_algorithms:OptimizedGradient …
@@ -27,8 +27,9 @@ class OptimizedGradientState(NamedTuple):
 
 
 class OptimizedGradient:
-    """The optimised gradient method (Kim and Fessler 2016), whose worst case is half of Nesterov's.
+    """The optimised gradient method (Kim and Fessler 2016).
 
+    Its worst case is half of the worst case of Nesterov's method:
     y_{k+1} = x_k − ∇f(x_k), t_{k+1} = (1 + √(1 + 4 t_k²)) / 2 and
     x_{k+1} = y_{k+1} + (t_k − 1) / t_{k+1} (y_{k+1} − y_k) + t_k / t_{k+1} (y_{k+1} − x_k).
     """
@@ -51,7 +52,7 @@ class OptimizedGradient:
 
 
 class LearnedHeavyBall(nn.Module):
-    """The heavy ball with a β that is trained with the network: a module with the three methods."""
+    """The heavy ball with a learned β, as a module."""
 
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()

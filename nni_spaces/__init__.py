@@ -1,58 +1,56 @@
-"""Search spaces, initialisation and strategies for NNI: the heavy-ball and Nesterov spaces of section 9."""
+"""Search spaces, initialisation and strategies for NNI (section 9 of the paper).
 
-import io
-import warnings
-from contextlib import redirect_stderr
-from importlib.util import find_spec
+With the paper open:
 
-for _host in ("nni", "pytorch_lightning"):
-    if find_spec(_host) is None:
-        raise ImportError(f"no module named {_host!r}: install the extra, pip install 'optinspired-plugins[nni]'")
+- (23) ``x_t = o_1(x_{t−1}) + o_2(x_{t−1}) + o_3(x_{t−2})``: ``spaces/heavy_ball_cell.py``
+- (24), (25) the mixed operation: ``spaces/mixed_op.py``, and its weights softmax(α): ``spaces/edges.py``
+- (26) the heavy-ball initialisation: ``spaces/initialization.py``
+- (27), (28), (29) the DARTS and AGD cells: ``spaces/supernet.py``
+- §9.3 the settings of a search and of a retraining: ``runs/settings.py``, and the derivation of a cell:
+  ``spaces/derivation.py``
 
-if find_spec("gym") is not None:
-    # NNI's PolicyRL needs gym, which prints at every import that it has a successor.
-    with redirect_stderr(io.StringIO()):
-        import gym  # noqa: F401
+Importing this package loads neither NNI nor torch: attributes are loaded on first use (PEP 562).
+"""
 
-with warnings.catch_warnings():
-    # NNI wraps every class in torch.nn, and warns of those of newer versions of torch that are no modules.
-    warnings.filterwarnings("ignore", ".* is found to be not a nn.Module", RuntimeWarning)
-    import nni.nas.nn.pytorch  # noqa: F401
+from __future__ import annotations
 
-from .spaces.derivation import derive, limit_skips, strongest_candidates  # noqa: E402
-from .spaces.edges import MixedLayer  # noqa: E402
-from .spaces.heavy_ball_cell import HeavyBallCell  # noqa: E402
-from .spaces.initialization import HeavyBallInit, RandomInit, ZeroInit  # noqa: E402
-from .spaces.space import AGDSpace, DARTSSpace, HBSpace  # noqa: E402
-from .spaces.supernet import EdgeNormalizedCell, MixedCell  # noqa: E402
-from .strategies.differentiable import DARTS, GumbelDARTS  # noqa: E402
-from .strategies.sampling import ENAS, TPE, PolicyRL  # noqa: E402
-from .trials.evaluator import TrialEvaluator  # noqa: E402
-from .trials.run import Trial, TrialExperiment, read_trials, run_trials, sequential_config  # noqa: E402
+from importlib import import_module
 
-__all__ = [
-    "DARTS",
-    "ENAS",
-    "TPE",
-    "AGDSpace",
-    "DARTSSpace",
-    "EdgeNormalizedCell",
-    "GumbelDARTS",
-    "HBSpace",
-    "HeavyBallCell",
-    "HeavyBallInit",
-    "MixedCell",
-    "MixedLayer",
-    "PolicyRL",
-    "RandomInit",
-    "Trial",
-    "TrialEvaluator",
-    "TrialExperiment",
-    "ZeroInit",
-    "derive",
-    "limit_skips",
-    "read_trials",
-    "run_trials",
-    "sequential_config",
-    "strongest_candidates",
-]
+_EXPORTS = {
+    "AGDSpace": "spaces.space",
+    "DARTSSpace": "spaces.space",
+    "HBSpace": "spaces.space",
+    "HeavyBallCell": "spaces.heavy_ball_cell",
+    "EdgeNormalizedCell": "spaces.supernet",
+    "MixedCell": "spaces.supernet",
+    "MixedLayer": "spaces.edges",
+    "HeavyBallInit": "spaces.initialization",
+    "RandomInit": "spaces.initialization",
+    "ZeroInit": "spaces.initialization",
+    "derive": "spaces.derivation",
+    "limit_skips": "spaces.derivation",
+    "strongest_candidates": "spaces.derivation",
+    "DARTS": "strategies.differentiable",
+    "GumbelDARTS": "strategies.differentiable",
+    "TPE": "strategies.sampling",
+    "SearchSettings": "runs.settings",
+    "RetrainSettings": "runs.settings",
+    "search": "runs.search",
+    "retrain": "runs.retrain",
+    "Trial": "trials.run",
+    "read_trials": "trials.run",
+    "run_trials": "trials.run",
+    "TrialEvaluator": "trials.evaluator",
+    "quiet_hosts": "_nni",
+}
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

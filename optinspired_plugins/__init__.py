@@ -1,8 +1,18 @@
-"""The mathematics shared by the networks, spaces and tools of optinspired-plugins.
+"""The paper in torch, without a host: algorithms, propagation rules, cells, kernels and figures.
 
 An optimisation algorithm becomes a network when its gradient is replaced by ``∇f(z) = z − T(z)`` with ``T`` a layer
-(Yang et al., "Optimization-inspired Manual Architecture Design and Neural Architecture Search"). Importing this
-package costs nothing: attributes are loaded on first use (PEP 562).
+(Yang et al., "Optimization-inspired Manual Architecture Design and Neural Architecture Search"). With the paper open:
+
+- (1)-(6): ``algorithms/methods.py``; (8)-(9), Table 1: ``algorithms/objectives.py``;
+- (7), (11)-(14): ``propagation/unrolled.py``;
+- (16): ``propagation/rules.py``, ``heavy_ball``; as a stage ``timm_models/stages/heavy_ball.py``;
+- (21): ``propagation/rules.py``, ``nesterov``; as a block ``timm_models/stages/nesterov.py``;
+- (23)-(29): ``nni_spaces/spaces/``, (28) in ``supernet.py``; Table 6: ``cells/operations.py``;
+- coefficients change in ``algorithms/coefficients.py`` (θ, momentum, h) and, for (21), in
+  ``propagation/rules.py``, ``nesterov_coefficients``.
+
+``propagation/rules.py`` ends with a table of all equations. Importing this package loads no torch: attributes are
+loaded on first use (PEP 562).
 """
 
 from __future__ import annotations

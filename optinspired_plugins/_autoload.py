@@ -1,19 +1,22 @@
 """Registration of ``timm_models`` without an import: ``timm.create_model("hbnet50")`` works once this is installed.
 
 torch (2.5 and later) calls the entry points of the group ``torch.backends`` at the end of ``import torch``, and timm
-imports torch before its models. ``install`` is such an entry point. It has two places tell that ``timm.models`` is
-looked for: a finder on ``sys.meta_path`` and, for the finders that others put before it (lazy ones, those of
-jaxtyping and typeguard), timm's folder in ``sys.path_hooks``. Then the module ``timm`` is watched. When
-``timm.models`` has executed, Python makes it an attribute of ``timm``, whatever found and loaded it, and
-``timm_models`` is imported. This is so for every import of timm, also after ``del sys.modules["timm"]``.
+imports torch before its models. ``install`` is one of these entry points.
 
-``timm_models`` is the package beside this one, never another of that name on ``sys.path``. It may import from ``timm``
-but not use the finished package (``timm.create_model``) at its own import.
+1. It detects the search for ``timm.models`` in two places: a finder on ``sys.meta_path``, and a hook in
+   ``sys.path_hooks`` for the folder of timm. The hook is for finders that other packages put before ours (lazy imports,
+   jaxtyping, typeguard).
+2. Then it watches the module ``timm``. After ``timm.models`` has been executed, Python sets it as an attribute of
+   ``timm``, with any finder and loader.
+3. Then ``timm_models`` is imported. This works for every import of timm, also after ``del sys.modules["timm"]``.
 
-A fault of ``timm_models`` becomes one RuntimeWarning and never breaks ``import timm`` or ``import torch``.
+``timm_models`` is always the package beside this one, never another package with that name on ``sys.path``. During its
+import it may import from ``timm``, but not use the finished package (``timm.create_model``).
 
-To switch it off, set ``OPTINSPIRED_AUTOLOAD`` to 0, false, off or no, or ``TORCH_DEVICE_BACKEND_AUTOLOAD=0`` for every
-entry point of torch's; ``import timm_models`` then registers the models.
+An error in ``timm_models`` becomes one RuntimeWarning, and never breaks ``import timm`` or ``import torch``.
+
+To disable the registration, set ``OPTINSPIRED_AUTOLOAD`` to 0, false, off or no, or ``TORCH_DEVICE_BACKEND_AUTOLOAD=0``
+for all entry points of torch; ``import timm_models`` then registers the models.
 """
 
 from __future__ import annotations
@@ -37,14 +40,15 @@ _SWITCH = "OPTINSPIRED_AUTOLOAD"
 _OFF = ("0", "false", "off", "no")
 _OLDEST_TIMM = "1.0.22"  # as in pyproject.toml
 
-# The function by which the timm that knows our names looks up a name: another timm has another one.
-_known_to: object = None
+# timm.models.is_model of the timm that has our models: it differs after a new import of timm.
+_registered_with: object = None
 
 
 def install() -> None:
-    """Have ``timm_models`` imported once ``timm.models`` is; at once if it already was. Calling it again adds nothing.
+    """Import ``timm_models`` after the import of ``timm.models``, or now if that is already imported.
 
-    Does nothing if the environment variable ``OPTINSPIRED_AUTOLOAD`` is 0, false, off or no, in any case.
+    Repeated calls have no effect. ``OPTINSPIRED_AUTOLOAD`` set to 0, false, off or no disables it, in upper or lower
+    case.
     """
     if os.environ.get(_SWITCH, "").strip().lower() in _OFF:
         return
@@ -52,16 +56,16 @@ def install() -> None:
         sys.meta_path.insert(0, _HostFinder())
         sys.path_hooks.insert(0, _find_in_folder)
         for path in [path for path in sys.path_importer_cache if os.path.basename(path) == _PARENT]:
-            del sys.path_importer_cache[path]  # timm imports torch, and so was found before the hook was there
+            del sys.path_importer_cache[path]  # timm imports torch, so its folder was searched before the hook existed
     host = sys.modules.get(_HOST)
-    if getattr(getattr(host, "__spec__", None), "_initializing", False):  # its execution has not ended
+    if getattr(getattr(host, "__spec__", None), "_initializing", False):  # it is still being executed
         _watch()
     elif host is not None:
         _register()
 
 
 class _HostFinder:
-    """Meta-path finder that finds nothing: it only learns that ``timm.models`` is looked for."""
+    """Meta-path finder that finds nothing, and detects the search for ``timm.models``."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
         """Return None."""
@@ -70,7 +74,7 @@ class _HostFinder:
 
 
 def _find_in_folder(path: str) -> Any:
-    """Path hook of folders called timm: the finder of the other hooks, which tells when it looks for ``timm.models``.
+    """Return the finder of the other path hooks for a folder ``timm``, made to detect ``timm.models``.
 
     Raises:
         ImportError: the folder has another name, or no finder.
@@ -83,32 +87,32 @@ def _find_in_folder(path: str) -> Any:
         except ImportError:
             continue
         if finder is not None:
-            return _telling(finder)
+            return _watching(finder)
     raise ImportError(f"path={path!r}: no finder")
 
 
-def _telling(finder: Any) -> Any:
-    """Shadow ``find_spec`` on this finder object, if it takes attributes; its type and other methods stay."""
+def _watching(finder: Any) -> Any:
+    """Replace ``find_spec`` of one finder object, if it allows attributes."""
 
-    def find_and_tell(fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_and_watch(fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname == _HOST:
             _watch()
         return find_spec(fullname, target)
 
     try:
         find_spec = finder.find_spec
-        finder.find_spec = find_and_tell
+        finder.find_spec = find_and_watch
     except AttributeError:
-        pass  # Finding timm comes first.
+        pass  # importing timm is more important
     return finder
 
 
 class _Watched(ModuleType):
-    """Base of the class that the module ``timm`` has until ``timm.models`` is an attribute of it."""
+    """Base class of the module ``timm`` until it has the attribute ``timm.models``."""
 
 
 def _watch() -> None:
-    """Have ``_register`` called once ``timm.models`` is an attribute of the module ``timm``, if that is there."""
+    """Call ``_register`` when the module ``timm`` gets the attribute ``timm.models``."""
     module = sys.modules.get(_PARENT)
     kind: Any = type(module)
     if not issubclass(kind, ModuleType) or issubclass(kind, _Watched):
@@ -121,12 +125,12 @@ def _watch() -> None:
                 self.__class__ = kind
                 _register()
 
-    with suppress(TypeError):  # a class with another layout: importing timm comes first
+    with suppress(TypeError):  # a class with another layout; importing timm is more important
         module.__class__ = Watched
 
 
 def _register() -> None:
-    """Import ``timm_models``; a fault becomes a warning, because timm works without it."""
+    """Import ``timm_models``; an error becomes a warning, because timm works without it."""
     try:
         _import_plugin()
     except (Exception, SystemExit) as error:
@@ -134,25 +138,25 @@ def _register() -> None:
 
 
 def _import_plugin() -> None:
-    """Import the ``timm_models`` beside this package, again if the one that is there serves another timm.
+    """Import the ``timm_models`` beside this package, and reimport it for a new import of timm.
 
     Raises:
-        ImportError: there is none, or another module has its name.
+        ImportError: there is none, or another module has this name.
     """
-    global _known_to
+    global _registered_with
     current = getattr(sys.modules.get(_HOST), "is_model", None)
     spec = _plugin_spec()
     module = sys.modules.get(_PLUGIN)
     if module is not None and os.path.realpath(_file_of(module)) != os.path.realpath(str(spec.origin)):
         raise ImportError(f"another module is called {_PLUGIN}: {_file_of(module)}")
-    if _known_to is not None and _known_to is not current:
+    if _registered_with is not None and _registered_with is not current:
         for name in [name for name in sys.modules if name.partition(".")[0] == _PLUGIN]:
             del sys.modules[name]
-    _known_to = current
+    _registered_with = current
     finder = _PluginFinder()
     sys.meta_path.insert(0, finder)
     try:
-        # Not import_module: where another thread is at it already, that may raise a deadlock error and this does not.
+        # Not import_module: it may raise a deadlock error if another thread is importing the package.
         __import__(_PLUGIN)
     finally:
         if finder in sys.meta_path:
@@ -191,17 +195,18 @@ def _warn(error: BaseException) -> None:
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=1)
     except Exception:
-        # Warnings are errors here (python -W error), and importing timm must not fail for one.
+        # Warnings are errors (python -W error), and importing timm must not fail.
         print(f"RuntimeWarning: {message}", file=sys.stderr)
 
 
 def _old_timm() -> str:
-    """Say that timm is older than pyproject.toml allows, if it is."""
-    found = str(getattr(sys.modules.get(_PARENT), "__version__", ""))
-    numbers = [[int(part) for part in version.split(".")[:3] if part.isdigit()] for version in (found, _OLDEST_TIMM)]
+    """Return a note if timm is older than pyproject.toml allows, else an empty string."""
+    installed = str(getattr(sys.modules.get(_PARENT), "__version__", ""))
+    versions = installed, _OLDEST_TIMM
+    numbers = [[int(part) for part in version.split(".")[:3] if part.isdigit()] for version in versions]
     if not numbers[0] or numbers[0] >= numbers[1]:
         return ""
-    return f"; timm {found} is installed, and {_OLDEST_TIMM} or later is needed"
+    return f"; timm {installed} is installed, and {_OLDEST_TIMM} or later is needed"
 
 
 def _location(error: BaseException) -> str:

@@ -1,19 +1,60 @@
-"""What every check uses: errors name argument, value and what is allowed."""
+"""Checks of arguments: errors name the argument, its value and the allowed values."""
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
 
-__all__ = ["check_int", "short"]
+__all__ = ["check_bool", "check_finite", "check_int", "check_layers", "check_one_of", "check_rate", "short"]
+
+
+def check_bool(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a bool.
+
+    timm's scripts pass the string ``"false"``, which would count as true.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: must be True or False")
+
+
+def check_finite(name: str, value: object) -> float:
+    """Return ``value`` as a float; ValueError unless it is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}: must be a finite number")
+    return float(value)
 
 
 def check_int(name: str, value: object, minimum: int) -> None:
-    """ValueError unless ``value`` is an integer ≥ ``minimum``."""
+    """Raise ValueError if ``value`` is not an integer ≥ ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"{name}={value!r}: must be an integer ≥ {minimum}")
 
 
+def check_layers(name: str, value: object, stages: int | None = None) -> None:
+    """ValueError unless ``value`` is a sequence of integers ≥ 1, of length ``stages`` if that is not ``None``."""
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_sequence or not value or (stages is not None and len(value) != stages):  # type: ignore[arg-type]
+        raise ValueError(
+            f"{name}={value!r}: must be a sequence of {stages or 'one or more'} integers ≥ 1, one per stage"
+        )
+    for i, depth in enumerate(value):  # type: ignore[arg-type, var-annotated]
+        check_int(f"{name}[{i}]", depth, 1)
+
+
+def check_one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """ValueError unless ``value`` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def check_rate(name: str, value: object) -> None:
+    """ValueError unless 0 ≤ ``value`` < 1."""
+    if not 0 <= check_finite(name, value) < 1:
+        raise ValueError(f"{name}={value!r}: must be in [0, 1)")
+
+
 def short(value: object) -> str:
-    """Return a value as an error shows it: at most 80 characters."""
+    """Return the ``repr`` of a value, cut to 80 characters, for an error message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

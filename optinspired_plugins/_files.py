@@ -1,6 +1,6 @@
-"""Files: written whole or not at all, and read as what a stranger may have written.
+"""Files: atomic writing, and reading of untrusted files.
 
-Whatever a file holds, an error of a reader is one line without control characters that names the file.
+An error of a reader is one line without control characters that names the file, for any content of the file.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def clear_temporaries(folder: Path, names: Iterable[str]) -> None:
-    """Remove what a killed :func:`write_atomically` of these files has left, while no other process writes them.
+    """Remove temporary files of a killed :func:`write_atomically`.
+
+    No other process may write these files at the same time.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -76,7 +78,7 @@ def clear_temporaries(folder: Path, names: Iterable[str]) -> None:
 
 
 def printable(value: object) -> str:
-    r"""Return text on one line, with control characters and the like as Python writes them, ``\x1b`` for an escape."""
+    r"""Return text on one line, with control characters as Python's escapes, for example ``\x1b``."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value)[:LIMIT_MESSAGE])
 
 
@@ -84,7 +86,7 @@ def printable(value: object) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to does not block, where the system has such a flag."""
+    """Open a file without waiting for the writer of a pipe, if the system has a flag for it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -93,11 +95,11 @@ def read_file(path: Path, limit: int | None = LIMIT_BYTES) -> bytes:
 
     Args:
         path: the file, or a link to it.
-        limit: the most bytes that it may have; ``None`` for any number.
+        limit: maximal number of bytes; ``None`` for any.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger, or a pipe, a device or the like.
+        ValueError: it is larger, or not a regular file.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -109,10 +111,10 @@ def read_file(path: Path, limit: int | None = LIMIT_BYTES) -> bytes:
 
 
 def parse_json(text: str) -> Any:
-    """Return what JSON holds.
+    """Return the value of JSON text.
 
     Raises:
-        ValueError: it is no JSON, nests deeper than any file of ours, or holds text that is not Unicode.
+        ValueError: the text is not JSON, is nested too deeply, or has strings that are not Unicode.
     """
     deep = f"nests deeper than {LIMIT_DEPTH} levels"
     try:
@@ -135,47 +137,47 @@ def _children(value: object) -> Iterable[Any]:
 
 
 def decode_json(path: Path, content: bytes, check: Callable[[Any], Any], name: str = "") -> Any:
-    """Return what ``check`` makes of the content of a JSON file.
+    """Return ``check`` of the content of a JSON file.
 
     Args:
         path: the file, for messages.
         content: its bytes.
-        check: raises a ValueError that names the field.
-        name: what the file should be, for messages: ``"the settings of a run"``.
+        check: a function of the value; it raises a ValueError that names the field.
+        name: a description for messages: ``"the settings of a run"``.
 
     Raises:
-        ValueError: the content is no JSON, or not what ``check`` takes.
+        ValueError: the content is not JSON, or ``check`` refuses it.
     """
     try:
         return check(parse_json(content.decode("utf-8")))
     except ValueError as error:  # a UnicodeDecodeError is one
-        said = f"not {name} ({printable(error)})" if name else printable(error)
-        # The cause stays out of the traceback: it may quote the file as it is.
-        raise ValueError(f"{printable(path)}: {said}") from None
+        message = f"not {name} ({printable(error)})" if name else printable(error)
+        # No cause in the traceback: it may quote control characters of the file.
+        raise ValueError(f"{printable(path)}: {message}") from None
 
 
 def read_json(path: Path, check: Callable[[Any], Any], name: str = "") -> Any:
-    """Read a JSON file; arguments are :func:`decode_json`'s.
+    """Read a JSON file; see :func:`decode_json` for the arguments.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is too large, no JSON, or not what ``check`` takes; the message names it.
+        ValueError: it is too large, not JSON, or ``check`` refuses it; the message names the file.
     """
     return decode_json(path, read_file(path), check, name)
 
 
 def read_table(path: Path, fields: Sequence[str] | None = None) -> dict[int, dict[str, str]]:
-    """Read a CSV file: its rows by the number of their line.
+    """Read the rows of a CSV file by line number.
 
     Args:
         path: the file.
-        fields: what the first line must name; ``None`` for any fields.
+        fields: the names in the first line; ``None`` for any.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is too large or no such CSV; the message names file and line.
+        ValueError: it is too large or an invalid table; the message names file and line.
     """
-    where, found = printable(path), dict[int, dict[str, str]]()
+    where, rows = printable(path), dict[int, dict[str, str]]()
     content = read_file(path)
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True)
@@ -184,10 +186,10 @@ def read_table(path: Path, fields: Sequence[str] | None = None) -> dict[int, dic
     try:
         names = _checked_names(next(reader, []), fields)
         for row in filter(None, reader):
-            found[reader.line_num] = _checked_row(names, row)
+            rows[reader.line_num] = _checked_row(names, row)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{where}, line {max(1, reader.line_num)}: {printable(error)}") from None
-    return found
+    return rows
 
 
 def _checked_names(names: list[str], fields: Sequence[str] | None) -> list[str]:
@@ -200,7 +202,7 @@ def _checked_names(names: list[str], fields: Sequence[str] | None) -> list[str]:
 
 def _checked_row(names: list[str], row: list[str]) -> dict[str, str]:
     if len(row) != len(names):
-        raise ValueError(f"has not the fields of the first line: has {len(row)}, must have {len(names)}")
+        raise ValueError(f"does not have the fields of the first line: has {len(row)}, must have {len(names)}")
     for name, value in zip(names, row):
         if not value.isprintable():
             raise ValueError(f"{name}={short(value)}: must be text without control characters")

@@ -1,11 +1,9 @@
-"""The command ``optinspired``: searches, retrainings and their reports, Table 2, and the theory as pictures."""
+"""The command ``optinspired``: searches, retrainings and their reports, Table 2, and figures of the theory."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -15,22 +13,21 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
+    from nni_spaces import cli as nni_cli
+
     from . import plotting
-    from .terminal import console, epoch_progress, errors_as_messages, quiet_hosts, show
+    from .terminal import console, errors_as_messages, show
 except ImportError as error:  # the base installation has torch and timm only
     raise SystemExit(f"{error}: the command needs the extra 'viz', pip install 'optinspired-plugins[viz]'") from error
 
 from . import __version__, simulation
 from ._files import write_atomically
 from .algorithms.methods import ALGORITHMS, load_algorithm
-from .cells.genotype import GENOTYPES, Genotype, found_names, load_genotype
-from .cli_options import Accelerator, Initialization, Model, Precision, Space, Strategy, integers, network_names
-from .next_steps import absolute_source, retrain_command, timm_call
+from .cells.genotype import load_genotype
 from .propagation.unrolled import TwoPath
-from .report.files import is_retraining, read_about, read_retraining
-from .report.page import SKIPS, write_report
+from .report.page import write_report
 
-__all__ = ["app", "main", "quiet_hosts"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Networks read off algorithms."
@@ -41,8 +38,25 @@ app.add_typer(plot, name="plot")
 NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def integers(text: str) -> list[int]:
+    """Parse ``10,20,30``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: must be integers separated by commas, 10,20,30") from None
+
+
+def network_names(text: str) -> list[str]:
+    """Parse ``gd,hb``."""
+    names = text.split(",")
+    for name in names:
+        if name not in ALGORITHMS:
+            raise typer.BadParameter(f"network={name!r}: must be one of {', '.join(ALGORITHMS)}")
+    return names
+
+
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         show(f"optinspired-plugins {__version__}")
         raise typer.Exit
 
@@ -53,23 +67,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options of every command."""
-
-
-def search_line(entry: dict[str, Any]) -> str:
-    """Say how weights and α did in an epoch, and how many edges of the genotype are skips: a collapse shows there."""
-    edges = [edge for cell in ("normal", "reduction") for node in entry["genotype"][cell] for edge in node]
-    skips = f"skips {sum(operation in SKIPS for operation, _ in edges):>2}/{len(edges)}"
-    weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
-    if entry["alpha_loss"] is None:
-        return f"{weights}  α stands still  {skips}"
-    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %  {skips}"
-
-
-def retrain_line(entry: dict[str, Any]) -> str:
-    """Say how training and test did in an epoch."""
-    training = f"train {entry['train_loss']:.3f} {entry['train_top1']:6.2f} %"
-    return f"{training}  test {entry['test_loss']:.3f} {entry['test_top1']:6.2f} %"
+    """Options of every command."""
 
 
 @app.command()
@@ -89,7 +87,7 @@ def simulate(
 ) -> None:
     """Train the five networks of Table 2 on random pairs (§6.3) and compare with the paper.
 
-    Every finished network is a row of table2.csv; an interrupted run goes on behind the last row.
+    Every finished network is a row of table2.csv; an interrupted run goes on after the last row.
     """
     with errors_as_messages():
         recipe = simulation.Recipe(pairs=pairs, dimension=dimension, lr=lr, batch_size=batch_size, steps=steps)
@@ -99,10 +97,10 @@ def simulate(
             total = len(chosen[0]) * len(chosen[1]) * len(chosen[2])
             task = progress.add_task("Table 2", total=total * recipe.steps)
 
-            def on_run(run: simulation.Run, found: bool) -> None:
-                done = f"{run.network:<5} depth {run.depth:>2} seed {run.seed}  MSE {run.mse:.5f}"
-                show(done + ("  (from the file)" if found else f"  {run.seconds:.1f} s"))
-                progress.advance(task, recipe.steps if found else 0)
+            def on_run(run: simulation.Run, is_recorded: bool) -> None:
+                result = f"{run.network:<5} depth {run.depth:>2} seed {run.seed}  MSE {run.mse:.5f}"
+                show(result + ("  (from the file)" if is_recorded else f"  {run.seconds:.1f} s"))
+                progress.advance(task, recipe.steps if is_recorded else 0)
 
             path = out / "table2.csv"
             runs = simulation.simulate(path, *chosen, recipe, lambda: progress.advance(task), on_run)
@@ -113,160 +111,8 @@ def simulate(
     show(f"Runs: {path}", f"Table: {out / 'table2.md'}", f"Figure: {out / 'table2.png'}")
 
 
-@app.command()
-def search(
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted search there goes on.")],
-    space: Annotated[Space, typer.Option(help="Search space (§9).")] = "hb",
-    init: Annotated[Initialization, typer.Option(help="How α begins; heavy-ball for hb only.")] = "zero",
-    strategy: Annotated[Strategy, typer.Option(help="How α and weights are found.")] = "darts",
-    data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
-    limit: Annotated[Optional[int], typer.Option(help="Use the first so many images.")] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs (§9.3); of p-darts in each of its stages.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Batch size, of both halves (§9.3).")] = 64,
-    channels: Annotated[int, typer.Option(help="Channels of the first cells (§9.3).")] = 16,
-    cells: Annotated[int, typer.Option(help="Cells (§9.3); p-darts has its own.")] = 8,
-    nodes: Annotated[int, typer.Option(help="Nodes of a cell.")] = 4,
-    lr: Annotated[float, typer.Option(help="First learning rate of the weights (§9.3).")] = 0.025,
-    alpha_lr: Annotated[float, typer.Option(help="Learning rate of α and β (§9.3).")] = 3e-4,
-    padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-    partial_channels: Annotated[
-        Optional[int], typer.Option(help="K: mix operations on 1/K of the channels; pc-darts has 4, the others 1.")
-    ] = None,
-    warmup_epochs: Annotated[
-        Optional[int], typer.Option(help="Epochs in which α stands still; pc-darts 30 %, p-darts 40 %, the others 0.")
-    ] = None,
-    grad_checkpointing: Annotated[bool, typer.Option(help="Compute cells twice to save memory.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
-    accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
-    devices: Annotated[
-        Optional[int], typer.Option(help="Processes that share the work; torchrun's by default, and else 1.")
-    ] = None,
-) -> None:
-    """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
-    with errors_as_messages(), quiet_hosts():
-        from nni_spaces.runs.callback import resolve_devices
-        from nni_spaces.runs.progressive import search_progressively
-        from nni_spaces.runs.search import SearchSettings
-        from nni_spaces.runs.search import search as search_once
-
-        settings = SearchSettings(
-            space=space,
-            init=init,
-            strategy=strategy,
-            data=absolute_source(data),
-            limit=limit,
-            epochs=epochs,
-            batch_size=batch_size,
-            channels=channels,
-            cells=cells,
-            nodes=nodes,
-            lr=lr,
-            alpha_lr=alpha_lr,
-            padding=padding,
-            seed=seed,
-            partial_channels=partial_channels,
-            warmup_epochs=warmup_epochs,
-            grad_checkpointing=grad_checkpointing,
-        )
-        run_search: Callable[..., Any] = search_progressively if strategy == "p-darts" else search_once
-        with epoch_progress(f"{space} search", epochs, out, search_line) as progress:
-            machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator, devices=resolve_devices(devices))
-            found = run_search(settings, out, **machine, **progress)
-        step = _training_step(out, {**asdict(settings), **machine})
-    for name, cell in (("normal", found.normal), ("reduction", found.reduction)):
-        for t, node in enumerate(cell, start=2):
-            edges = ", ".join(f"{operation}({source})" for operation, source in node)
-            show(f"{name:<9} node {t}: {edges}")
-    show(f"Genotype: {out / 'genotype.json'}", step)
-
-
-def _training_step(out: Path, settings: dict[str, Any]) -> str:
-    """Name the command that trains what a search has found, or what it would miss."""
-    from nni_spaces.runs.data import read_images
-
-    try:
-        read_images(settings["data"], settings["limit"], "test")
-    except ValueError as error:
-        return f"To train it, give images that have a test part: {error}"
-    images = read_about(out)["data"]["images"]
-    return f"Train it: {retrain_command(out / 'genotype.json', settings, images)}"
-
-
-@app.command()
-def retrain(
-    genotype: Annotated[str, typer.Argument(help="A genotype's file, or the name of a published one (darts_v2).")],
-    out: Annotated[
-        Optional[Path],
-        typer.Option(
-            help="Folder of the run; by default retrain/ beside genotype.json, retrain-NAME/ beside NAME.json, and "
-            "runs/NAME of a published one."
-        ),
-    ] = None,
-    data: Annotated[str, typer.Option(help="digits, cifar10, an .npz file or a folder of images.")] = "cifar10",
-    limit: Annotated[Optional[int], typer.Option(help="Use the first so many images, for training and test.")] = None,
-    model: Annotated[Model, typer.Option(help="timm's name of the network.")] = "cellnet_cifar",
-    epochs: Annotated[int, typer.Option(help="Epochs (§9.3).")] = 600,
-    batch_size: Annotated[int, typer.Option(help="Batch size (§9.3).")] = 96,
-    cells: Annotated[int, typer.Option(help="Cells (§9.3).")] = 20,
-    width: Annotated[int, typer.Option(help="Channels of the first cells (§9.3).")] = 36,
-    lr: Annotated[float, typer.Option(help="First learning rate (§9.3).")] = 0.025,
-    aux_weight: Annotated[
-        Optional[float],
-        typer.Option(help="Weight of the auxiliary loss; 0.4 (§9.3) where its head fits the images, else 0."),
-    ] = None,
-    drop_path: Annotated[float, typer.Option(help="Rate at which operations are dropped in the end (§9.3).")] = 0.2,
-    cutout: Annotated[
-        Optional[int], typer.Option(help="Side of the square cut out of an image; half a side by default, 0 for none.")
-    ] = None,
-    padding: Annotated[int, typer.Option(help="Pixels that a random crop shifts by; 0 for no augmentation.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
-    accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
-    devices: Annotated[
-        Optional[int], typer.Option(help="Processes that share the work; torchrun's by default, and else 1.")
-    ] = None,
-    precision: Annotated[Precision, typer.Option(help="Lightning's.")] = "32-true",
-) -> None:
-    """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
-    with errors_as_messages(), quiet_hosts():
-        from nni_spaces.runs.retrain import RetrainSettings
-        from nni_spaces.runs.retrain import retrain as run_retrain
-
-        found = load_genotype(genotype)
-        out = out or _retraining_folder(genotype, found)
-        settings = RetrainSettings(
-            genotype=json.loads(found.to_json()),
-            data=absolute_source(data),
-            limit=limit,
-            model=model,
-            epochs=epochs,
-            batch_size=batch_size,
-            cells=cells,
-            width=width,
-            lr=lr,
-            aux_weight=aux_weight,
-            drop_path=drop_path,
-            cutout=cutout,
-            padding=padding,
-            seed=seed,
-        )
-        with epoch_progress("retraining", epochs, out, retrain_line) as progress:
-            top1 = run_retrain(settings, out, workers, accelerator, devices, precision, **progress)
-        trained = read_retraining(out)
-    show(f"Test accuracy after the last epoch: {top1:.2f} %", f"Weights for timm: {out / 'model.safetensors'}")
-    show(f"In Python: {timm_call(out, trained.settings, trained.about['data'])}")
-
-
-def _retraining_folder(genotype: str, found: Genotype) -> Path:
-    """Return the folder of a genotype's training; an older one in ``retrain`` goes on, whatever the file is called."""
-    if genotype in {*GENOTYPES, *found_names()}:
-        return Path("runs") / genotype
-    folder = Path(genotype).parent / "retrain"
-    name = Path(genotype).name.removesuffix(".json")
-    if name == "genotype" or (is_retraining(folder) and read_retraining(folder).genotype == found):
-        return folder
-    return folder.with_name(f"retrain-{name}")
+for _command in (nni_cli.search, nni_cli.retrain):
+    app.command()(_command)
 
 
 @app.command()
@@ -283,7 +129,7 @@ def report(
     show(f"Report: {page}")
 
 
-def _table(cells: list[simulation.Cell]) -> Table:
+def _table(cells: list[simulation.TableEntry]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         caption="Plain SGD; learning rate × steps = 100 was chosen by us. A std near 0: the output ignores the input.",

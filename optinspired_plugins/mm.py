@@ -1,14 +1,14 @@
-"""HBNet, AGDNet, OptNet and CellNet as backbones of mmengine, and so of mmpretrain, mmdetection and mmsegmentation.
+"""HBNet, AGDNet, OptNet and CellNet as backbones of mmengine.
 
-Importing this module registers them in mmengine's root ``MODELS``. A config does that by ``custom_imports``, or by the
-full name of the type:
+They work in mmpretrain, mmdetection and mmsegmentation, which are based on it. Importing this module registers them in
+mmengine's root ``MODELS``. A config imports it by ``custom_imports``, or by the full name of the type:
 
     custom_imports = dict(imports=["optinspired_plugins.mm"], allow_failed_imports=False)
     backbone = dict(type="HBNet", depth=50, init_cfg=dict(type="Pretrained", checkpoint="hbnet50.pth"))
     backbone = dict(type="optinspired_plugins.mm.HBNet", depth=50)
 
-They are timm's ``features_only`` networks of :mod:`timm_models`: the same feature maps, to the bit. A constructor of
-optimiser wrappers leaves their coefficients without weight decay:
+They are the ``features_only`` networks of :mod:`timm_models`, with the same feature maps, to the bit. A constructor of
+optimiser wrappers excludes their coefficients from weight decay:
 
     optim_wrapper = dict(constructor="NoWeightDecayOptimWrapperConstructor")
 """
@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.serialization import safe_globals
 
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
-from timm_models._checks import check_bool, check_one_of
+from optinspired_plugins._checks import check_bool, check_one_of
 from timm_models.stages.checkpoint_rules import is_rule
 
 __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "NoWeightDecayOptimWrapperConstructor", "OptNet"]
@@ -39,20 +39,20 @@ __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "NoWeightDecayOptimWrapperC
 InitCfg = Union[None, Dict[str, Any], List[Dict[str, Any]]]
 
 HEADS = ("fc", "classifier", "aux_head")
-NAME_A_FILE = "weights are named by init_cfg=dict(type='Pretrained', checkpoint='a local file')"
+FILE_HINT = "weights are named by init_cfg=dict(type='Pretrained', checkpoint='a local file')"
 
 
-class _Ignored:
-    """What stands for an object that a file has beside its weights: it does nothing."""
+class _Placeholder:
+    """The placeholder of an object in a checkpoint; it does nothing."""
 
     def __init__(self, *args: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
 
 
-# mmengine's checkpoints hold a history of losses. torch reads it as these, not as what they are named after.
+# mmengine's checkpoints hold a history of losses. torch reads its objects as these placeholders of the same names.
 PLACEHOLDERS: List[Any] = [
-    type(name, (_Ignored,), {"__module__": module})
+    type(name, (_Placeholder,), {"__module__": module})
     for module, names in {
         "mmengine.logging.history_buffer": ["HistoryBuffer"],
         "builtins": ["getattr"],
@@ -65,24 +65,24 @@ PLACEHOLDERS: List[Any] = [
 
 
 class Backbone(BaseModule):
-    """A timm network without its head, as mmengine's libraries want a backbone: it returns a tuple of feature maps.
+    """A timm network without its head that returns a tuple of feature maps.
 
-    ``out_channels`` and ``out_strides`` say of what. Stages that no output needs are not there.
+    ``out_channels`` and ``out_strides`` describe the maps. Stages that no output needs are removed.
 
     Args:
         name: the network's name in timm.
         in_channels: channels of the images.
-        out_indices: which outputs to return, rising; all if None. Output i has stride 4 · 2^i, at most
+        out_indices: positions of the outputs to return, rising; all if None. Output i has stride 4 · 2^i, at most
             ``output_stride``; the networks for CIFAR have outputs 0, 1 and 2, of stride 1, 2 and 4.
-        frozen_stages: −1 freezes nothing, 0 the stem, i the stem and all that output i − 1 needs: parameters get no
-            gradient, and the modules stay in evaluation.
+        frozen_stages: −1 freezes nothing, 0 the stem, i the stem and all layers up to output i − 1. Frozen parameters
+            get no gradient, and frozen modules stay in evaluation.
         norm_eval: batch normalisations use their running statistics in training, too.
-        with_cp: save memory in the backward pass, as ``set_grad_checkpointing`` does in these networks.
+        with_cp: checkpointing: save memory in the backward pass, as ``set_grad_checkpointing`` does.
         init_cfg: mmengine's. ``Pretrained`` takes ``checkpoint``, a local file, and ``prefix``, the backbone's place
             in it. The file may be timm's (``.pth``, ``.pth.tar``, ``.safetensors``; a moving average is preferred) or
-            mmengine's. Tensors and plain values are read, other objects never made. A classifier is left out; all
-            other keys have to fit.
-        **options: the timm network's own.
+            mmengine's. Only tensors and plain values are read; other objects are never created. A classifier is left
+            out; all other keys must fit.
+        **options: arguments of the timm network.
 
     Raises:
         TypeError: an option is unknown.
@@ -104,14 +104,14 @@ class Backbone(BaseModule):
     ) -> None:
         if options.get("pretrained"):
             raise ValueError(
-                f"pretrained={options['pretrained']!r}: must be None, also in the base's model; {NAME_A_FILE}"
+                f"pretrained={options['pretrained']!r}: must be None, also in the base's model; {FILE_HINT}"
             )
         check_bool("norm_eval", norm_eval)
         check_bool("with_cp", with_cp)
         _pretrained_cfg(init_cfg)
         super().__init__(init_cfg)
         self.name, self.options = name, dict(options, in_chans=in_channels)
-        features = self._skeleton().feature_info
+        features = self._meta_network().feature_info
         self._first = int(features[0]["reduction"] < 4)  # a stem of stride 1 or 2 is no output
         self.out_indices = _check_indices(out_indices, len(features) - self._first)
         self.frozen_stages = _check_frozen(frozen_stages, len(features) - self._first)
@@ -122,7 +122,7 @@ class Backbone(BaseModule):
         self.out_strides: Tuple[int, ...] = tuple(self.body.feature_info.reduction())
         if with_cp:
             self.body.set_grad_checkpointing()
-        for part in self._frozen():
+        for part in self._frozen_modules():
             part.requires_grad_(False)
         self.train()
 
@@ -131,9 +131,9 @@ class Backbone(BaseModule):
         return tuple(self.body(x))
 
     def train(self, mode: bool = True) -> Backbone:
-        """Switch to training or evaluation; what is frozen stays in evaluation."""
+        """Switch to training or evaluation; frozen modules stay in evaluation."""
         super().train(mode)
-        for part in self._frozen():
+        for part in self._frozen_modules():
             part.eval()
         if self.norm_eval:
             for module in self.modules():
@@ -142,16 +142,19 @@ class Backbone(BaseModule):
         return self
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
-        """Register a child; mmengine's conversion to ``SyncBatchNorm``, which calls this, forgets what is frozen."""
+        """Register a child; a frozen one is put into evaluation.
+
+        mmengine's conversion to ``SyncBatchNorm`` calls this method with new modules in training.
+        """
         super().add_module(name, module)
         self.train(self.training)
 
     def init_weights(self) -> None:
-        """Load the checkpoint that ``init_cfg`` names; without one, initialise as mmengine does.
+        """Load the checkpoint of ``init_cfg``; without one, initialise as mmengine does.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not a checkpoint, or one of another network.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is not a checkpoint, or belongs to another network.
         """
         pretrained = _pretrained_cfg(self.init_cfg)
         if pretrained is None or self._is_init:
@@ -160,22 +163,22 @@ class Backbone(BaseModule):
         path = str(pretrained["checkpoint"])
         self._load(_select(_read(path), pretrained.get("prefix"), path), path)
         self._is_init = True
-        if hasattr(self, "_params_init_info"):  # of the model that holds this one
+        if hasattr(self, "_params_init_info"):  # of the surrounding model
             update_init_info(self, init_info=f"loaded from {path}")
 
     def no_weight_decay(self) -> Set[str]:
-        """Name the parameters that weight decay must leave alone, as timm's networks do: the coefficients."""
-        names = self._skeleton().no_weight_decay()
+        """Return the names of parameters without weight decay: the coefficients."""
+        names = self._meta_network().no_weight_decay()
         return {name for name, _ in self.named_parameters() if _timm_key(name) in names}
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> Tuple[int, int]:
-        """Return a parameter's depth, and how many depths there are, for mmpretrain's layer-wise learning rates.
+        """Return a parameter's depth, and the number of depths.
 
-        As in timm's layer decay the stem has depth 0, each block, dense layer or cell the next one, and what follows
-        the backbone the last, with AGDNet's last normalisation.
+        As in timm's layer decay the stem has depth 0, and each block, dense layer or cell the next depth. Layers after
+        the backbone have the last depth, with AGDNet's last normalisation.
 
         Args:
-            param_name: the parameter's name in the whole model.
+            param_name: the parameter's name in the complete model.
             prefix: the backbone's place in it.
 
         Raises:
@@ -191,43 +194,44 @@ class Backbone(BaseModule):
 
     @cached_property
     def _depths(self) -> Tuple[Dict[str, int], int]:
-        """The depth of each parameter, and of what follows the backbone: of timm's classifier unless stages are cut."""
-        net = self._skeleton()
-        whole = group_parameters(net, net.group_matcher(), reverse=True)
-        own = {name: whole[_timm_key(name)] for name, _ in self.named_parameters()}
-        return own, min(max(own.values()) + 1, max(whole.values()))
+        """The depth of each parameter, and of the layers after the backbone.
+
+        The latter is the depth of timm's classifier, or one more than the last stage's if stages are removed.
+        """
+        net = self._meta_network()
+        all_depths = group_parameters(net, net.group_matcher(), reverse=True)
+        depths = {name: all_depths[_timm_key(name)] for name, _ in self.named_parameters()}
+        return depths, min(max(depths.values()) + 1, max(all_depths.values()))
 
     def _load(self, state_dict: Mapping[str, Tensor], path: str) -> None:
-        """Take the weights out of the whole network's, under timm's names or this backbone's."""
-        found = {_timm_key(key): value for key, value in state_dict.items()}
+        """Load weights of the complete network or of the backbone."""
+        weights = {_timm_key(key): value for key, value in state_dict.items()}
         own = {_timm_key(key): value for key, value in self.body.state_dict().items()}
-        whole = self._skeleton().state_dict()
-        common = [key for key in own if key in found and not is_rule(key)]
-        shapes = {key: (tuple(found[key].shape), tuple(own[key].shape)) for key in common}
+        complete = self._meta_network().state_dict()
+        common = [key for key in own if key in weights and not is_rule(key)]
+        shapes = {key: (tuple(weights[key].shape), tuple(own[key].shape)) for key in common}
         faults = {
-            "missing": [key for key in own if key not in found and not is_rule(key)],
-            "unknown": [key for key in found if key not in whole and key.split(".")[0] not in HEADS],
-            "of another shape": [
-                f"{key} {got}, not {wanted}" for key, (got, wanted) in shapes.items() if got != wanted
-            ],
+            "missing": [key for key in own if key not in weights and not is_rule(key)],
+            "unknown": [key for key in weights if key not in complete and key.split(".")[0] not in HEADS],
+            "of another shape": [f"{key} {got}, not {shape}" for key, (got, shape) in shapes.items() if got != shape],
         }
         if any(faults.values()):
             text = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
             hint = ". prefix='backbone.' takes the backbone of a whole model" if faults["unknown"] else ""
             raise ValueError(f"checkpoint={path!r}: must hold the weights of {self.name}; {text}{hint}")
-        fitting = {key: found[_timm_key(key)] for key in self.body.state_dict() if _timm_key(key) in found}
+        fitting = {key: weights[_timm_key(key)] for key in self.body.state_dict() if _timm_key(key) in weights}
         try:
             self.body.load_state_dict({key: value for key, value in fitting.items() if is_rule(key)}, strict=False)
         except RuntimeError as error:  # the rules differ
             raise ValueError(f"checkpoint={path!r}: must hold the weights of {self.name}; {error}") from error
         self.body.load_state_dict(fitting)
 
-    def _skeleton(self) -> Any:
-        """Return the whole network without values."""
+    def _meta_network(self) -> Any:
+        """Return the complete network on the meta device, without values."""
         return timm.create_model(self.name, device="meta", **self.options)
 
-    def _frozen(self) -> Iterator[nn.Module]:
-        """Yield the modules that are frozen, from the stem on."""
+    def _frozen_modules(self) -> Iterator[nn.Module]:
+        """Yield the frozen modules, from the stem on."""
         if self.frozen_stages < 0:
             return
         end = self.body.feature_info.module_name(max(self._first + self.frozen_stages - 1, 0)).replace(".", "_")
@@ -313,19 +317,19 @@ class CellNet(Backbone):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class NoWeightDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's default, without weight decay for the parameters that a network's ``no_weight_decay`` names.
+    """mmengine's default, with ``no_weight_decay`` of networks.
 
     Args:
         optim_wrapper_cfg: mmengine's.
-        paramwise_cfg: mmengine's; its learning rates hold for these parameters, too.
+        paramwise_cfg: mmengine's; its learning rates also apply to these parameters.
     """
 
     def __init__(self, optim_wrapper_cfg: Dict[str, Any], paramwise_cfg: Optional[Dict[str, Any]] = None) -> None:
-        # mmengine makes groups of parameters only where there is an option; this one takes shared parameters once.
+        # mmengine creates groups of parameters only if an option is set; this one takes shared parameters once.
         super().__init__(optim_wrapper_cfg, {"bypass_duplicate": True, **(paramwise_cfg or {})})
 
     def add_params(self, params: List[Dict[str, Any]], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
-        """Add the parameters of a module to the groups, one each."""
+        """Add the parameters of a module, one group each."""
         super().add_params(params, module, prefix, **kwargs)
         if prefix:  # a part of the model
             return
@@ -344,10 +348,11 @@ def _check_indices(indices: Any, count: int) -> Tuple[int, ...]:
     if indices is None:
         return tuple(range(count))
     is_sequence = isinstance(indices, Sequence) and not isinstance(indices, str)
-    found = tuple(indices) if is_sequence else ()
-    if not found or any(isinstance(i, bool) or i not in range(count) for i in found) or sorted(set(found)) != [*found]:
+    values = tuple(indices) if is_sequence else ()
+    is_valid = bool(values) and not any(isinstance(i, bool) or i not in range(count) for i in values)
+    if not is_valid or sorted(set(values)) != [*values]:
         raise ValueError(f"out_indices={indices!r}: must be rising integers from 0 to {count - 1}, at least one")
-    return found
+    return values
 
 
 def _check_frozen(stages: Any, count: int) -> int:
@@ -357,20 +362,20 @@ def _check_frozen(stages: Any, count: int) -> int:
 
 
 def _pretrained_cfg(init_cfg: Any) -> Optional[Dict[str, Any]]:
-    """Return the part of ``init_cfg`` that names a checkpoint, checked; it makes the other parts void."""
+    """Return the part of ``init_cfg`` that names a checkpoint."""
     parts = init_cfg if isinstance(init_cfg, (list, tuple)) else [] if init_cfg is None else [init_cfg]
     if not all(isinstance(part, dict) and "type" in part for part in parts):
-        raise ValueError(f"init_cfg={init_cfg!r}: must be a dict with a type, or a list of them; {NAME_A_FILE}")
-    named = [dict(part) for part in parts if part["type"] in ("Pretrained", PretrainedInit)]
-    if not named:
+        raise ValueError(f"init_cfg={init_cfg!r}: must be a dict with a type, or a list of them; {FILE_HINT}")
+    pretrained = [dict(part) for part in parts if part["type"] in ("Pretrained", PretrainedInit)]
+    if not pretrained:
         return None
-    unknown = sorted(named[-1].keys() - {"type", "checkpoint", "prefix", "map_location"})
+    unknown = sorted(pretrained[-1].keys() - {"type", "checkpoint", "prefix", "map_location"})
     if unknown:
         raise ValueError(f"init_cfg has {', '.join(unknown)}: with type='Pretrained' it takes checkpoint and prefix")
-    checkpoint = named[-1].get("checkpoint")
+    checkpoint = pretrained[-1].get("checkpoint")
     if not isinstance(checkpoint, (str, Path)) or not str(checkpoint) or "://" in str(checkpoint):
         raise ValueError(f"checkpoint={checkpoint!r}: must be a local file; nothing is downloaded")
-    return named[-1]
+    return pretrained[-1]
 
 
 def _read(path: str) -> Dict[str, Tensor]:
@@ -378,36 +383,36 @@ def _read(path: str) -> Dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint={path!r}: must be an existing file")
-    wanted = f"checkpoint={path!r}: must be a state dict, or a file of timm's or mmengine's that holds one"
+    message = f"checkpoint={path!r}: must be a state dict, or a file of timm's or mmengine's that holds one"
     try:
         with safe_globals(PLACEHOLDERS):
             state_dict = load_state_dict(str(file), weights_only=True)
-    except Exception as error:  # whatever the formats' readers raise
-        raise ValueError(f"{wanted} ({error})") from error
+    except Exception as error:  # the readers of the formats raise many types
+        raise ValueError(f"{message} ({error})") from error
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise ValueError(wanted)
+        raise ValueError(message)
     return state_dict
 
 
 def _select(state_dict: Dict[str, Tensor], prefix: Optional[str], path: str) -> Dict[str, Tensor]:
-    """Return what is below a prefix."""
+    """Return the entries below a prefix."""
     if not prefix:
         return state_dict
     start = prefix.rstrip(".") + "."
-    found = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
-    if not found:
-        there = sorted({key.split(".")[0] for key in state_dict})
-        raise ValueError(f"prefix={prefix!r}: must begin keys of {path!r}, which begin with {_some(there)}")
-    return found
+    entries = {key.removeprefix(start): value for key, value in state_dict.items() if key.startswith(start)}
+    if not entries:
+        starts = sorted({key.split(".")[0] for key in state_dict})
+        raise ValueError(f"prefix={prefix!r}: must begin keys of {path!r}, which begin with {_some(starts)}")
+    return entries
 
 
 def _timm_key(key: str) -> str:
-    """Return a key of this backbone's, or of timm's ``features_only`` network, as the whole network has it."""
+    """Return the complete network's key for a backbone's key."""
     return re.sub(r"^features_", "features.", key.removeprefix("body.").removeprefix("model."))
 
 
 def _parts(body: Any) -> Iterator[Tuple[str, nn.Module]]:
-    """Yield the modules of timm's ``features_only`` network in the order of their use."""
+    """Yield the modules of a ``features_only`` network in order of use."""
     for name, child in getattr(body, "model", body).named_children():
         if isinstance(child, nn.ModuleList):
             yield from ((f"{name}_{key}", part) for key, part in child.named_children())

@@ -1,4 +1,4 @@
-"""The next steps that terminal and report name: commands and calls that work from any folder."""
+"""Commands and calls of the next step, printed by terminal and report; they work from any folder."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .run_folder import GENOTYPE, WEIGHTS
+
 __all__ = ["absolute_source", "plot_cells_command", "retrain_command", "timm_call"]
 
-# Images that go by a name; every other source is a path.
+# Names of sources of images; every other source is a path.
 SOURCES = ("digits", "cifar10")
-# What ``search`` and ``retrain`` both take and mean alike, with the defaults of ``retrain``.
+# Options with the same meaning in ``search`` and ``retrain``, with the defaults of ``retrain``.
 SHARED = {"data": "cifar10", "limit": None, "padding": 4, "seed": 0, "workers": 0, "accelerator": "auto", "devices": 1}
 BATCH_SIZE = 96
 
 
 def absolute_source(data: str) -> str:
-    """Return a path of images as an absolute one; a name, or a path where nothing is, as it stands."""
+    """Return the absolute path of images; names and missing paths are returned unchanged."""
     return data if data in SOURCES or not os.path.exists(data) else os.path.abspath(data)
 
 
 def retrain_command(genotype: str | Path, settings: Mapping[str, Any], images: int | None = None) -> str:
-    """Compose the command that trains what a search has found on the images that it has searched with.
+    """Return the command that trains a genotype on the images of its search.
 
     Args:
         genotype: the file.
-        settings: the search's, and where it ran. What both commands take and is not the default is passed on.
-        images: number of training images, if it is known: a batch cannot have more than a process's share of them.
+        settings: settings of the search and its machine options. Shared options are passed on if they differ from the
+            default.
+        images: number of training images, ``None`` if unknown; a batch is at most the share of a process.
     """
     words = ["optinspired", "retrain", os.path.abspath(genotype)]
     for name, default in SHARED.items():
@@ -44,25 +47,25 @@ def retrain_command(genotype: str | Path, settings: Mapping[str, Any], images: i
 
 
 def plot_cells_command(genotype: str | Path) -> str:
-    """Compose the command that draws the cells of a genotype's file."""
+    """Return the command that draws the cells of a genotype's file."""
     return shlex.join(["optinspired", "plot", "cells", os.path.abspath(genotype)])
 
 
 def timm_call(folder: str | Path, settings: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
-    """Compose the Python expression that builds the network of a retraining with its weights.
+    """Return the Python expression that builds the network of a retraining with its weights.
 
     Args:
         folder: the folder of the retraining.
         settings: its settings.
-        data: its images, as ``run.json`` describes them.
+        data: the entry ``data`` of its ``run.json``.
 
     Returns:
-        The expression; ``None`` where the training has not finished, or ``run.json`` does not describe the images.
+        The expression; ``None`` if the training has not finished, or ``run.json`` does not describe the images.
     """
-    genotype, weights = (os.path.abspath(Path(folder) / name) for name in ("genotype.json", "model.safetensors"))
+    genotype, weights = (os.path.abspath(Path(folder) / name) for name in (GENOTYPE, WEIGHTS))
     numbers = {
         "cells": settings.get("cells"),
-        "channels": settings.get("width"),
+        "channels": settings.get("channels"),
         "num_classes": data.get("classes"),
         "in_chans": data.get("channels"),
     }
@@ -70,5 +73,5 @@ def timm_call(folder: str | Path, settings: Mapping[str, Any], data: Mapping[str
     if not complete:
         return None
     arguments = {"genotype": genotype, **numbers, "checkpoint_path": weights}
-    given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return f"timm.create_model({str(settings.get('model'))!r}, {given})"
+    keywords = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return f"timm.create_model({str(settings.get('model'))!r}, {keywords})"

@@ -1,8 +1,8 @@
 """The simulation of section 6.3: five networks fit random pairs (Table 2).
 
-The paper states data, networks and loss, but neither the optimiser nor its learning rate; :class:`Recipe` marks what is
-ours. The product of learning rate and steps, 100, was chosen so that the network of gradient descent ends near the
-paper's figure. That part of the agreement is fitted; the order of the networks is not.
+The paper states data, networks and loss, but neither the optimiser nor its learning rate: :class:`Recipe` marks our
+choices. The product of learning rate and steps, 100, was chosen so that the network of gradient descent ends near the
+figure of the paper. The order of the networks is not fitted.
 """
 
 from __future__ import annotations
@@ -23,16 +23,27 @@ from torch import Tensor, nn
 
 from ._checks import check_int, short
 from ._files import clear_temporaries, printable, read_table, write_atomically
-from ._locks import held
 from .algorithms.methods import ALGORITHMS
 from .propagation.probing import layers_per_step
 from .propagation.unrolled import Unrolled
+from .run_folder import lock_file
 
-__all__ = ["PAPER", "Cell", "Recipe", "Run", "build", "read_runs", "simulate", "summarise", "to_markdown", "train"]
+__all__ = [
+    "PAPER",
+    "Recipe",
+    "Run",
+    "TableEntry",
+    "build",
+    "read_runs",
+    "simulate",
+    "summarise",
+    "to_markdown",
+    "train",
+]
 
 DEPTHS = (10, 20, 30, 40)
 
-# Table 2: MSE by network, one value a depth.
+# Table 2: MSE by network, one value per depth.
 PAPER = {
     "admm": dict(zip(DEPTHS, (1.07576, 1.07495, 1.07665, 1.07749))),
     "gd": dict(zip(DEPTHS, (1.00644, 1.00679, 1.00652, 1.00653))),
@@ -44,7 +55,7 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained and how. Weights start Xavier uniform and biases at 0 (our choice)."""
+    """Sizes and settings of a training; weights start Xavier uniform and biases at 0 (our choice)."""
 
     pairs: int = 10_000  # §6.3
     dimension: int = 100  # §6.3
@@ -65,7 +76,7 @@ class Run(NamedTuple):
     """One trained network.
 
     ``mse`` is the mean over all pairs and dimensions after training, NaN if training diverged. ``output_std`` is the
-    standard deviation of the output over the pairs, averaged over dimensions: 0 for a network that ignores its input.
+    standard deviation of the output over the pairs, averaged over dimensions; it is 0 if the network ignores its input.
     """
 
     network: str
@@ -76,8 +87,8 @@ class Run(NamedTuple):
     seconds: float
 
 
-class Cell(NamedTuple):
-    """A cell of Table 2: the paper's figure (``None`` where it has none), and mean and spread of ours over seeds."""
+class TableEntry(NamedTuple):
+    """An entry of Table 2: the printed MSE or ``None``, and mean and spread of our runs over seeds."""
 
     network: str
     depth: int
@@ -89,7 +100,7 @@ class Cell(NamedTuple):
 
 
 def build(network: str, depth: int, recipe: Recipe, generator: torch.Generator) -> Unrolled:
-    """Return a network of Table 2: the algorithm unrolled over sigmoid(W_k x + b_k), with its own W_k for each call.
+    """Return a network of Table 2: an algorithm unrolled over layers sigmoid(W_k x + b_k).
 
     Raises:
         ValueError: the network is unknown, or the depth is not an integer ≥ 1.
@@ -110,13 +121,13 @@ def build(network: str, depth: int, recipe: Recipe, generator: torch.Generator) 
 def train(
     network: str, depth: int, seed: int, recipe: Recipe | None = None, on_step: Callable[[], None] = lambda: None
 ) -> Run:
-    """Draw pairs from N(0, I), train one network on them by (15), and measure it on the same pairs, as the paper does.
+    """Draw pairs from N(0, I), train one network on them by (15), and measure it on the same pairs.
 
     Args:
         network: a name in :data:`~optinspired_plugins.algorithms.methods.ALGORITHMS`.
         depth: number of steps of the algorithm, ≥ 1.
         seed: seed of pairs, weights and order.
-        recipe: the rest; ``None`` for the default.
+        recipe: other settings; ``None`` for the default.
         on_step: called after every step.
 
     Raises:
@@ -143,7 +154,7 @@ def train(
 
 
 def _batches(recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of one batch a step, every pair once an epoch."""
+    """Yield the indices of a batch per step, every pair once per epoch."""
     left: list[Tensor] = []
     for _ in range(recipe.steps):
         if not left:
@@ -158,42 +169,39 @@ def simulate(
     seeds: Iterable[int] = (0, 1, 2),
     recipe: Recipe | None = None,
     on_step: Callable[[], None] = lambda: None,
-    on_run: Callable[[Run, bool], None] = lambda run, found: None,
+    on_run: Callable[[Run, bool], None] = lambda run, stored: None,
 ) -> list[Run]:
-    """Train every network at every depth with every seed; what the file already holds is not trained again.
+    """Train networks of all depths with all seeds, and return their runs.
 
     Args:
-        path: CSV of the runs, rewritten after each, so that an interrupted simulation goes on where it was.
+        path: CSV of the runs, rewritten after each run; runs that it already has are not repeated.
         networks: names.
-        depths: depths.
-        seeds: seeds.
+        depths: numbers of steps.
+        seeds: one run of each network and depth per seed.
         recipe: ``None`` for the default.
         on_step: called after every training step.
-        on_run: called with each finished run and whether the file held it.
-
-    Returns:
-        The runs asked for, in order.
+        on_run: called with each run, and True if it was in the file.
 
     Raises:
-        ValueError: an argument is out of range, or the file is damaged or holds runs of another recipe.
-        RuntimeError: another process simulates into the file.
-        OSError: the file cannot be written; it still holds the runs before.
+        ValueError: an argument is out of range, or the file is damaged or has runs of another recipe.
+        RuntimeError: another process writes the file.
+        OSError: the file cannot be written; it still has the earlier runs.
     """
     recipe = recipe or Recipe()
-    wanted = [(network, depth, seed) for network in networks for depth in depths for seed in seeds]
-    for network, depth, _ in wanted:
+    keys = [(network, depth, seed) for network in networks for depth in depths for seed in seeds]
+    for network, depth, _ in keys:
         _check_network(network, depth)
-    with held(path.with_name(f".{path.name}.lock")):
+    with lock_file(path.with_name(f".{path.name}.lock")):
         clear_temporaries(path.parent, [path.name])
         runs = {run[:3]: run for run in read_runs(path, recipe)} if path.exists() else {}
-        for key in wanted:
-            found = key in runs
-            if not found:
+        for key in keys:
+            stored = key in runs
+            if not stored:
                 runs[key] = train(*key, recipe, on_step)
                 write_atomically(path, _to_csv(runs.values(), recipe))
-            on_run(runs[key], found)
-        stored = {run[:3]: run for run in read_runs(path)}  # as rounded in the file, so that tables made later agree
-    return [stored[key] for key in wanted]
+            on_run(runs[key], stored)
+        rounded = {run[:3]: run for run in read_runs(path)}  # as in the file, so that later tables agree
+    return [rounded[key] for key in keys]
 
 
 def _to_csv(runs: Iterable[Run], recipe: Recipe) -> str:
@@ -211,10 +219,10 @@ def read_runs(path: Path, recipe: Recipe | None = None) -> list[Run]:
 
     Args:
         path: the CSV.
-        recipe: the recipe that they must have; ``None`` for any.
+        recipe: the recipe of all runs; ``None`` for any.
 
     Raises:
-        ValueError: a line is damaged or of another recipe; the message names it.
+        ValueError: a line is damaged or has another recipe; the message names it.
     """
     runs = []
     for line, row in read_table(path, [*Run._fields, *asdict(Recipe())]).items():
@@ -232,7 +240,11 @@ def read_runs(path: Path, recipe: Recipe | None = None) -> list[Run]:
 
 
 def _parse_run(row: Mapping[str, str]) -> tuple[Run, Recipe]:
-    """Return the run and the recipe of a row; ValueError where a field is none of a run."""
+    """Return the run and the recipe of a row.
+
+    Raises:
+        ValueError: a field is invalid.
+    """
 
     def number(name: str, kind: type[Any]) -> Any:
         try:
@@ -249,35 +261,35 @@ def _parse_run(row: Mapping[str, str]) -> tuple[Run, Recipe]:
     return run, Recipe(**{name: number(name, type(value)) for name, value in asdict(Recipe()).items()})
 
 
-def summarise(runs: Iterable[Run]) -> list[Cell]:
+def summarise(runs: Iterable[Run]) -> list[TableEntry]:
     """Group runs by network and depth, in order of appearance.
 
-    ``spread`` is the standard deviation over seeds, NaN for a single one; ``output_std`` the largest.
+    ``spread`` is the standard deviation over seeds, NaN for a single seed; ``output_std`` is the largest of the group.
     """
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.network, run.depth), []).append(run)
-    cells = []
+    entries = []
     for (network, depth), group in groups.items():
         errors = [run.mse for run in group]
         spread = stdev(errors) if len(errors) > 1 else math.nan
         largest = max(run.output_std for run in group)
         printed = PAPER.get(network, {}).get(depth)
-        cells.append(Cell(network, depth, printed, mean(errors), spread, largest, len(group)))
-    return cells
+        entries.append(TableEntry(network, depth, printed, mean(errors), spread, largest, len(group)))
+    return entries
 
 
-def to_markdown(cells: Iterable[Cell]) -> str:
-    """Return the cells as a Markdown table, paper and measured in separate columns."""
+def to_markdown(entries: Iterable[TableEntry]) -> str:
+    """Return the entries as a Markdown table, paper and measured in separate columns."""
     lines = [
         "| network | depth | MSE, paper | MSE, measured | std over seeds | seeds | std of the output |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for cell in cells:
-        printed = "" if cell.paper is None else f"{cell.paper:.5f}"
-        spread = "" if math.isnan(cell.spread) else f"{cell.spread:.5f}"
-        measured = f"{cell.mse:.5f} | {spread} | {cell.seeds} | {cell.output_std:.1e}"
-        lines.append(f"| {cell.network} | {cell.depth} | {printed} | {measured} |")
+    for entry in entries:
+        printed = "" if entry.paper is None else f"{entry.paper:.5f}"
+        spread = "" if math.isnan(entry.spread) else f"{entry.spread:.5f}"
+        measured = f"{entry.mse:.5f} | {spread} | {entry.seeds} | {entry.output_std:.1e}"
+        lines.append(f"| {entry.network} | {entry.depth} | {printed} | {measured} |")
     return "\n".join(lines) + "\n"
 
 

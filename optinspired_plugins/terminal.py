@@ -1,11 +1,9 @@
-"""The command's terminal: plain lines, a bar of progress, errors as one line on stderr, and hosts kept quiet."""
+"""Output of the command: plain lines, a progress bar, and errors as one line on stderr."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,19 +16,19 @@ from rich.text import Text
 
 from ._files import printable
 
-__all__ = ["console", "epoch_progress", "errors_as_messages", "quiet_hosts", "show"]
+__all__ = ["console", "epoch_progress", "errors_as_messages", "show"]
 
-# What arguments, files, a full disk or a diverging loss cause.
+# Errors caused by arguments, files, a full disk or a diverging loss.
 FOR_USERS = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 _PLAIN: dict[str, Any] = dict(markup=False, emoji=False, highlight=False)
 
-# Of a distributed run, the first process speaks; every process reports its error.
+# In a distributed run only the first process prints; every process reports its errors.
 console = Console(quiet=os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0", **_PLAIN)
 errors = Console(stderr=True, **_PLAIN)
 
 
 def show(*lines: str) -> None:
-    """Print lines; what would move the cursor, set a title or begin another line is written out."""
+    """Print lines; control characters are written as escapes."""
     for line in lines:
         console.print(printable(line), soft_wrap=True)
 
@@ -39,7 +37,14 @@ def show(*lines: str) -> None:
 def epoch_progress(
     name: str, epochs: int, out: Path, line: Callable[[dict[str, Any]], str]
 ) -> Iterator[dict[str, Callable[..., None]]]:
-    """Show a bar of batches and a line an epoch; give what a run calls."""
+    """Show a bar of batches and one line per epoch, and return the callbacks of a run.
+
+    Args:
+        name: label of the bar.
+        epochs: number of epochs.
+        out: folder of the run.
+        line: returns the text of an epoch, from its entry of the history.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=None)
@@ -54,14 +59,14 @@ def epoch_progress(
 
         try:
             yield dict(on_start=on_start, on_batch=lambda: progress.advance(task), on_epoch=on_epoch)
-        except SystemExit:  # Lightning's, of an interrupt or SIGTERM
+        except SystemExit:  # Lightning raises it at an interrupt or SIGTERM
             show("Stopped: the same command goes on after the last finished epoch.")
             raise
 
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Turn an error that a user can cause into a line on stderr and exit status 1; others keep their traceback."""
+    """Print an error that a user can cause as one line on stderr and exit with 1; others keep their traceback."""
     try:
         yield
     except Exception as error:
@@ -72,16 +77,3 @@ def errors_as_messages() -> Iterator[None]:
         message = printable(" ".join(line.strip() for line in str(error).splitlines()))
         errors.print(Text.assemble(("error", "red"), f" {type(error).__name__}: {message}"), soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-@contextmanager
-def quiet_hosts() -> Iterator[None]:
-    """Keep NNI's and Lightning's advice out of a terminal that shows progress; what they raise still comes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import nni_spaces  # noqa: F401  the hosts set their own levels when they are imported
-
-        logging.getLogger("nni").setLevel(logging.CRITICAL)  # it logs every exception that it passes on
-        for name in ("pytorch_lightning", "lightning", "lightning.pytorch", "lightning_fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield

@@ -11,7 +11,7 @@ import nni_spaces.runs.search
 from optinspired_plugins import Genotype
 
 
-class Recording(nni_spaces.runs.search.RunFolder):
+class Recording(nni_spaces.runs.search.RunCallback):
     def on_train_epoch_end(self, trainer, module):
         super().on_train_epoch_end(trainer, module)
         alphas = [alpha.detach().clone() for alpha in module.arch_parameters()]
@@ -20,7 +20,7 @@ class Recording(nni_spaces.runs.search.RunFolder):
 
 def main(folder, settings):
     torch.set_num_threads(1)
-    nni_spaces.runs.search.RunFolder = Recording
+    nni_spaces.runs.search.RunCallback = Recording
     save = Genotype.save
 
     def recorded_save(genotype, path):

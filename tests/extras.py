@@ -13,7 +13,6 @@ EXTRAS = {
     "rich": "viz",
     "scipy": "viz",
     "sklearn": "viz",
-    "tianshou": "rl",
     "typer": "viz",
 }
 # These are there and cannot be imported where a library of the system is missing.

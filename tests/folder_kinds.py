@@ -15,11 +15,12 @@ from trial_runs import TINY as SPACE
 from trial_runs import sized
 
 from nni_spaces import HBSpace, read_trials, run_trials
-from nni_spaces.runs.callback import RunFolder
+from nni_spaces.runs.callback import RunCallback
 from nni_spaces.runs.checkpoints import seal
 from nni_spaces.runs.data import read_images
-from nni_spaces.runs.retrain import RetrainSettings, _keep_weights, retrain
-from nni_spaces.runs.search import SearchSettings, search
+from nni_spaces.runs.retrain import _write_weights, retrain
+from nni_spaces.runs.search import search
+from nni_spaces.runs.settings import RetrainSettings, SearchSettings
 from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.report.page import write_report
 from optinspired_plugins.run_folder import last_entry
@@ -29,7 +30,7 @@ SEARCH = SearchSettings(data="digits", limit=64, epochs=2, channels=2, cells=3, 
 NODES = [[["sep_conv_3x3", 1], ["max_pool_3x3", 1], ["neg_skip_connect", 0]]]
 RETRAIN = RetrainSettings(
     genotype={"version": 1, "rule": "hb", "normal": NODES, "reduction": NODES},
-    data="digits", limit=64, epochs=2, cells=3, width=2, batch_size=16, aux_weight=0, cutout=0, padding=0,
+    data="digits", limit=64, epochs=2, cells=3, channels=2, batch_size=16, aux_weight=0, cutout=0, padding=0,
 )  # fmt: skip
 RECIPE = Recipe(pairs=40, dimension=3, batch_size=10, steps=2)
 ROW = dict(network="hbnet20", seed=0, test_error="8.5", command="python table4.py")
@@ -54,14 +55,14 @@ def images():
 
 def open_run(folder, settings, **options):
     """Read and check a run as one that goes on does, up to where it would train."""
-    run = RunFolder(folder, settings, images(), lambda module: {}, None, None, None, **options)
+    run = RunCallback(folder, settings, images(), lambda module: {}, None, None, None, **options)
     run.resume()
     return run
 
 
 def read_retraining(folder):
     """Read a retraining that has finished."""
-    _keep_weights(open_run(folder, RETRAIN), is_new=False)
+    _write_weights(open_run(folder, RETRAIN), is_new=False)
     last_entry(folder, "test_top1")
 
 
@@ -192,13 +193,6 @@ def rewrite(path, **changes):
     """Change or, where the value is ``...``, remove fields of a JSON object."""
     found = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
-
-
-def to_older_version(folder):
-    """Make of a folder one in which neither execution nor digests are recorded."""
-    rewrite(folder / "settings.json", devices=..., precision=...)
-    found = torch.load(folder / "checkpoint.pt", weights_only=True)
-    torch.save({**found, "callbacks": {}}, folder / "checkpoint.pt")
 
 
 def settings_of(kind):

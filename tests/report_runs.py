@@ -89,5 +89,12 @@ def make_retrain(tests=(50.0, 97.5, 96.25), resumed=(), epochs=3, **about):
         for epoch, top1 in enumerate(tests)
     ]
     genotype = json.loads(GENOTYPES["darts_v2"].to_json())
-    settings = {"genotype": genotype, "model": "cellnet_cifar", "cells": 20, "width": 36, "epochs": epochs, "seed": 3}
+    settings = {
+        "genotype": genotype,
+        "model": "cellnet_cifar",
+        "cells": 20,
+        "channels": 36,
+        "epochs": epochs,
+        "seed": 3,
+    }
     return {"settings": settings, "run": {"parameters": 3349342, "macs": 528000000, **about}, "history": history}

@@ -12,8 +12,9 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None, retraining
     """Search or retrain; end by SIGKILL after a batch, or while the so-manieth file of an epoch is renamed."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a process that a user starts
-    from nni_spaces.runs.retrain import RetrainSettings, retrain
-    from nni_spaces.runs.search import SearchSettings, search
+    from nni_spaces.runs.retrain import retrain
+    from nni_spaces.runs.search import search
+    from nni_spaces.runs.settings import RetrainSettings, SearchSettings
 
     seen = {"batches": 0, "saves": 0}
 
@@ -41,9 +42,9 @@ def run(folder, settings, workers=0, kill_at=None, kill_in_save=None, retraining
 
 def hold(folder, held, done):
     """Hold a run's folder until told to let go."""
-    from nni_spaces.runs.callback import locked
+    from optinspired_plugins.run_folder import lock_folder
 
-    with locked(Path(folder)):
+    with lock_folder(Path(folder)):
         held.set()
         done.wait(60)
 
@@ -51,8 +52,8 @@ def hold(folder, held, done):
 def run_in_stages(folder, settings, stages, kill_at=None, kill_before=None):
     """Search stage by stage; end by SIGKILL after a batch of all, or before a file of the run is written."""
     torch.set_num_threads(1)
-    from nni_spaces.runs.progressive import Stage, search_progressively
-    from nni_spaces.runs.search import SearchSettings
+    from nni_spaces.runs.progressive import SearchStage, search_progressively
+    from nni_spaces.runs.settings import SearchSettings
 
     batches, rename = [], os.replace
 
@@ -67,5 +68,5 @@ def run_in_stages(folder, settings, stages, kill_at=None, kill_before=None):
         rename(source, target)
 
     os.replace = killing_rename
-    options = dict(stages=[Stage(*stage) for stage in stages], accelerator="cpu", on_batch=on_batch)
+    options = dict(stages=[SearchStage(*stage) for stage in stages], accelerator="cpu", on_batch=on_batch)
     search_progressively(SearchSettings(**settings), folder, **options)

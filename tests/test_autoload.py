@@ -87,7 +87,7 @@ def stand_ins(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path):
-    """A folder whose timm_models raises on line 3 of broken.py."""
+    """A folder with a timm_models that raises on line 3 of broken.py."""
     files = {"timm_models/__init__.py": "from . import broken\n", "timm_models/broken.py": BROKEN}
     return beside_ours(tmp_path / "broken", files)
 
@@ -273,7 +273,7 @@ def test_a_timm_below_the_bound_is_named(version, old, stand_ins, tmp_path):
 
 @pytest.fixture(scope="module")
 def timm_folders(tmp_path_factory):
-    """Version name -> what to put on the path for it: the installed timm needs nothing."""
+    """Version name -> folders for the path; the installed timm needs none."""
     folder = tmp_path_factory.mktemp("oldest_timm")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
     subprocess.run([*pip, "--target", str(folder), f"timm=={oldest_timm()}"], check=True)
@@ -447,7 +447,7 @@ BEFORE = {
 @pytest.mark.parametrize("first", ["torch", "timm"])
 @pytest.mark.parametrize("before", BEFORE)
 def test_finders_before_ours_lose_no_name(before, first, stand_ins, tmp_path):
-    """Whether torch is imported before timm or by it: the stand-in for torch calls what torch calls."""
+    """Import torch before timm, or timm first: the stand-in for torch calls its entry points as torch does."""
     write(stand_ins, {"pretended_torch.py": f"{INSTALL}\n", "timm/layers.py": "import pretended_torch\nACT = 1\n"})
     write(stand_ins, {"timm/__init__.py": "from .layers import ACT\nfrom .models import NAMES\n"})
     code = textwrap.dedent(f"""

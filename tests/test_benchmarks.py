@@ -30,7 +30,7 @@ def test_memory_is_what_is_there_at_once_in_backward_passes_too():
     assert peak_memory(lambda: x.exp().sum().backward()) == pytest.approx(8000, abs=100)
 
 
-@pytest.mark.parametrize(("form", "less"), [("semi", True), ("reversible", True), ("default", False)])
+@pytest.mark.parametrize(("form", "less"), [("checkpointing", True), ("reversible", True), ("default", False)])
 def test_training_rows(form, less):
     pairs = [(Form("hbnet20", form), Form("hbnet20_resnet"))]
     time, memory = speed_and_memory.training(4, 32, 1, pairs)
@@ -96,7 +96,7 @@ def test_search_rows():
     memory = {(row["model"], row["form"]): row["ratio"] for row in rows if row["quantity"] == "memory"}
     assert len(rows) == 8
     for space in ("hb space", "agd space"):
-        assert memory[space, "checkpointed"] < memory[space, "default"] < 1
+        assert memory[space, "checkpointing"] < memory[space, "default"] < 1
 
 
 def test_the_readmes_table_is_that_of_the_files():

@@ -25,7 +25,7 @@ def random_cells():
 
 
 CELLS = [*random_cells(), *(cell for g in GENOTYPES.values() for cell in (g.normal, g.reduction))]
-# What a random sample of NNI's may be: both edges of a node from one input.
+# A random sample of NNI may have both edges of a node from one input.
 CELLS.append(Genotype("agd", *[[[("skip_connect", 0), ("skip_connect", 0)]] * 3] * 2).normal)
 
 

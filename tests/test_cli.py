@@ -107,7 +107,7 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     skips = [json.dumps(entry["genotype"]).count("skip_connect") for entry in history]
     assert [int(found) for found in re.findall(r"%  skips +(\d+)/12 ", searched.stdout)] == skips
     (line,) = re.findall("^Train it: optinspired (.*)$", searched.stdout, flags=re.MULTILINE)
-    trained = run(*shlex.split(line), "--width", "2", "--cutout", "2", *shared, folder=tmp_path)
+    trained = run(*shlex.split(line), "--channels", "2", "--cutout", "2", *shared, folder=tmp_path)
     assert searched.stderr + trained.stderr == ""  # the hosts' advice is not for a terminal
     folder = tmp_path / "my runs" / "hb"
     assert json.loads((folder / "settings.json").read_text())["grad_checkpointing"] is True
@@ -117,8 +117,8 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     options = dict(genotype=str(folder / "genotype.json"), cells=3, channels=2, in_chans=1)
     model = timm.create_model("cellnet_cifar", **options)
     model.load_state_dict(load_file(folder / "retrain" / "model.safetensors"))
-    again = run(*shlex.split(line), "--width", "3", "--cutout", "2", *shared, folder=tmp_path, ok=False)
-    assert "holds a run with width=2 (here 3): choose another folder" in again.stderr
+    again = run(*shlex.split(line), "--channels", "3", "--cutout", "2", *shared, folder=tmp_path, ok=False)
+    assert "holds a run with channels=2 (here 3): choose another folder" in again.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)])
@@ -157,7 +157,7 @@ def test_real_cifar10_is_searched_and_a_network_retrained(space, init, tmp_path)
     subprocess.run(export, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     shared = ["--data", "c.npz", "--epochs", "1", "--cells", "3", "--batch-size", "16", "--accelerator", "cpu"]
     run("search", "--space", space, "--init", init, "--channels", "2", "--out", "run", *shared, folder=tmp_path)
-    trained = run("retrain", "run/genotype.json", "--width", "2", *shared, folder=tmp_path).stdout
+    trained = run("retrain", "run/genotype.json", "--channels", "2", *shared, folder=tmp_path).stdout
     about = json.loads((tmp_path / "run" / "retrain" / "run.json").read_text())["data"]
     assert (about["images"], about["classes"], about["height"]) == (160, 10, 32)
     assert json.loads((tmp_path / "run" / "retrain" / "settings.json").read_text())["aux_weight"] == 0.4

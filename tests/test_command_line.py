@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,9 @@ needs("typer", "rich", "matplotlib")
 
 from report_runs import make_history, make_retrain, write_run
 
-from optinspired_plugins import __version__, cli, cli_options, next_steps
+from nni_spaces import cli as nni_cli
+from nni_spaces.runs.settings import RetrainSettings, SearchSettings
+from optinspired_plugins import __version__, cli, next_steps
 from optinspired_plugins.cells.genotype import GENOTYPES
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +46,7 @@ def call(capsys, monkeypatch, tmp_path):
 
 DIGITS = ["--out", "run", "--data", "digits", "--limit", "40", "--batch-size", "8", "--epochs", "1"]
 SEARCH = ["search", *DIGITS, "--cells", "3", "--channels", "2", "--nodes", "1"]
-RETRAIN = ["retrain", "darts_v2", *DIGITS, "--cells", "3", "--width", "2"]
+RETRAIN = ["retrain", "darts_v2", *DIGITS, "--cells", "3", "--channels", "2"]
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -123,14 +126,19 @@ def test_what_is_raised_for_a_reader_is_one_line(call, error, monkeypatch):
 
 # --- choices, version -------------------------------------------------------------------------------------------------
 
+
+def choices_of(settings, name):
+    return next(field.metadata["choices"] for field in fields(settings) if field.name == name)
+
+
 CHOICES = {
-    ("search", "--space"): cli_options.Space,
-    ("search", "--init"): cli_options.Initialization,
-    ("search", "--strategy"): cli_options.Strategy,
-    ("search", "--accelerator"): cli_options.Accelerator,
-    ("retrain", "--model"): cli_options.Model,
-    ("retrain", "--accelerator"): cli_options.Accelerator,
-    ("retrain", "--precision"): cli_options.Precision,
+    ("search", "--space"): choices_of(SearchSettings, "space"),
+    ("search", "--init"): choices_of(SearchSettings, "initialization"),
+    ("search", "--strategy"): choices_of(SearchSettings, "strategy"),
+    ("search", "--accelerator"): get_args(nni_cli.Accelerator),
+    ("retrain", "--model"): choices_of(RetrainSettings, "model"),
+    ("retrain", "--accelerator"): get_args(nni_cli.Accelerator),
+    ("retrain", "--precision"): get_args(nni_cli.Precision),
 }
 
 
@@ -139,7 +147,7 @@ def test_a_wrong_choice_is_a_usage_error_that_names_them(call, command, option):
     needed = ["darts_v2"] if command == "retrain" else ["--out", "run"]
     status, stdout, stderr = call(command, *needed, option, "of a kind")
     assert (status, stdout) == (2, "")
-    for name in get_args(CHOICES[command, option]):
+    for name in CHOICES[command, option]:
         assert f"'{name}'" in re.sub(r"[│\s]+", " ", stderr)
 
 
@@ -166,14 +174,14 @@ def test_help_names_choices_and_loads_no_host():
                 cli.app([command, "--help"])
             except SystemExit as end:
                 assert end.code == 0
-        print("loaded", {"nni", "nni_spaces", "pytorch_lightning", "timm"} & set(sys.modules))
+        print("loaded", {"nni", "nni_spaces._nni", "pytorch_lightning", "timm"} & set(sys.modules))
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
     done = subprocess.run(
         [sys.executable, "-c", inspect.cleandoc(code)], env=env, capture_output=True, text=True, check=True
     )
     for choices in CHOICES.values():
-        assert "|".join(get_args(choices)) in done.stdout
+        assert "|".join(choices) in done.stdout
     assert "loaded set()" in done.stdout
 
 
@@ -182,15 +190,13 @@ def test_choices_are_the_names_of_the_tables():
     from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR
     from pytorch_lightning.accelerators import AcceleratorRegistry
 
-    from nni_spaces.runs.retrain import MODELS
     from nni_spaces.runs.search import INITIALIZATIONS, SPACES, STRATEGIES
 
-    tables = [SPACES, INITIALIZATIONS, STRATEGIES, MODELS]
-    choices = [cli_options.Space, cli_options.Initialization, cli_options.Strategy, cli_options.Model]
-    assert [get_args(choice) for choice in choices] == [tuple(table) for table in tables]
-    assert {*get_args(cli_options.Accelerator)} == {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
+    for name, table in (("space", SPACES), ("initialization", INITIALIZATIONS), ("strategy", STRATEGIES)):
+        assert choices_of(SearchSettings, name) == tuple(table)
+    assert {*get_args(nni_cli.Accelerator)} == {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
     others = {"transformer-engine", "transformer-engine-float16"}  # of linear layers, and there is one
-    assert {*get_args(cli_options.Precision)} == {*get_args(_PRECISION_INPUT_STR)} - others
+    assert {*get_args(nni_cli.Precision)} == {*get_args(_PRECISION_INPUT_STR)} - others
 
 
 def test_the_version(call):
@@ -215,8 +221,6 @@ def a_damaged_genotype(folder):
 
 def another_run(folder):
     needs("nni", "sklearn")
-    from nni_spaces.runs.search import SearchSettings
-
     write_run(folder / "run", make_history("hb", 1))
     settings = {**SearchSettings(data="digits").__dict__, "space": ESCAPES}
     (folder / "run" / "settings.json").write_text(json.dumps(settings))
@@ -273,13 +277,13 @@ def test_every_genotype_of_a_folder_has_a_retraining_of_its_own(name, existing, 
         (tmp_path / "retrain").mkdir()
         settings = make_retrain()["settings"] | {"genotype": json.loads(GENOTYPES[existing].to_json())}
         (tmp_path / "retrain" / "settings.json").write_text(json.dumps(settings))
-    assert cli._retraining_folder(str(tmp_path / name), GENOTYPES["darts_v2"]) == tmp_path / folder
-    assert cli._retraining_folder("darts_v2", GENOTYPES["darts_v2"]) == Path("runs/darts_v2")
+    assert nni_cli.retraining_folder(str(tmp_path / name), GENOTYPES["darts_v2"]) == tmp_path / folder
+    assert nni_cli.retraining_folder("darts_v2", GENOTYPES["darts_v2"]) == Path("runs/darts_v2")
 
 
 def test_what_search_and_retrain_share_is_carried_with_the_defaults_of_retrain():
-    search, retrain = (inspect.signature(command).parameters for command in (cli.search, cli.retrain))
-    own = {"out", "epochs", "batch_size", "cells", "lr"}
+    search, retrain = (inspect.signature(command).parameters for command in (nni_cli.search, nni_cli.retrain))
+    own = {"out", "epochs", "batch_size", "cells", "channels", "lr"}
     assert (search.keys() & retrain.keys()) - own == next_steps.SHARED.keys()
     defaults = {name: retrain[name].default for name in next_steps.SHARED}
     assert {**defaults, "devices": 1} == next_steps.SHARED

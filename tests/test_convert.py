@@ -63,7 +63,7 @@ def test_an_hbnet_learns_from_its_own_coefficients(name, kwargs, learn_beta):
     hbnet = randomise(timm.create_model(name, **kwargs).double()).eval()
     new = to_heavy_ball(hbnet, learn_beta=learn_beta)
     assert type(new) is type(hbnet)
-    assert [stage.reversible for stage in new.stages()] == [stage.reversible for stage in hbnet.stages()]
+    assert [stage.settings.memory for stage in new.stages()] == [stage.settings.memory for stage in hbnet.stages()]
     assert_same_function(new, hbnet, images().double(), tolerance=1e-12)
     assert ("layer2.beta1" in new.state_dict()) == learn_beta
     by_name = timm.create_model(name, **kwargs, learn_beta=learn_beta).double().eval()

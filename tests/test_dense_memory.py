@@ -53,16 +53,16 @@ class Fused(Plain):
         return out
 
 
-def build(name="agdnet121", lean=False, **options):
+def build(name="agdnet121", checkpointing=False, **options):
     torch.manual_seed(0)
     small = dict(growth_rate=4, block_config=(2, 3, 4), num_classes=3)
     model = randomise(timm.create_model(name, **{**small, **options}).double())
-    model.set_grad_checkpointing(lean)
+    model.set_grad_checkpointing(checkpointing)
     return model.train()
 
 
-def pair(lean=False, prepare=lambda model: None, **options):
-    fused, plain = build(lean=lean, **options), build(**options)
+def pair(checkpointing=False, prepare=lambda model: None, **options):
+    fused, plain = build(checkpointing=checkpointing, **options), build(**options)
     for model in (fused, plain):
         prepare(model)
     return Fused(fused), Plain(plain)
@@ -75,7 +75,7 @@ def images(size=33, batch=4, dtype=torch.float64):
 # --- the function -----------------------------------------------------------------------------------------------------
 
 
-def block(bottleneck, training, lean, z, *flat):
+def block(bottleneck, training, checkpointing, z, *flat):
     """Three layers on three channels, growth two, as a function of tensors."""
     layers, end = [], 3
     for k in range(3):
@@ -88,7 +88,7 @@ def block(bottleneck, training, lean, z, *flat):
         second = (_With(norms[1], own[3], own[4]), own[5]) if bottleneck else (None, None)
         layers.append(DenseLayer(first, own[2], *second, 0.0))
         end += 2
-    return dense_block(z, layers, [0.0, -0.3, 0.6, 0.9], 0.4, lean)
+    return dense_block(z, layers, [0.0, -0.3, 0.6, 0.9], 0.4, checkpointing)
 
 
 class _With:
@@ -101,10 +101,10 @@ class _With:
         return getattr(self.norm, name)
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_gradcheck(bottleneck, training, lean):
+def test_gradcheck(bottleneck, training, checkpointing):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -114,14 +114,15 @@ def test_gradcheck(bottleneck, training, lean):
     for end in (3, 5, 7):
         flat += [draw(end), draw(end), draw(4, end, 1, 1) if bottleneck else draw(2, end, 3, 3)]
         flat += [draw(4), draw(4), draw(2, 4, 3, 3)] if bottleneck else []
-    function = lambda z, *rest: block(bottleneck, training, lean, z, *rest)  # noqa: E731
+    function = lambda z, *rest: block(bottleneck, training, checkpointing, z, *rest)  # noqa: E731
     assert torch.autograd.gradcheck(function, (draw(2, 3, 3, 3), *flat), eps=1e-7, atol=1e-5)
 
 
 def test_statistics_are_those_of_a_source_and_taken_once(monkeypatch):
     """Once for each source of a block but the last, which no layer reads, and for each of the 2 + 3 + 4 bottlenecks."""
-    shapes, original = [], dense_memory.batch_statistics
-    monkeypatch.setattr(dense_memory, "batch_statistics", lambda x: shapes.append(x.shape[1]) or original(x))
+    shapes, of_source, of_pass = [], dense_memory.batch_statistics, dense_memory.pass_statistics
+    monkeypatch.setattr(dense_memory, "batch_statistics", lambda x: shapes.append(x.shape[1]) or of_source(x))
+    monkeypatch.setattr(dense_memory, "pass_statistics", lambda n, x, d: shapes.append(x.shape[1]) or of_pass(n, x, d))
     build()(images())
     assert shapes.count(4) == 6, "every source but the first and the last of a block has 4 channels"
     assert len(shapes) == 6 + 9 + 3
@@ -142,12 +143,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_it_computes_what_the_plain_form_does(options, lean):
+def test_it_computes_what_the_plain_form_does(options, checkpointing):
     """Outputs, gradients, running statistics and the random state, in training and evaluation, in both layouts."""
     for training, layout in product((True, False), (torch.contiguous_format, torch.channels_last)):
-        fused, plain = (model.train(training) for model in pair(lean, **options))
+        fused, plain = (model.train(training) for model in pair(checkpointing, **options))
         states: list = []
         for model in (fused, plain):
             model.register_forward_pre_hook(lambda *_: torch.manual_seed(7) and None)
@@ -156,9 +157,9 @@ def test_it_computes_what_the_plain_form_does(options, lean):
         assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("scale", [-1.0, 1.0, 0.0, 1e-30, "mixed"], ids=str)
-def test_normalisations_of_either_sign_and_none(scale, lean):
+def test_normalisations_of_either_sign_and_none(scale, checkpointing):
     """Without a scale the next normalisation sees a constant, and its own gradient is rounding: hence the tolerance."""
 
     def prepare(model):
@@ -168,7 +169,7 @@ def test_normalisations_of_either_sign_and_none(scale, lean):
                     size = parameter.abs() + 0.1
                     parameter.copy_(size * (torch.arange(len(size)) % 3 - 1 if scale == "mixed" else scale))
 
-    assert_same_function(*pair(lean, prepare), images(), tolerance=1e-9)
+    assert_same_function(*pair(checkpointing, prepare), images(), tolerance=1e-9)
 
 
 def test_no_gradient_and_a_batch_of_one():
@@ -179,15 +180,15 @@ def test_no_gradient_and_a_batch_of_one():
     assert_same_function(fused, plain, images(batch=1, size=65))
 
 
-@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("frozen", ["denseblock1", "alpha", "norm1", "conv", "denselayer2", "features"])
-def test_frozen_parts(frozen, lean):
+def test_frozen_parts(frozen, checkpointing):
     def prepare(model):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(frozen not in name)
 
     found = []
-    for model in pair(lean, prepare):
+    for model in pair(checkpointing, prepare):
         model(images()).square().sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
@@ -195,10 +196,10 @@ def test_frozen_parts(frozen, lean):
         torch.testing.assert_close(found[0][name], gradient, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("lean", [False, True])
-def test_accumulation_two_backward_passes_and_double_use(lean):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_accumulation_two_backward_passes_and_double_use(checkpointing):
     results = []
-    for model in pair(lean):
+    for model in pair(checkpointing):
         for part in images().chunk(2):
             model(part).square().sum().backward()
         loss = model(images()).sin().sum() + model(images().flip(0)).square().sum()
@@ -253,9 +254,9 @@ def test_what_somebody_changed_is_computed_plainly(change, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("lean", [False, True])
-def test_reduced_precision_strays_no_further_than_the_plain_form(lean, dtype):
-    fused, plain = pair(lean)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_reduced_precision_strays_no_further_than_the_plain_form(checkpointing, dtype):
+    fused, plain = pair(checkpointing)
     x = images(batch=16, dtype=torch.float32)
     exact = output_and_gradients(plain.float(), x)
     errors = []
@@ -263,7 +264,7 @@ def test_reduced_precision_strays_no_further_than_the_plain_form(lean, dtype):
         with torch.autocast("cpu", dtype=dtype):
             got = output_and_gradients(model, x)
         assert got["output"].dtype == dtype
-        # α of a lone source changes nothing behind a normalisation: its gradient is 0, what is found is noise.
+        # α of a single source has no effect before a normalisation: its gradient is 0, and its computed value noise.
         known = {key: value for key, value in exact.items() if value.norm() > 1e-2}
         errors.append(sum((got[key] - value).norm() / value.norm() for key, value in known.items()))
     assert errors[0] < 1.3 * errors[1]
@@ -284,7 +285,7 @@ def test_two_hundred_steps_lie_on_the_plain_forms():
     curves = []
     for model in [
         *pair(name="agdnet40_k12", proj_drop_rate=0.1),
-        pair(name="agdnet40_k12", proj_drop_rate=0.1, lean=True)[0],
+        pair(name="agdnet40_k12", proj_drop_rate=0.1, checkpointing=True)[0],
     ]:
         torch.manual_seed(0)
         model.model.init_weights()
@@ -316,9 +317,9 @@ def test_memory_of_a_step_against_timms_densenet():
     options = dict(growth_rate=8, block_config=(8, 8), num_classes=3)
     densenet = step_memory(timm.models.DenseNet(**options).double())
     fused = step_memory(build(**options))
-    lean = step_memory(build(lean=True, **options))
+    checkpointing = step_memory(build(checkpointing=True, **options))
     assert fused < 0.5 * densenet
-    assert lean < 0.8 * fused
+    assert checkpointing < 0.8 * fused
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
@@ -369,9 +370,9 @@ def test_function_transforms():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lean", [False, True])
-def test_compiled(lean):
-    model = build(lean=lean)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled(checkpointing):
+    model = build(checkpointing=checkpointing)
     expected = output_and_gradients(build(), images())
     compiled = torch.compile(model, backend="aot_eager")
     got = output_and_gradients(model, images(), forward=lambda x: compiled(x))
@@ -379,11 +380,11 @@ def test_compiled(lean):
         torch.testing.assert_close(got[key], value, rtol=1e-8, atol=1e-8)
 
 
-def _two_ranks(rank, lean, folder):
+def _two_ranks(rank, checkpointing, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = []
-    for model in pair(lean):
+    for model in pair(checkpointing):
         model = DistributedDataParallel(model)
         first, second = images(batch=8).chunk(2)
         with model.no_sync():
@@ -395,9 +396,9 @@ def _two_ranks(rank, lean, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lean", [False, True])
-def test_two_processes(lean, tmp_path):
-    mp.spawn(_two_ranks, args=(lean, tmp_path), nprocs=2)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_processes(checkpointing, tmp_path):
+    mp.spawn(_two_ranks, args=(checkpointing, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for fused, plain in ranks:
         for a, b, other in zip(fused, plain, ranks[0][0]):

@@ -12,7 +12,7 @@ from extras import needs
 
 needs("nni", "sklearn")
 
-from nni_spaces.runs.callback import read_history
+from optinspired_plugins.run_folder import read_history
 
 SETTINGS = dict(
     data="digits", limit=128, epochs=2, channels=2, cells=3, nodes=2, batch_size=16, padding=1, alpha_lr=0.1
@@ -52,7 +52,7 @@ def test_both_processes_hold_the_same_alpha_and_genotype(space, strategy, tmp_pa
 
 @pytest.mark.slow
 def test_the_command_retrains_in_two_processes(tmp_path):
-    options = "--data digits --limit 200 --cells 3 --width 2 --epochs 2 --batch-size 16 --aux-weight 0 --cutout 0"
+    options = "--data digits --limit 200 --cells 3 --channels 2 --epochs 2 --batch-size 16 --aux-weight 0 --cutout 0"
     command = ["-m", "optinspired_plugins.cli", "retrain", "darts_v2", *options.split(), "--out", tmp_path]
     done = run(*command, "--devices", "2", "--accelerator", "cpu")
     assert done.stdout.count("Test accuracy after the last epoch") == 1, "the first process speaks"

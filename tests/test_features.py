@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from equality import assert_close_in_norm, randomise
-from timm.models import DenseNet, FeatureDictNet, FeatureListNet
+from timm.models import FeatureDictNet, FeatureListNet
 
 FAMILIES = {
     "hbnet18": dict(channels=(8, 8, 8, 8)),
@@ -23,11 +23,9 @@ FAMILIES = {
     "cellnet_cifar": dict(cells=4, channels=4),
     "cellnet_imagenet": dict(cells=3, channels=4),
 }
-# A cell reads two outputs, so CellNet is no chain; timm's DenseNet had no intermediates at first.
+# A cell reads two outputs, so CellNet is no chain.
 KINDS = {"hbnet": ("list", "dict", "getter", "hook"), "cellnet": ("getter", "hook")}
 KINDS["optnet"] = KINDS["agdnet"] = KINDS["hbnet"]
-if not hasattr(DenseNet, "forward_intermediates"):
-    KINDS["agdnet"] = ("list", "dict", "hook")
 CHECKPOINTED = [(case, kind) for case in FAMILIES for kind in KINDS[re.match("[a-z]+", case).group()]]
 
 
@@ -71,13 +69,13 @@ def assert_same_step(got, expected):
 def test_checkpointing_changes_no_output_gradient_or_statistic(case, kind):
     """After two steps: a hook that is called again in a backward pass must not reorder the next one's features."""
     net = build(case, feature_cls=kind)
-    lean = copy.deepcopy(net)
-    lean.set_grad_checkpointing()
+    saving = copy.deepcopy(net)
+    saving.set_grad_checkpointing()
     for seed in (1, 2):
-        assert_same_step(training_step(lean, images(seed)), training_step(net, images(seed)))
-    counts = {int(buffer) for name, buffer in lean.named_buffers() if name.endswith("num_batches_tracked")}
+        assert_same_step(training_step(saving, images(seed)), training_step(net, images(seed)))
+    counts = {int(buffer) for name, buffer in saving.named_buffers() if name.endswith("num_batches_tracked")}
     assert 2 in counts
-    assert counts <= {0, 2}, "a batch was counted twice"  # 0: behind the last feature
+    assert counts <= {0, 2}, "a batch was counted twice"  # 0: after the last feature
 
 
 def take_weights(net, other):
@@ -127,19 +125,19 @@ def test_checkpointing_is_switched_on_and_off(case):
 
 
 @pytest.mark.parametrize("case", ["hbnet18", "hbnet50-deep", "agdnet121", "agdnet121-deep"])
-def test_the_stem_is_computed_again_behind_its_last_convolution(case):
+def test_the_stem_is_recomputed_after_its_last_convolution(case):
     """Stages alone keep more: what the pooling has between its input and its output."""
     net, x = build(case, out_indices=(1, 2)), images()
     net.set_grad_checkpointing()
-    lean = bytes_kept(net, x)
+    saving = bytes_kept(net, x)
     net.recompute_stem = False
-    assert lean < bytes_kept(net, x)
+    assert saving < bytes_kept(net, x)
     taps = build(case, out_indices=(0, 1))
     taps.set_grad_checkpointing()
     assert len(taps(x)) == 2, "a feature of the stem is returned"
 
 
-def test_a_reversible_network_computes_its_stem_again_without_being_asked():
+def test_a_reversible_network_recomputes_its_stem_without_being_asked():
     net, stored = (build(case, out_indices=(1, 2)) for case in ("hbnet50-reversible", "hbnet50"))
     assert net.recompute_stem
     assert not stored.recompute_stem
@@ -149,9 +147,9 @@ def test_a_reversible_network_computes_its_stem_again_without_being_asked():
 @pytest.mark.parametrize("case", ["hbnet18", "agdnet121", "optnet20", "agdnet40_k12"])
 def test_a_stem_alone_can_be_checkpointed(case):
     net = build(case, out_indices=(0,))
-    lean = copy.deepcopy(net)
-    lean.set_grad_checkpointing()
-    assert_same_step(training_step(lean, images()), training_step(net, images()))
+    saving = copy.deepcopy(net)
+    saving.set_grad_checkpointing()
+    assert_same_step(training_step(saving, images()), training_step(net, images()))
 
 
 @pytest.mark.slow
@@ -170,9 +168,9 @@ def test_scripts_and_compiles_as_timms_own(case, kind):
 @pytest.mark.parametrize("case", ["hbnet18", "agdnet121"])
 def test_checkpointing_is_right_under_compile(case):
     net = build(case)
-    lean = copy.deepcopy(net)
-    lean.set_grad_checkpointing()
-    compiled = torch.compile(lean, backend="aot_eager")
+    saving = copy.deepcopy(net)
+    saving.set_grad_checkpointing()
+    compiled = torch.compile(saving, backend="aot_eager")
     compiled(images())  # the step below is the compiled one, statistics of this one included
     net(images())
     got, expected = training_step(compiled, images(2)), training_step(net, images(2))
@@ -202,7 +200,7 @@ def test_timms_classes_are_taken_as_their_names():
         ("hbnet20", "tree", "feature_cls='tree': must be one of 'list', 'dict', 'getter', 'fx', 'hook'"),
     ],
 )
-def test_a_form_that_a_network_has_not_is_refused_by_name(case, kind, message):
+def test_an_unsupported_form_is_refused_by_name(case, kind, message):
     with pytest.raises(ValueError, match=message):
         build(case, feature_cls=kind)
     with pytest.raises(ValueError, match="feature_cls='list'"):

@@ -54,7 +54,7 @@ class Conditional(Extragradient):
 
 
 class Restarted(nn.Module):
-    """Asks at x_0 and at a point that is x_0 as long as what it learns is 0."""
+    """Two gradients: at x_0, and at a point that equals x_0 while the parameter is 0."""
 
     def __init__(self, h=0.0):
         super().__init__()

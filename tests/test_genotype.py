@@ -198,7 +198,7 @@ def test_other_forms_name_what_is_wrong():
     with pytest.raises(ValueError, match="rule='hb': must be 'agd'"):
         HB.to_darts()
     fields = GENOTYPES["darts_v1"].to_darts()
-    with pytest.raises(ValueError, match="reduce has 7 edges: must have two a node"):
+    with pytest.raises(ValueError, match="reduce has 7 edges: must have two per node"):
         Genotype.from_darts(**{**fields, "reduce": fields["reduce"][:-1]})
     with pytest.raises(ValueError, match=r"normal_concat=\[4, 5, 6\]: must be all nodes, 2 to 5"):
         Genotype.from_darts(**{**fields, "normal_concat": [4, 5, 6]})
@@ -214,7 +214,7 @@ def test_other_forms_name_what_is_wrong():
 
 
 def test_a_genotype_of_our_own_goes_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(genotypes, "FOUND", tmp_path)
+    monkeypatch.setattr(genotypes, "FOLDER", tmp_path)
     HB.save(tmp_path / "ours.json")
     assert load_genotype("ours") == HB
     with pytest.raises(ValueError, match=r"genotype='theirs': must be a JSON file or one of darts_v1, .*, ours$"):

@@ -1,13 +1,11 @@
 """Figures of the paper and of the design: parameters exactly, multiply-accumulates to the printed digits."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 from architecture_table import BEGIN, END, ROWS, count, table
 
 PARAMETERS = {
@@ -66,5 +64,5 @@ def test_supplied_resnets_and_densenets_have_timms_counts():
 def test_readme_prints_the_measured_table():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.split(BEGIN)[1].split(END)[0].strip() == table(), (
-        "run benchmarks/architecture_table.py --write README.md"
+        "run examples/reproduce/architecture_table.py --write README.md"
     )

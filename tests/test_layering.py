@@ -1,84 +1,31 @@
-"""Imports run one way: maths -> timm_models, nni_spaces -> leaves; a host is imported only where it is adapted to."""
+"""Imports run one way, from room to room, and a host is imported only where it is adapted."""
 
 import ast
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from import_picture import FILES, LEAVES, ROOMS, file_of, imports, room_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("optinspired_plugins", "timm_models", "nni_spaces")
-
-# What a file may import beside the standard library; the first pattern that fits decides.
-RULES = [
-    ("optinspired_plugins/__init__.py", set()),
-    ("optinspired_plugins/_autoload.py", set()),
-    ("optinspired_plugins/mm.py", {"torch", "mmengine", "timm", "optinspired_plugins", "timm_models"}),
-    ("optinspired_plugins/plotting/*", {"torch", "matplotlib", "optinspired_plugins"}),
-    ("optinspired_plugins/report/*", {"optinspired_plugins"}),
-    (
-        "optinspired_plugins/cli.py",
-        {"torch", "rich", "timm", "typer", "optinspired_plugins", "timm_models", "nni_spaces"},
-    ),
-    ("optinspired_plugins/cli_options.py", {"typer", "optinspired_plugins"}),
-    ("optinspired_plugins/terminal.py", {"rich", "typer", "optinspired_plugins", "nni_spaces"}),
-    ("optinspired_plugins/*", {"torch", "optinspired_plugins"}),
-    ("timm_models/*", {"torch", "torchvision", "timm", "optinspired_plugins", "timm_models"}),
-    ("nni_spaces/runs/data.py", {"torch", "numpy", "optinspired_plugins", "nni_spaces"}),
-    ("nni_spaces/runs/image_sources.py", {"torchvision", "numpy", "PIL", "sklearn"}),
-    (
-        "nni_spaces/runs/retrain.py",
-        {"torch", "timm", "pytorch_lightning", "torchmetrics", "safetensors"}
-        | {"optinspired_plugins", "timm_models", "nni_spaces"},
-    ),
-    (
-        "nni_spaces/trials/run.py",
-        {"torch", "numpy", "nni", "optinspired_plugins", "nni_spaces"},
-    ),
-    ("nni_spaces/__init__.py", {"nni", "gym", "nni_spaces"}),
-    ("nni_spaces/*", {"torch", "nni", "pytorch_lightning", "torchmetrics", "optinspired_plugins", "nni_spaces"}),
-]
-
-# Leaf -> the folders and files that may import it.
-LEAVES = {
-    "optinspired_plugins._autoload": (),
-    "optinspired_plugins.mm": (),
-    "optinspired_plugins.cli": (),
-    "optinspired_plugins.cli_options": ("optinspired_plugins/cli.py",),
-    "optinspired_plugins.report": ("optinspired_plugins/cli.py", "optinspired_plugins/report/"),
-    "optinspired_plugins.terminal": ("optinspired_plugins/cli.py",),
-    "optinspired_plugins.plotting": ("optinspired_plugins/cli.py", "optinspired_plugins/plotting/"),
-}
-
 # timm re-exports the first under a public module in spite of its name, and the second under none.
 PUBLIC_TIMM = {"timm.layers._assert", "timm.models._features.FeatureGetterNet"}
 
 
-def imports(source, file):
-    """Yield (line, full dotted name) of every import statement, at any depth; ``from a import b`` is a.b."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = file.split("/")[: -node.level] if node.level else []
-            module = ".".join([*parents, *filter(None, [node.module])])
-            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
-
-
-def is_within(name, module):
-    return name == module or name.startswith(f"{module}.")
-
-
 def fault_of(name, file):
-    """Say why this file may not import this name; None if it may."""
-    allowed = next(packages for pattern, packages in RULES if fnmatch(file, pattern))
-    top = name.split(".")[0]
-    if top not in allowed and top not in sys.stdlib_module_names:
-        return f"only {', '.join(sorted(allowed)) or 'the standard library'} may be imported here"
-    for leaf, importers in LEAVES.items():
-        if is_within(name, leaf) and not file.startswith(importers or ("none",)):
-            return f"{leaf} is a leaf"
+    """Return the reason why a file may not import a name, None if it may."""
+    room, top = ROOMS[room_of(file)], name.split(".")[0]
+    if top in PACKAGES:
+        target = file_of(name)
+        if target is not None and room_of(target) > room_of(file):
+            return f"the room '{ROOMS[room_of(target)].name}' comes after '{room.name}'"
+        if any(name == leaf or name.startswith(f"{leaf}.") for leaf in LEAVES):
+            return "nothing imports this module"
+        if top == "timm_models" and not file.startswith(top) and "timm" not in room.hosts:
+            return f"'{room.name}' knows no timm"
+    elif top not in room.hosts and top not in sys.stdlib_module_names:
+        return f"only {', '.join(sorted(room.hosts)) or 'the standard library'} may be imported here"
     if top == "timm" and name not in PUBLIC_TIMM and any(part.startswith("_") for part in name.split(".")):
         return "this is private to timm"
     return None
@@ -109,11 +56,9 @@ def faults(source, file):
     return [f"{file}:{line} {text}" for line, text in sorted(wrong)]
 
 
-FILES = sorted(file.relative_to(ROOT).as_posix() for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-
-
-def test_every_package_is_read():
+def test_every_package_is_read_and_every_room_has_files():
     assert {file.split("/")[0] for file in FILES} == set(PACKAGES)
+    assert {room_of(file) for file in FILES} == set(range(len(ROOMS)))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -121,19 +66,25 @@ def test_imports_run_one_way(file):
     assert faults((ROOT / file).read_text(encoding="utf-8"), file) == []
 
 
+CORE = "optinspired_plugins/algorithms/coefficients.py"
+
+
 @pytest.mark.parametrize(
     ("file", "source"),
     [
         ("optinspired_plugins/__init__.py", "import torch"),
         ("optinspired_plugins/_autoload.py", "import timm_models"),
-        ("optinspired_plugins/algorithms/coefficients.py", "import timm"),
-        ("optinspired_plugins/algorithms/coefficients.py", "def f():\n    from numpy import linalg"),
-        ("optinspired_plugins/algorithms/coefficients.py", "from .. import cli"),
-        ("optinspired_plugins/algorithms/coefficients.py", "from ..plotting import cells"),
-        ("optinspired_plugins/algorithms/coefficients.py", "from timm_models.hbnet import HBNet"),
-        ("optinspired_plugins/algorithms/coefficients.py", "from ... import examples"),
+        (CORE, "import timm"),
+        (CORE, "def f():\n    from numpy import linalg"),
+        (CORE, "from .. import cli"),
+        (CORE, "from ..plotting import cells"),
+        (CORE, "from timm_models.hbnet import HBNet"),
+        (CORE, "from ... import examples"),
+        ("optinspired_plugins/memory/heavy_ball.py", "from ..algorithms import rates"),
+        ("optinspired_plugins/memory/heavy_ball.py", "import timm"),
         ("optinspired_plugins/report/page.py", "import optinspired_plugins.mm as mm"),
         ("optinspired_plugins/mm.py", "import mmcv"),
+        ("optinspired_plugins/cli.py", "from .mm import HBNet"),
         ("timm_models/hbnet.py", "import nni_spaces"),
         ("timm_models/hbnet.py", "import mmengine"),
         ("timm_models/hbnet.py", "from examples.digits import load"),
@@ -142,29 +93,42 @@ def test_imports_run_one_way(file):
         ("timm_models/hbnet.py", "import timm\nnet = timm.create_model('hbnet50')"),
         ("timm_models/hbnet.py", "class A:\n    net = [create_model(n) for n in 'ab']"),
         ("timm_models/hbnet.py", "def f(net=create_model('a')): ..."),
+        ("timm_models/inference/folding.py", "from ..stages.heavy_ball import HeavyBallStage"),
         ("timm_models/deep/hbnet.py", "from ..hbnet import HBNet\nfrom ... import nni_spaces"),
         ("nni_spaces/spaces/edges.py", "import timm"),
+        ("nni_spaces/spaces/edges.py", "import timm_models"),
+        ("nni_spaces/spaces/edges.py", "from ..runs.search import search"),
     ],
 )
 def test_a_fault_is_found(file, source):
-    found = faults(source, file)
-    assert len(found) == 1
-    assert found[0].startswith(f"{file}:{len(source.splitlines())} ")
+    messages = faults(source, file)
+    assert len(messages) == 1
+    assert messages[0].startswith(f"{file}:{len(source.splitlines())} ")
 
 
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        (
-            "optinspired_plugins/algorithms/coefficients.py",
-            "import math, torch.nn.functional\nfrom . import propagation",
-        ),
-        ("optinspired_plugins/cli.py", "from . import report\nfrom .plotting import cell"),
+        (CORE, "import math, torch.nn.functional\nfrom . import objectives\nfrom .._checks import check_int"),
+        ("optinspired_plugins/cli.py", "from . import report\nfrom .plotting import cells"),
         ("timm_models/hbnet.py", "from __future__ import annotations\nfrom timm.models.resnet import ResNet"),
         ("timm_models/hbnet.py", "from timm.layers import _assert\nfrom optinspired_plugins import theta"),
         ("timm_models/hbnet.py", "def f():\n    return timm.create_model('hbnet50')"),
         ("nni_spaces/spaces/edges.py", "import nni.nas\nfrom optinspired_plugins.cells.genotype import Genotype"),
+        ("nni_spaces/runs/retrain.py", "import timm_models"),
     ],
 )
 def test_no_fault_is_invented(file, source):
     assert faults(source, file) == []
+
+
+@pytest.mark.slow
+def test_the_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: the extra 'viz' brings it")
+    from import_picture import draw
+
+    draw(tmp_path / "imports.svg")
+    assert (
+        "no import goes here" in (tmp_path / "imports.svg").read_text()
+        or (tmp_path / "imports.svg").stat().st_size > 9999
+    )

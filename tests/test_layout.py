@@ -10,8 +10,9 @@ from torch import nn
 
 needs("nni")
 
-from nni_spaces.runs.retrain import RetrainModule, RetrainSettings
-from nni_spaces.runs.search import SearchModule, SearchSettings
+from nni_spaces.runs.retrain import RetrainModule, make_model
+from nni_spaces.runs.search import SearchModule, make_space, make_strategy
+from nni_spaces.runs.settings import RetrainSettings, SearchSettings
 from optinspired_plugins.cells.genotype import load_genotype
 from optinspired_plugins.memory.memory_format import training_layout
 
@@ -35,7 +36,7 @@ def test_gradients_of_strided_1x1_convolutions(channels):
 def test_searches_choose_by_the_supernets_channels(space, channels, expected):
     settings = SearchSettings(space=space, channels=channels, cells=5)
     module = SearchModule(0.1, 0.9, 0.0, 1)
-    module.set_model(settings.make_strategy().mutate_model(settings.make_space(10, 3)))
+    module.set_model(make_strategy(settings).mutate_model(make_space(settings, 10, 3)))
     seen = []
     module.model.stem0.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
@@ -47,6 +48,6 @@ def test_searches_choose_by_the_supernets_channels(space, channels, expected):
 @pytest.mark.parametrize(("width", "expected"), [(4, CONTIGUOUS), (16, LAST)])
 def test_retrainings_choose_by_the_networks_channels(width, expected):
     genotype = json.loads(load_genotype("cifar10_hb_dagger_seed0").to_json())
-    settings = RetrainSettings(genotype=genotype, cells=6, width=width)
-    module = RetrainModule(settings.make_model(10, 3), settings)
+    settings = RetrainSettings(genotype=genotype, cells=6, channels=width)
+    module = RetrainModule(make_model(settings, 10, 3), settings)
     assert module.layout == expected

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from optinspired_plugins.memory.recompute import recompute
 
 SMALL = dict(layers=(2, 3, 1, 4), channels=(8, 12, 16, 16), num_classes=3)
-LEAN = ["semi", "reversible"]
+RECOMPUTED = ["checkpointing", "reversible"]
 
 
 def build(name="hbnet50", memory="stored", **options):
@@ -26,7 +26,7 @@ def build(name="hbnet50", memory="stored", **options):
     made = "reversible" if memory == "reversible" else "stored"
     model = timm.create_model(name, memory=made, **options)
     model = randomise(model.double())
-    if memory == "semi":
+    if memory == "checkpointing":
         model.set_grad_checkpointing()
     return model.train()
 
@@ -52,7 +52,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 @pytest.mark.parametrize("name", ["hbnet18", "hbnet50"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_it_computes_what_the_stored_form_does(options, name, memory):
@@ -68,8 +68,8 @@ def test_it_computes_what_the_stored_form_does(options, name, memory):
         states.append(torch.get_rng_state())
         return out
 
-    stored, lean = build(name, **options), build(name, memory, **options)
-    assert_same_function(lambda_module(lean, seeded), lambda_module(stored, seeded), images(64))
+    stored, recomputed = build(name, **options), build(name, memory, **options)
+    assert_same_function(lambda_module(recomputed, seeded), lambda_module(stored, seeded), images(64))
     assert torch.equal(states[0], states[1])
 
 
@@ -92,30 +92,30 @@ def test_cifar_names_checkpoint(name):
     options = {} if name == "optnet20" else dict(drop_path_rate=0.3)
     torch.manual_seed(0)
     stored = randomise(timm.create_model(name, **options).double()).train()
-    lean = copy.deepcopy(stored)
-    lean.set_grad_checkpointing()
+    recomputed = copy.deepcopy(stored)
+    recomputed.set_grad_checkpointing()
     with torch.random.fork_rng():
         torch.manual_seed(3)
         expected = output_and_gradients(stored, images(16))
         torch.manual_seed(3)
-        got = output_and_gradients(lean, images(16))
+        got = output_and_gradients(recomputed, images(16))
     for key, value in expected.items():
         torch.testing.assert_close(got[key], value, rtol=1e-9, atol=1e-9)
-    for a, b in zip(lean.buffers(), stored.buffers()):
+    for a, b in zip(recomputed.buffers(), stored.buffers()):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_evaluation_mode_channels_last_and_no_gradient(memory):
-    stored, lean = build(), build(memory=memory)
-    assert_same_function(lean.eval(), stored.eval(), images())
+    stored, recomputed = build(), build(memory=memory)
+    assert_same_function(recomputed.eval(), stored.eval(), images())
     last = dict(memory_format=torch.channels_last)
-    assert_same_function(lean.train().to(**last), stored.train().to(**last), images().to(**last))
+    assert_same_function(recomputed.train().to(**last), stored.train().to(**last), images().to(**last))
     with torch.no_grad():
-        torch.testing.assert_close(lean.eval()(images()), stored.eval()(images()), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(recomputed.eval()(images()), stored.eval()(images()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 @pytest.mark.parametrize("frozen", [("conv1", "bn1", "layer1"), ("layer2.1", "layer4.0"), ("layer",), ("bn",)])
 def test_frozen_parts(frozen, memory):
     results = []
@@ -129,7 +129,7 @@ def test_frozen_parts(frozen, memory):
         torch.testing.assert_close(results[1][name], gradient, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_accumulation_two_backward_passes_and_double_use(memory):
     results = []
     for model in (build(learn_beta=True), build(memory=memory, learn_beta=True)):
@@ -143,7 +143,7 @@ def test_accumulation_two_backward_passes_and_double_use(memory):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_coefficients_may_move_before_the_backward_pass(memory):
     model = build(memory=memory, learn_beta=True)
     loss = model(images()).square().sum()
@@ -156,7 +156,7 @@ def test_coefficients_may_move_before_the_backward_pass(memory):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_an_output_that_was_overwritten_is_an_error(memory):
     features = build(memory=memory).layer2
     x = torch.randn(2, 32, 8, 8, dtype=torch.float64, requires_grad=True)
@@ -169,8 +169,8 @@ def test_an_output_that_was_overwritten_is_an_error(memory):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_iterates_are_found_again_in_reduced_precision(dtype):
-    """The iterates are float32: what is found again gives, rounded, what was there, but for few elements on an edge.
+def test_iterates_are_recovered_in_reduced_precision(dtype):
+    """The iterates are float32: rounded, a recovered one equals the original except for few elements.
 
     Iterates in reduced precision would be wrong by a third of its rounding error from the first on.
     """
@@ -184,9 +184,9 @@ def test_iterates_are_found_again_in_reduced_precision(dtype):
         model.get_submodule(name).register_forward_pre_hook(record(seen))
     with torch.autocast("cpu", dtype=dtype):
         model(images(64, batch=16, dtype=torch.float32)).square().sum().backward()
-    for name, (first, again) in inputs.items():
-        assert first.dtype == again.dtype == dtype
-        assert_close_in_norm(again.float(), first.float(), 0.2 * torch.finfo(dtype).eps, name)
+    for name, (first, repeated) in inputs.items():
+        assert first.dtype == repeated.dtype == dtype
+        assert_close_in_norm(repeated.float(), first.float(), 0.2 * torch.finfo(dtype).eps, name)
 
 
 def _distance(a, b):
@@ -205,17 +205,17 @@ def test_gradients_in_reduced_precision(dtype):
     options = dict(layers=(2, 8, 2, 2), drop_path_rate=0.2, act_layer=nn.SiLU)
     exact = output_and_gradients(build(**options).float(), x)
     found = {}
-    for kind in ("stored", *LEAN):
+    for kind in ("stored", *RECOMPUTED):
         with torch.autocast("cpu", dtype=dtype):
             found[kind] = output_and_gradients(build(memory=kind, **options).float(), x)
     rounding = _distance(found["stored"], exact)
     assert 0 < rounding < 0.5 * _distance(exact, {key: 0 * value for key, value in exact.items()})
-    for kind in LEAN:
+    for kind in RECOMPUTED:
         assert _distance(found[kind], exact) < 1.5 * rounding, kind
-    assert _distance(found["semi"], found["reversible"]) < 0.5 * rounding
+    assert _distance(found["checkpointing"], found["reversible"]) < 0.5 * rounding
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_a_model_in_bfloat16(memory):
     model = build(memory=memory).bfloat16()
     out = model(images(dtype=torch.bfloat16))
@@ -229,7 +229,7 @@ def test_two_hundred_steps_lie_on_the_stored_forms():
     x = torch.randn(4, 16, 3, 16, 16, dtype=torch.float64, generator=generator)
     y = torch.randint(3, (4, 16), generator=generator)
     curves = {}
-    for memory in ("stored", *LEAN):
+    for memory in ("stored", *RECOMPUTED):
         model = build("hbnet20", memory, channels=(4, 8, 8), drop_path_rate=0.1)
         model.init_weights()
         optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
@@ -243,24 +243,24 @@ def test_two_hundred_steps_lie_on_the_stored_forms():
             losses.append(loss.item())
         curves[memory] = torch.tensor(losses, dtype=torch.float64)
     assert curves["stored"][-20:].mean() < 0.2 * curves["stored"][:20].mean()
-    for memory in LEAN:
+    for memory in RECOMPUTED:
         torch.testing.assert_close(curves[memory], curves["stored"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("beta2", [-0.1, -0.01, 0.0])
-@pytest.mark.parametrize("memory", ["semi", "reversible learned", "semi learned"])
-def test_where_errors_would_grow_iterates_are_not_found_again(memory, beta2):
-    """Found again with these coefficients, they would be wrong in the ninth digit already at −0.1."""
+@pytest.mark.parametrize("memory", ["checkpointing", "reversible learned", "checkpointing learned"])
+def test_iterates_are_not_recovered_if_errors_would_grow(memory, beta2):
+    """Recovered with these coefficients, iterates would be wrong in the ninth digit already at −0.1."""
     kind, learned = memory.split()[0], "learned" in memory
     start = dict(learn_beta=True) if learned else dict(beta2=beta2)
-    stored, lean = (build("hbnet56", made, **start) for made in ("stored", kind))
+    stored, recomputed = (build("hbnet56", made, **start) for made in ("stored", kind))
     if learned:
-        for stage in (*stored.stages(), *lean.stages()):
+        for stage in (*stored.stages(), *recomputed.stages()):
             stage.beta2.data.fill_(beta2)
-    assert_same_function(lean, stored, images())
+    assert_same_function(recomputed, stored, images())
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_learned_coefficients_of_frozen_layers(memory):
     """Nothing before the first step has a gradient, so no backward pass of T_1 comes that finds x_0."""
     results = []
@@ -274,7 +274,10 @@ def test_learned_coefficients_of_frozen_layers(memory):
         torch.testing.assert_close(results[1][name], gradient, rtol=1e-8, atol=1e-8)
 
 
-HOOKED = [("hbnet50", memory) for memory in ("stored", *LEAN)] + [("hbnet18", "semi"), ("optnet18", "stored")]
+HOOKED = [("hbnet50", memory) for memory in ("stored", *RECOMPUTED)] + [
+    ("hbnet18", "checkpointing"),
+    ("optnet18", "stored"),
+]
 
 
 @pytest.mark.parametrize(("name", "memory"), HOOKED)
@@ -323,9 +326,9 @@ def test_a_reversal_that_would_lose_too_much_is_named():
 
 
 def test_checkpointing_where_nothing_can_be_reversed():
-    stored, lean = (build(post_act=True, beta2=0.0) for _ in range(2))
-    lean.set_grad_checkpointing()
-    assert_same_function(lean, stored, images())
+    stored, recomputed = (build(post_act=True, beta2=0.0) for _ in range(2))
+    recomputed.set_grad_checkpointing()
+    assert_same_function(recomputed, stored, images())
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -351,7 +354,9 @@ def step_memory(model, size=64):
     return peak_memory(lambda: model(x).sum().backward())
 
 
-@pytest.mark.parametrize(("memory", "least", "most"), [("stored", 11, 13), ("semi", 1, 2.1), ("reversible", 0, 0.1)])
+@pytest.mark.parametrize(
+    ("memory", "least", "most"), [("stored", 11, 13), ("checkpointing", 1, 2.1), ("reversible", 0, 0.1)]
+)
 def test_memory_against_depth(memory, least, most):
     """Peak of a step at 4 and 28 transforms of one size, as growth for every transform in units of one activation."""
     channels = (16, 16, 16, 16)
@@ -380,7 +385,7 @@ def test_recompute_replays_and_updates_once():
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_exponential_moving_average(memory):
     model = build(memory=memory)
     ema = timm.utils.ModelEmaV2(model, decay=0.5)
@@ -407,7 +412,7 @@ def _two_ranks(rank, memory, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_two_processes(memory, tmp_path):
     mp.spawn(_two_ranks, args=(memory, tmp_path), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -418,18 +423,18 @@ def test_two_processes(memory, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_compiled(memory):
-    """The stages break the graph; what is around them is compiled."""
-    lean, stored = build(memory=memory), build()
-    compiled = torch.compile(lean, backend="aot_eager")
+    """The stages break the graph; the modules around them are compiled."""
+    recomputed, stored = build(memory=memory), build()
+    compiled = torch.compile(recomputed, backend="aot_eager")
     expected = output_and_gradients(stored, images())
     x = images().requires_grad_()
     out = compiled(x)
     torch.testing.assert_close(out, expected["output"], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("memory", LEAN)
+@pytest.mark.parametrize("memory", RECOMPUTED)
 def test_shapes_alone_need_no_values(memory):
     out = build(memory=memory).to("meta")(torch.empty(2, 3, 33, 33, dtype=torch.float64, device="meta"))
     assert out.shape == (2, 3)
@@ -437,5 +442,5 @@ def test_shapes_alone_need_no_values(memory):
 
 
 def test_it_stays_scriptable():
-    model = build(memory="semi").eval()
+    model = build(memory="checkpointing").eval()
     torch.testing.assert_close(torch.jit.script(model)(images()), model(images()), rtol=1e-10, atol=1e-10)

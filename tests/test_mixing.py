@@ -12,8 +12,8 @@ needs("nni")
 
 from nni_spaces import DARTS, AGDSpace, HBSpace
 from nni_spaces.spaces.edges import SkipDropout
-from nni_spaces.spaces.mixed_op import Mixture, Source, mix
-from nni_spaces.strategies.differentiable import _constant
+from nni_spaces.spaces.mixed_op import NodeInput, NodeSum, mixed_op
+from nni_spaces.strategies.differentiable import _without_gradients
 from optinspired_plugins.cells.operations import TABLE_6, make_operation
 
 SMALL = dict(channels=4, cells=3, nodes=2, num_classes=3)
@@ -46,15 +46,15 @@ def leaves(names, parts):
 
 
 def plain(modules, weights, edge_weights, states, parts):
-    terms = [mix(w, o, states[s], parts) for w, o, s in zip(weights, modules, (0, 0, 1))]
+    terms = [mixed_op(w, o, states[s], parts) for w, o, s in zip(weights, modules, (0, 0, 1))]
     return sum(p * term for p, term in zip(edge_weights, terms))
 
 
 def fast(modules, weights, edge_weights, states, parts):
-    sources, mixture = [Source(state, parts) for state in states], Mixture(parts)
+    sources, node_sum = [NodeInput(state, parts) for state in states], NodeSum(parts)
     for w, o, s, p in zip(weights, modules, (0, 0, 1), edge_weights):
-        mixture.add(w, o, sources[s], p)
-    return mixture.value()
+        node_sum.add_edge(w, o, sources[s], p)
+    return node_sum.value()
 
 
 @pytest.mark.parametrize(("stride", "parts", "training"), list(product((1, 2), (1, 4), (True, False))))
@@ -106,11 +106,11 @@ def test_what_edges_share_is_computed_once(monkeypatch):
             torch.nn.functional, function, lambda *a, f=original, n=function, **k: calls.append(n) or f(*a, **k)
         )
     weights, _, states = leaves(["max_pool_3x3", "skip_connect", "neg_skip_connect", "dil_conv_3x3"], 1)
-    mixture, source = Mixture(), Source(states[0])
+    node_sum, source = NodeSum(), NodeInput(states[0])
     for w, operations in zip(weights, modules):
-        mixture.add(w, operations, source)
+        node_sum.add_edge(w, operations, source)
     assert sorted(calls) == ["max_pool2d", "relu"]
-    assert len(mixture._multiples) == 2  # the source, from two identities, and its pooling
+    assert len(node_sum._multiples) == 2  # the source, from two identities, and its pooling
 
 
 def test_no_output_of_an_operation_is_kept_for_alpha():
@@ -190,7 +190,7 @@ def test_gradients_with_the_others_constant_are_the_same(space, checkpointed):
         (alphas, weights, full[: len(alphas)]),
         (weights, alphas, full[len(alphas) :]),
     ):
-        with _constant(constant):
+        with _without_gradients(constant):
             got = torch.autograd.grad(net(images()).square().sum(), moving)
         for a, b in zip(got, expected):
             close(a, b)
@@ -201,7 +201,7 @@ def test_constant_parameters_move_again_after_an_error_and_frozen_ones_do_not():
     moving, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
 
     def fail():
-        with _constant([moving, frozen]):
+        with _without_gradients([moving, frozen]):
             assert not moving.requires_grad
             raise KeyError
 

@@ -189,7 +189,7 @@ def test_lean_forms_give_the_same_gradients_and_statistics(cfg, option):
 
 
 @small
-def test_lean_forms_with_frozen_stages(cfg):
+def test_memory_saving_with_frozen_stages(cfg):
     plain = randomise(build(cfg, frozen_stages=1).double())
     lean = build(cfg, frozen_stages=1, with_cp=True).double()
     lean.load_state_dict(plain.state_dict())

@@ -18,19 +18,16 @@ needs("nni", "sklearn")
 import nni
 from nni.nas.evaluator.pytorch import Classification, Lightning, Trainer
 from nni.nas.execution import SequentialExecutionEngine
-from nni.nas.experiment import NasExperimentConfig
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 from nni.nas.profiler.pytorch.flops import NumParamsProfiler
 from nni.nas.space import RawFormatModelSpace, SimplifiedModelSpace
 from nni.nas.strategy import DARTS as StockDARTS
-from nni.nas.strategy import ENAS as StockENAS
 from nni.nas.strategy import TPE as StockTPE
 from nni.nas.strategy import Random, RandomOneShot
 from nni.nas.utils.serializer import TorchSerializer
-from trial_runs import STRATEGIES, TINY, count_updates, digits, needs_tianshou, sized
+from trial_runs import STRATEGIES, TINY, digits, sized
 
-from nni_spaces import ENAS, TPE, HBSpace, PolicyRL, TrialEvaluator, TrialExperiment, run_trials, sequential_config
-from nni_spaces.strategies import sampling as trial_strategies
+from nni_spaces import TPE, HBSpace, TrialEvaluator, run_trials
 from nni_spaces.trials.evaluator import TrialModule
 from optinspired_plugins import Genotype
 
@@ -154,44 +151,6 @@ def test_nnis_tpe_is_refused_and_so_is_what_samples_no_networks(tmp_path):
             run_trials(HBSpace(**TINY), strategy, sized(), tmp_path, 1)
 
 
-def test_nnis_enas_takes_images_for_a_batch():
-    needs_tianshou()
-    with pytest.raises(ValueError, match="too many values to unpack"):
-        StockENAS(reward_metric_name="val_top1")(
-            RawFormatModelSpace(HBSpace(**TINY), digits()), SequentialExecutionEngine()
-        )
-
-
-def test_nnis_enas_updates_its_policy_on_training_batches():
-    """Given batches that it understands, it repeats an update until there is a new result."""
-    needs_tianshou()
-
-    class Understood(StockENAS):
-        train_dataloader = ENAS.train_dataloader
-
-    updates = {}
-    for name, strategy in (("stock", Understood), ("ours", ENAS)):
-        update = dict(batch_size=8, repeat=1, update_times=1)
-        strategy = strategy(reward_metric_name="val_top1", batches_per_update=1, update_kwargs=update)
-        updates[name] = count_updates(strategy)
-        strategy(RawFormatModelSpace(HBSpace(**TINY), digits(epochs=2)), SequentialExecutionEngine())
-    assert updates["stock"] == ["val", "train", "train", "train", "val"]
-    assert updates["ours"] == ["val", "val"]
-
-
-@pytest.mark.parametrize(("found", "named"), [("2.0.1", "2.0.1"), (None, "no tianshou")])
-@pytest.mark.parametrize("strategy", [PolicyRL, ENAS])
-def test_a_tianshou_that_nni_does_not_know_is_named(strategy, found, named, monkeypatch):
-    def version(name):
-        if name == "tianshou" and found is None:
-            raise trial_strategies.PackageNotFoundError(name)
-        return found
-
-    monkeypatch.setattr(trial_strategies, "version", version)
-    with pytest.raises(ImportError, match=rf"{strategy.__name__} needs tianshou 0.5.x and gym, found {named}: pip"):
-        strategy()
-
-
 def test_nnis_own_state_cannot_be_loaded(tmp_path):
     """It is a pickle of its classes, which torch no longer reads; trials.json needs none."""
     strategy = STRATEGIES["evolution"]()
@@ -202,60 +161,19 @@ def test_nnis_own_state_cannot_be_loaded(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["stock", "ours"])
-def test_an_experiment_leaves_the_home_directory_alone_and_binds_no_address(kind, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    done = execute("experiment", tmp_path / "run", kind, home=home)
-    assert "found hb\nbound []\n" in done.stdout, done.stderr
-    assert list((tmp_path / "run").rglob("experiment.log"))
-    in_home = [path.name for path in home.rglob("*") if path.is_file()]
-    assert in_home == ([".experiment"] if kind == "stock" else [])
-
-
-@pytest.mark.slow
 def test_trials_leave_the_home_directory_alone_and_bind_no_address(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    done = execute("run", tmp_path / "run", "random", 1, home=home)
+    done = execute(tmp_path / "run", "random", 1, home=home)
     assert "bound []\n" in done.stdout, done.stderr
     assert not list(home.rglob("*"))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "genotype.json", "trials.json"]
 
 
-def test_nnis_default_starts_a_server_and_ours_none(tmp_path):
-    stock = NasExperimentConfig.default(HBSpace(**TINY), sized(), Random())
-    assert stock.execution_engine.name == "ts", "the training service, whose manager listens on every interface"
-    ours = sequential_config(tmp_path, 7).canonical_copy()
-    assert (ours.execution_engine.name, ours.model_format.name) == ("sequential", "raw")
-    assert ours.execution_engine.max_model_count == 7
-    assert Path(ours.experiment_working_directory) == tmp_path
-
-
-def test_the_training_service_is_refused_by_name(tmp_path):
+def test_the_training_service_is_refused_by_name():
     """NNI's default for multi-trial strategies: its experiment hung for ever, and its warning was suppressed."""
-    message = r"evaluator=TrialEvaluator: trains networks in the process of the search.*; use run_trials, or pass seq"
+    message = r"evaluator=TrialEvaluator: trains networks in the process of the search.*; use run_trials, or NNI's seq"
     space, evaluator = HBSpace(**TINY), digits()
     sent = SimplifiedModelSpace.from_model(space, evaluator).freeze(GENOTYPE.to_nni())  # as its engine sends it
     with pytest.raises(RuntimeError, match=message):
         nni.dump({"parameters": sent}, pickle_size_limit=2**20)
-    experiment = TrialExperiment(space, evaluator, Random(seed=0))
-    experiment.config.experiment_working_directory = tmp_path
-    with pytest.raises(ValueError, match=message):
-        experiment.run()
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_experiment_on_nnis_sequential_engine_takes_it(tmp_path):
-    experiment = TrialExperiment(HBSpace(**TINY), digits(), Random(seed=0), sequential_config(tmp_path, 2))
-    experiment.run()
-    metrics = [model.metric for model in experiment.strategy.list_models()]
-    experiment.stop()
-    assert len(metrics) == 2
-    assert metrics == sorted(metrics, reverse=True)
-
-
-def test_an_experiment_of_ours_refuses_to_unpickle(tmp_path):
-    experiment = TrialExperiment(HBSpace(**TINY), sized(), Random(seed=0), sequential_config(tmp_path, 1))
-    with pytest.raises(NotImplementedError, match="checkpoints are pickles: use run_trials"):
-        experiment.load_checkpoint()

@@ -18,14 +18,15 @@ needs("nni", "sklearn")
 import search_runs
 
 from nni_spaces import GumbelDARTS, ZeroInit
-from nni_spaces.runs.callback import locked, read_history
-from nni_spaces.runs.search import SearchModule, SearchSettings, search
+from nni_spaces.runs.search import SearchModule, make_space, make_strategy, search
+from nni_spaces.runs.settings import SearchSettings
 from optinspired_plugins import Genotype
+from optinspired_plugins.run_folder import lock_folder, read_history
 
 TINY = dict(
     data="digits", limit=96, epochs=3, channels=2, cells=3, nodes=2, batch_size=16, padding=1, lr=0.1, alpha_lr=0.1
 )
-SPACES = [dict(space="hb", init="heavy-ball"), dict(space="agd"), dict(space="darts", strategy="gumbel")]
+SPACES = [dict(space="hb", initialization="heavy-ball"), dict(space="agd"), dict(space="darts", strategy="gumbel")]
 BATCHES = 3 * 3
 
 processes = multiprocessing.get_context("forkserver")
@@ -130,14 +131,20 @@ def test_the_search_learns_and_records_it(uninterrupted):
 
 def test_settings_reach_the_strategy_and_the_space():
     settings = SearchSettings(
-        alpha_lr=0.1, alpha_weight_decay=0.2, gradient_clip=0.3, warmup_epochs=4, init="zero", nodes=2, channels=4
+        alpha_lr=0.1,
+        alpha_weight_decay=0.2,
+        gradient_clip=0.3,
+        warmup_epochs=4,
+        initialization="zero",
+        nodes=2,
+        channels=4,
     )
-    strategy = settings.make_strategy()
+    strategy = make_strategy(settings)
     found = strategy.arc_learning_rate, strategy.alpha_weight_decay, strategy.gradient_clip_val, strategy.warmup_epochs
     assert found == (0.1, 0.2, 0.3, 4)
-    assert SearchSettings(strategy="darts-second-order").make_strategy().order == 2
-    assert isinstance(SearchSettings(strategy="gumbel").make_strategy(), GumbelDARTS)
-    space = settings.make_space(7, 1)
+    assert make_strategy(SearchSettings(strategy="darts-second-order")).order == 2
+    assert isinstance(make_strategy(SearchSettings(strategy="gumbel")), GumbelDARTS)
+    space = make_space(settings, 7, 1)
     assert space.initialization == ZeroInit()
     assert space(torch.zeros(1, 1, 8, 8)).shape == (1, 7)
 
@@ -176,12 +183,12 @@ def test_a_search_loads_images_by_its_settings(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (dict(space="resnet"), "space='resnet': must be one of hb, agd, darts"),
-        (dict(init="one"), "init='one': must be one of heavy-ball, zero, random"),
+        (dict(initialization="one"), "initialization='one': must be one of heavy-ball, zero, random"),
         (dict(strategy="enas"), "strategy='enas': must be one of darts, darts-second-order, gumbel"),
         (dict(epochs=0), "epochs=0: must be an integer ≥ 1"),
         (dict(lr=float("nan")), "lr=nan: must be a positive number"),
         (dict(seed=0.5), "seed=0.5: must be an integer ≥ 0"),
-        (dict(skip_dropout=1.5), "skip_dropout=1.5: must be a number ≥ 0 and < 1"),
+        (dict(skip_dropout=1.5), r"skip_dropout=1.5: must be in \[0, 1\)"),
     ],
 )
 def test_wrong_settings_are_named(change, message):
@@ -193,7 +200,7 @@ def test_wrong_settings_are_named(change, message):
     ("change", "message"),
     [
         (dict(data="nowhere"), "data='nowhere': must be 'digits', 'cifar10', an .npz file or a folder"),
-        (dict(space="agd", init="heavy-ball"), "initialization=HeavyBallInit: needs HBSpace"),
+        (dict(space="agd", initialization="heavy-ball"), "initialization=HeavyBallInit: needs HBSpace"),
         (dict(batch_size=64), "batch_size=64: must be at most 48, half of the images"),
         (dict(cells=2), "cells=2: must be an integer ≥ 3"),
     ],
@@ -260,16 +267,17 @@ def test_a_system_without_record_locks_is_named_when_a_run_begins(tmp_path):
         import sys
         sys.modules["fcntl"] = None
         from pathlib import Path
-        import nni_spaces
-        from nni_spaces.runs.callback import locked
+        from optinspired_plugins.run_folder import lock_folder
         try:
-            with locked(Path("run")):
+            with lock_folder(Path("run")):
                 pass
         except NotImplementedError as error:
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert "out='run': a run locks its folder by fcntl, which Linux has not: must be a Unix" in done.stdout, done.stderr
+    assert "out='run': a run locks its folder by fcntl, which Linux does not have: must be a Unix" in done.stdout, (
+        done.stderr
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -283,7 +291,7 @@ def test_a_folder_holds_one_process_and_a_killed_one_frees_it(tmp_path):
         search(SearchSettings(**TINY), tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join(60)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 

@@ -20,7 +20,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from nni_spaces import DARTS, AGDSpace, DARTSSpace, GumbelDARTS, HBSpace, HeavyBallInit
 from nni_spaces.runs.data import make_loaders, read_images
 from nni_spaces.runs.search import SearchModule
-from nni_spaces.strategies.differentiable import _steps
+from nni_spaces.strategies.differentiable import _weight_steps
 
 EXPERIMENTS = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
 SGD = partial(torch.optim.SGD, momentum=0.9)
@@ -193,7 +193,7 @@ def test_the_step_of_second_order_is_the_one_that_torch_takes(momentum, decay, b
             w.grad = torch.randn(3, dtype=torch.float64, generator=generator)
         start = [w.detach().clone() for w in (first, second)]
         pairs = [(w, group) for group in sgd.param_groups for w in group["params"]]
-        steps = _steps(sgd, pairs, [first.grad, second.grad])
+        steps = _weight_steps(sgd, pairs, [first.grad, second.grad])
         sgd.step()
     for w, old, step in zip((first, second), start, steps):
         torch.testing.assert_close(old - step, w.detach(), rtol=1e-14, atol=1e-15)

@@ -1,4 +1,4 @@
-"""Table 6: what each candidate operation computes, and the sizes it keeps or halves."""
+"""Table 6: the function of each candidate operation, and the size of its output."""
 
 import pytest
 import torch

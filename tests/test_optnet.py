@@ -88,7 +88,7 @@ def test_the_heavy_ball_program_is_the_heavy_ball_stage_to_the_bit():
     net = build("hb")
     blocks = copy.deepcopy(list(net.layer1))
     u = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    assert torch.equal(HeavyBallStage(blocks, 1.0, -1.0).eval()(u), net.layer1.eval()(u))
+    assert torch.equal(HeavyBallStage(blocks).eval()(u), net.layer1.eval()(u))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,7 +36,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {f.relative_to(ROOT).as_posix() for p in PACKAGES for f in (ROOT / p).rglob("*.py")}
-    assert {"optinspired_plugins/report.css", "optinspired_plugins/report.js"} <= set(names)
+    assert {"optinspired_plugins/report/report.css", "optinspired_plugins/report/report.js"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
 
 
@@ -75,7 +75,8 @@ def test_the_source_distribution_can_be_tested(tmp_path):
         names = {name.partition("/")[2] for name in archive.getnames()}
     tests = {test.relative_to(ROOT).as_posix() for test in (ROOT / "tests").glob("*.py")}
     assert tests | {"pyproject.toml", "README.md", "LICENSE", "Makefile", "timm_models/py.typed"} <= names
-    unwanted = {"__pycache__", ".venv", ".git", ".ci", "runs", "dist", "build", "shared"}
+    assert not {name for name in names if name.startswith("runs/")}
+    unwanted = {"__pycache__", ".venv", ".git", ".ci", "dist", "build", "shared"}
     parts = {part for name in names for part in name.split("/")}
     assert not parts & unwanted
     assert not [part for part in parts if part.endswith(("_cache", ".pyc"))]

@@ -11,8 +11,9 @@ from nni.nas.strategy import Proxyless, RandomOneShot
 from test_nni_spaces import SMALL, SPACES, architecture, export, perturb, random_sample, supernet
 
 from nni_spaces import DARTS, GumbelDARTS, HBSpace
-from nni_spaces.runs.search import SearchSettings
-from nni_spaces.spaces.mixed_op import mix
+from nni_spaces.runs.search import make_space, make_strategy
+from nni_spaces.runs.settings import SearchSettings
+from nni_spaces.spaces.mixed_op import mixed_op
 from optinspired_plugins.cells.network import plan_cells
 from optinspired_plugins.cells.operations import make_operation
 
@@ -74,7 +75,7 @@ def test_a_cell_mixes_some_channels_and_passes_the_others(kind, parts, size):
 
 def test_a_shuffle_interleaves_equal_groups():
     x = torch.arange(8.0).reshape(1, 8, 1, 1)
-    shuffled = mix(torch.tensor([1.0, 0.0]), {"skip_connect": torch.nn.Identity()}, x, 4)
+    shuffled = mixed_op(torch.tensor([1.0, 0.0]), {"skip_connect": torch.nn.Identity()}, x, 4)
     assert shuffled.flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
 
 
@@ -148,8 +149,8 @@ def test_a_strategys_settings():
     assert (settings.partial_channels, settings.warmup_epochs) == (4, 15)
     settings = SearchSettings(strategy="pc-darts", partial_channels=2, warmup_epochs=0, epochs=10)
     assert (settings.partial_channels, settings.warmup_epochs) == (2, 0)
-    assert settings.make_strategy().warmup_epochs == 0
-    assert settings.make_space(10, 3).options.partial_channels == 2
+    assert make_strategy(settings).warmup_epochs == 0
+    assert make_space(settings, 10, 3).options.partial_channels == 2
     settings = SearchSettings(strategy="p-darts", epochs=25)
     assert (settings.partial_channels, settings.warmup_epochs) == (1, 10)
     assert (SearchSettings().partial_channels, SearchSettings().warmup_epochs) == (1, 0)

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what the algorithm does."""
+"""Figures show the computation of the algorithm."""
 
 from itertools import pairwise
 

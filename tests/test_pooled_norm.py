@@ -1,4 +1,4 @@
-"""Pooling before normalisation: what the plain form computes, and where it is not taken."""
+"""Pooling before normalisation equals the plain form, and is not used for modified modules."""
 
 import copy
 
@@ -80,7 +80,7 @@ def test_one_value_a_channel_is_refused():
 
 @pytest.mark.parametrize("name", ["hbnet18", "agdnet121"])
 def test_hooks_and_other_modules_have_the_plain_form(name, monkeypatch):
-    """What somebody watches or replaces is called."""
+    """Modules with hooks or other types are called."""
     model = timm.create_model(name).train()
     model.set_grad_checkpointing()
     norm = model.bn1 if name == "hbnet18" else model.features.norm0

@@ -18,7 +18,8 @@ needs("nni", "typer", "rich", "matplotlib")
 from test_cli import environment, run
 from test_report import Page
 
-from optinspired_plugins import cli, next_steps
+from nni_spaces import cli as nni_cli
+from optinspired_plugins import next_steps
 from optinspired_plugins.cells.genotype import GENOTYPES
 from optinspired_plugins.report.page import write_report
 
@@ -57,7 +58,7 @@ def trained(tmp_path_factory):
     searched = run("search", "--out", "runs/[0] :cat:", *given, *small, *TINY, folder=folder).stdout
     out = folder / "runs" / "[0] :cat:"
     command = after("Train it", searched)
-    retrained = shell(f"{command} {shlex.join([*TINY, '--width', '2'])}", folder / "elsewhere")
+    retrained = shell(f"{command} {shlex.join([*TINY, '--channels', '2'])}", folder / "elsewhere")
     return out, command, retrained
 
 
@@ -83,7 +84,7 @@ def test_the_command_of_the_report_does_so_too(trained, tmp_path, monkeypatch):
     printed = page(os.path.relpath(out), "a.html").texts["retrain-command"]
     # settings.json does not hold what only the machine of a search decided.
     assert shlex.split(printed) == shlex.split(command.replace("--accelerator cpu ", ""))
-    assert "Test accuracy" in shell(f"{printed} {shlex.join([*TINY, '--width', '2'])}", tmp_path / "elsewhere")
+    assert "Test accuracy" in shell(f"{printed} {shlex.join([*TINY, '--channels', '2'])}", tmp_path / "elsewhere")
 
 
 def test_the_expressions_for_timm_build_the_network(trained, tmp_path):
@@ -115,7 +116,7 @@ def test_the_command_for_trials_draws_the_best_of_them(tmp_path):
 def test_without_test_images_no_command_is_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", x_train=np.zeros((4, 8, 8, 1), np.uint8), y_train=np.arange(4) % 2)
-    step = cli._training_step(tmp_path, {"data": "a.npz", "limit": None})
+    step = nni_cli._training_step(tmp_path, {"data": "a.npz", "limit": None})
     assert step == (
         "To train it, give images that have a test part: data='a.npz': has no array x_test, "
         "must have x_test and y_test and y_train"
@@ -137,7 +138,7 @@ def test_one_module_composes_what_is_printed_and_all_of_it_is_tried_here():
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     found = {file.name for file in files if commands_in(file.read_text(encoding="utf-8"))}
     assert found == {"next_steps.py"}
-    assert "optinspired " not in (ROOT / "optinspired_plugins" / "report.js").read_text(encoding="utf-8")
+    assert "optinspired " not in (ROOT / "optinspired_plugins" / "report" / "report.js").read_text(encoding="utf-8")
     assert {*next_steps.__all__} - {"absolute_source"} == {"plot_cells_command", "retrain_command", "timm_call"}
 
 

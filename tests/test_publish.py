@@ -165,7 +165,7 @@ def stranger(tmp_path, monkeypatch, hub):
 @pytest.mark.parametrize("source", ["local-dir:{}/stranger", "hf-hub:stranger"])
 def test_a_config_imports_no_module(source, options, architecture, says_which, tmp_path, stranger, monkeypatch):
     """Also with a timm that does not say whose the arguments are."""
-    monkeypatch.setattr(_host, "_SAYS_WHICH", _host._SAYS_WHICH and says_which)
+    monkeypatch.setattr(_host, "_CONFIG_IS_SEPARATE", _host._CONFIG_IS_SEPARATE and says_which)
     file = tmp_path / "stranger" / "config.json"
     config = json.loads(file.read_text()) | dict(architecture=architecture)
     config["model_args"]["layers"] = [1] * (3 if architecture == "optnet20" else 4)

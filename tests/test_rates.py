@@ -27,7 +27,7 @@ def test_the_objectives_have_the_condition_number_they_name():
 
 def test_accuracy_counts_only_when_it_lasts():
     class Passing:
-        """Is at the minimum in step 2 and away from it again in step 3."""
+        """Reach the minimum in step 2, and leave it in step 3."""
 
         def init(self, x0):
             return (x0, 0)

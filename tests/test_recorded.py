@@ -95,7 +95,7 @@ HUGE = 10**400
         (("steps",), "gd", "steps='gd': must be a list with at least one entry"),
         (("steps",), [], r"steps=\[\]: must be a list"),
         (("steps",), [[-1]] * (LIMIT_STEPS + 1), "steps has 1001 entries: must have at most 1000"),
-        (("results",), [[[1, 1.0]]], "results has 1 entries: must have 2, one a step"),
+        (("results",), [[[1, 1.0]]], "results has 1 entries: must have 2, one per step"),
         (("steps", 0), {}, r"steps\[0\]={}: must be a list"),
         (("steps", 0), [[[0, 1.0]]], r"steps\[0\] has no call: must have a layer"),
         (("steps", 0, 0), -2, r"steps\[0\]\[0\] has register -2: must be an integer from -1 to 0"),

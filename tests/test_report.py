@@ -215,7 +215,7 @@ def test_a_retraining_has_a_report(tmp_path):
     assert page.data["curves"]["retrain"]["resumed"] == [2]
     assert len([tag for tag, attrs in page.tags if attrs.get("class") == "drawing"]) == 2
     assert not {"controls", "history", "alpha", "retrain"} & page.attributes.keys()
-    assert "width36" in page.texts["provenance"]
+    assert "channels36" in page.texts["provenance"]
     assert "version" not in page.texts["provenance"]
     call = page.texts["timm-call"].removeprefix("import timm\n\nmodel = ")
     name, arguments = re.fullmatch(r"timm\.create_model\('(\w+)', (.*)\)", call).groups()
@@ -297,7 +297,7 @@ def test_versions_hashes_and_command(tmp_path):
     folder = tmp_path / "a run; rm"
     write_run(folder, make_history("hb", 1), about=ABOUT, settings={"data": "my $HOME.npz"}, retrain=make_retrain())
     page = page_of(folder)
-    assert "width36" in page.texts["provenance"]
+    assert "channels36" in page.texts["provenance"]
     assert "version" not in page.texts["provenance"]  # the genotype among the settings: it has a hash
     expected = f"optinspired retrain '{folder}/genotype.json' --data 'my $HOME.npz' --seed 7"
     assert page.texts["retrain-command"] == expected

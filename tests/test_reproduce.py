@@ -19,8 +19,8 @@ from commands import Place
 from networks import NETWORKS, count_network, learned_coefficients
 from training import Recipe, make_loaders, make_optimizer, train
 
-from nni_spaces.runs.callback import read_history
 from nni_spaces.runs.data import ImageSet, read_images
+from optinspired_plugins.run_folder import read_history
 
 
 @pytest.fixture

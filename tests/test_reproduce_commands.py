@@ -29,8 +29,8 @@ from architecture_table import ROWS, count
 from commands import Place, fingerprint, run_missing
 from training import Recipe
 
-from nni_spaces.runs.callback import locked, read_history
 from optinspired_plugins.cells import genotype as genotypes
+from optinspired_plugins.run_folder import lock_folder, read_history
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "reproduce"
@@ -107,7 +107,7 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         monkeypatch.setattr(table7.Experiment, "run", lambda self: pytest.fail("ran again"))
     found = rows.read_rows(tmp_path / "table7.csv")
     assert [row["method"] for row in found] == methods
-    monkeypatch.setattr(genotypes, "FOUND", tmp_path / "genotypes")
+    monkeypatch.setattr(genotypes, "FOLDER", tmp_path / "genotypes")
     for row, rule in zip(found, ("hb", "agd", "hb")):
         assert genotypes.load_genotype(row["genotype"]).rule == rule
         model = timm.create_model("cellnet_cifar", genotype=row["genotype"], cells=3, channels=2)
@@ -148,7 +148,7 @@ def test_the_unit_of_cost_is_the_darts_search_of_that_machine(images, timed, tim
 
 def test_the_genotypes_of_the_package_are_those_of_the_results():
     found = {row["genotype"]: row for row in rows.read_rows(RESULTS / "table7.csv")}
-    assert set(genotypes.found_names()) == found.keys() != set()
+    assert set(genotypes.genotype_names()) - genotypes.GENOTYPES.keys() == found.keys() != set()
     for name, row in found.items():
         sizes = dict(cells=int(row["retrain_cells"]), channels=int(row["width"]))
         model = timm.create_model("cellnet_cifar", genotype=name, device="meta", **sizes)
@@ -220,7 +220,7 @@ def test_rows_of_other_fields_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has rows of other fields than a, c"):
         rows.add_rows(path, [dict(a=2, c=3)], ["a"])
     path.write_text("a,b\n1\n")
-    with pytest.raises(ValueError, match="line 2: has not the fields of the first line"):
+    with pytest.raises(ValueError, match="line 2: does not have the fields of the first line"):
         rows.read_rows(path)
 
 
@@ -229,7 +229,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, capsys):
     held, done = context.Event(), context.Event()
 
     def hold():
-        with locked(tmp_path / "a"):
+        with lock_folder(tmp_path / "a"):
             held.set()
             done.wait(60)
 
@@ -238,7 +238,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, capsys):
     held.wait(60)
 
     def run(name):
-        with locked(tmp_path / name):
+        with lock_folder(tmp_path / name):
             return "ran"
 
     run_missing(["a", "b"], str, lambda name: False, run)

@@ -186,7 +186,7 @@ def test_what_was_not_run_is_not_printed(tmp_path):
     write_csv(tmp_path / "table4.csv", [run("resnet20", 0, 30.0)])
     text = written(tmp_path)
     assert "HBNet-20" not in text
-    assert not re.search(r"^## (Stability|Learned|Table 5|Table 7|What can be said)", text, re.MULTILINE)
+    assert not re.search(r"^## (Stability|Learned|Table 5|Table 7|Conclusions)", text, re.MULTILINE)
     assert [path.name for path in tmp_path.glob("*.png")] == ["table4.png"]
 
 
@@ -256,7 +256,7 @@ def test_searches(tmp_path):
     sizes, paper = "1,000, 1,001", "`cifar10_hb_seed0`, `cifar10_hb_seed1`"
     assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50 ± 0.00", "0, 1", paper]
     assert line(text, "AGD space − DARTS space")[1:4:2] == ["-0.44", NOISE]
-    assert line(text, "AGD space, α still at first − DARTS space")[1:4:2] == ["", "lower"]
+    assert line(text, "AGD space, α frozen at first − DARTS space")[1:4:2] == ["", "lower"]
     assert "random search" not in text
     assert "; 4 test images" in text
     (axes,) = figure(tmp_path, "table7")

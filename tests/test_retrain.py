@@ -19,9 +19,11 @@ import search_runs
 from safetensors.torch import load_file
 from test_nni_search import differences
 
-from nni_spaces.runs.callback import describe, read_history
+from nni_spaces.runs.callback import describe_images
 from nni_spaces.runs.data import EpochSampler, ImageSet, read_images
-from nni_spaces.runs.retrain import RetrainModule, RetrainSettings, _loaders, retrain
+from nni_spaces.runs.retrain import RetrainModule, _loaders, make_model, retrain
+from nni_spaces.runs.settings import RetrainSettings
+from optinspired_plugins.run_folder import read_history
 
 HB = {
     "version": 1,
@@ -30,8 +32,8 @@ HB = {
     "reduction": [[["max_pool_3x3", 1], ["skip_connect", 1], ["dil_conv_3x3", 0]]],
 }
 TINY = dict(
-    genotype=HB, data="digits", limit=96, epochs=3, cells=3, width=2, batch_size=16, lr=0.1, aux_weight=0, cutout=2,
-    padding=1, drop_path=0.3,
+    genotype=HB, data="digits", limit=96, epochs=3, cells=3, channels=2, batch_size=16, lr=0.1, aux_weight=0, cutout=2,
+    padding=1, drop_path_rate=0.3,
 )  # fmt: skip
 BATCHES = 3 * 6
 
@@ -67,8 +69,8 @@ def test_the_defaults_are_the_papers():
     """§9.3: 20 cells, 36 channels, 600 epochs, batches of 96, cutout, path dropout .2, auxiliary heads .4."""
     found = {f.name: f.default for f in fields(RetrainSettings) if f.name not in ("genotype", "limit", "seed")}
     assert found == dict(
-        data="cifar10", model="cellnet_cifar", epochs=600, batch_size=96, cells=20, width=36, lr=0.025, momentum=0.9,
-        weight_decay=3e-4, gradient_clip=5.0, aux_weight=None, drop_path=0.2, cutout=None, padding=4,
+        data="cifar10", model="cellnet_cifar", epochs=600, batch_size=96, cells=20, channels=36, lr=0.025, momentum=0.9,
+        weight_decay=3e-4, gradient_clip=5.0, aux_weight=None, drop_path_rate=0.2, cutout=None, padding=4,
     )  # fmt: skip
 
 
@@ -89,7 +91,7 @@ class Epoch:
 
 def module_in_epoch(epoch, **settings):
     settings = RetrainSettings(**{**TINY, "epochs": 10, **settings})
-    module = RetrainModule(settings.make_model(10, 1, aux_head=settings.aux_weight > 0), settings)
+    module = RetrainModule(make_model(settings, 10, 1, aux_head=settings.aux_weight > 0), settings)
     sgd = module.configure_optimizers()
     module._trainer = Epoch(epoch)
     module.on_train_epoch_start()
@@ -212,7 +214,7 @@ def test_with_the_auxiliary_head_the_file_holds_the_plain_network(tmp_path):
     assert asked["aux_weight"] == 0.4  # 32 × 32: §9.3's
     assert (asked["cutout"], made["cutout"]) == (None, 16)
     weights = load_file(tmp_path / "run" / "model.safetensors")
-    plain = RetrainSettings(**settings).make_model(2, 3)
+    plain = make_model(RetrainSettings(**settings), 2, 3)
     plain.load_state_dict(weights)
     assert "aux_head.fc.weight" in {name.removeprefix("model.") for name in checkpoint(tmp_path / "run")["state_dict"]}
 
@@ -278,7 +280,7 @@ def test_processes_share_an_epoch_without_overlap(monkeypatch):
         (dict(batch_size=1), "batch_size=1: must be an integer ≥ 2"),
         (dict(lr=float("inf")), "lr=inf: must be a positive number"),
         (dict(cutout=-1), "cutout=-1: must be an integer ≥ 0"),
-        (dict(drop_path=1.0), r"drop_path=1.0: must be in \[0, 1\)"),
+        (dict(drop_path_rate=1.0), r"drop_path_rate=1.0: must be in \[0, 1\)"),
         (dict(aux_weight=-0.1), "aux_weight=-0.1: must be ≥ 0"),
     ],
 )
@@ -384,9 +386,9 @@ def test_the_hash_tells_apart_whatever_a_run_takes_from_images():
         data._replace(labels=data.labels.flip(0)),
         data._replace(classes=3),
     ]
-    hashes = [describe(found)["sha256"] for found in (data, *others)]
+    hashes = [describe_images(found)["sha256"] for found in (data, *others)]
     assert len(set(hashes)) == len(hashes)
-    assert describe(data._replace(images=data.images.clone()))["sha256"] == hashes[0]
+    assert describe_images(data._replace(images=data.images.clone()))["sha256"] == hashes[0]
 
 
 @pytest.mark.slow

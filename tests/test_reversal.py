@@ -1,4 +1,4 @@
-"""The heavy-ball rule run backwards: equal to the plain rule, and how far what is found again strays."""
+"""The reversible heavy-ball rule equals the plain rule, and the errors of recovered iterates are small."""
 
 import functools
 
@@ -54,9 +54,11 @@ def test_it_is_the_plain_rule(betas, reversible):
     x0 = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     plain = heavy_ball(transforms, x0, beta1=betas[0], beta2=betas[1])[-1]
     x1 = transforms[0](x0) + sum(betas) * x0
-    lean = reversible_heavy_ball([T.parts(reversible) for T in transforms[1:]], x0, x1, [betas[0]] * 4, [betas[1]] * 4)
-    torch.testing.assert_close(lean, plain, rtol=1e-12, atol=1e-12)
-    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), [x0, *parameters]) for y in (lean, plain))):
+    recovered = reversible_heavy_ball(
+        [T.parts(reversible) for T in transforms[1:]], x0, x1, [betas[0]] * 4, [betas[1]] * 4
+    )
+    torch.testing.assert_close(recovered, plain, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), [x0, *parameters]) for y in (recovered, plain))):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -73,7 +75,7 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(rule(False, x, x, 1.0, -1.0).sum(), x, create_graph=True)
 
 
-def test_growth_is_that_of_the_recursion():
+def test_error_growth_is_the_growth_of_the_recursion():
     """(1, −1) has period 6 and never grows; two steps of β2 = −1/2 and β1 = 0 quadruple; β2 = 0 undoes nothing."""
     assert error_growth([1.0] * 40, [-1.0] * 40) == 1
     assert error_growth([0.0] * 4, [-0.5] * 4) == 4
@@ -84,8 +86,8 @@ def test_growth_is_that_of_the_recursion():
 
 
 @pytest.mark.parametrize(("depth", "limit"), [(8, 1e-6), (64, 1e-5)])
-def test_iterates_found_again_stray_little(depth, limit):
-    """The error of what T_1 gets in the backward pass, relative to what it got, in float32."""
+def test_errors_of_recovered_iterates_are_small(depth, limit):
+    """The relative error of the input of T_1 in the backward pass, in float32."""
     torch.manual_seed(0)
     seen = []
 
@@ -98,5 +100,5 @@ def test_iterates_found_again_stray_little(depth, limit):
     x = torch.randn(32, 16, requires_grad=True)
     betas = [1.0] * depth, [-1.0] * depth
     reversible_heavy_ball([SplitTransform(T, None, [T]) for T in transforms], x, 2 * x, *betas).sum().backward()
-    first, again = seen
-    assert 0 < ((first - again).norm() / first.norm()).item() < limit
+    first, repeated = seen
+    assert 0 < ((first - repeated).norm() / first.norm()).item() < limit

@@ -28,7 +28,7 @@ from trial_runs import TINY as SPACE
 from trial_runs import sized
 
 from nni_spaces import HBSpace, run_trials
-from nni_spaces.runs.callback import RunFolder, locked, resolve_devices
+from nni_spaces.runs.callback import RunCallback
 from nni_spaces.runs.checkpoints import read_checkpoint, seal
 from nni_spaces.runs.progressive import search_progressively
 from nni_spaces.runs.retrain import retrain
@@ -36,7 +36,7 @@ from nni_spaces.runs.search import search
 from optinspired_plugins._files import clear_temporaries, printable, read_file
 from optinspired_plugins.cells.genotype import Genotype, load_genotype
 from optinspired_plugins.report.page import write_report
-from optinspired_plugins.run_folder import Execution, digest_of, read_history
+from optinspired_plugins.run_folder import digest_of, lock_folder, read_history, resolve_devices
 from optinspired_plugins.simulation import simulate
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +119,7 @@ def assert_harmless(kind, path, good):
 
 def forged(path):
     """A right digest, and none of what binds the checkpoint changed."""
-    found, sealed = read_checkpoint(path)
-    return sealed and "RunFolder" in found["callbacks"]
+    return "RunCallback" in read_checkpoint(path)["callbacks"]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -185,17 +184,6 @@ def test_precision_and_devices_are_recorded_and_compared(folders):
     with pytest.raises(ValueError, match=r"holds a run with devices=1 \(here 2\)"):
         search(SEARCH, folders / "search", accelerator="cpu", devices=2)
     assert json.loads((folders / "search" / "run.json").read_text())["accelerator"] == "cpu"
-
-
-@pytest.mark.parametrize("kind", ["search", "retraining"])
-def test_a_folder_of_an_older_version_goes_on_with_the_defaults_of_then(kind, folders, tmp_path):
-    folder, settings = copied(folders, kind, tmp_path), settings_of(kind)
-    folder_kinds.to_older_version(folder)
-    assert open_run(folder, settings).first == 2
-    with pytest.raises(ValueError, match=r"precision='32-true' \(here 'bf16-mixed'\)"):
-        open_run(folder, settings, execution=Execution(precision="bf16-mixed"))
-    with pytest.raises(ValueError, match=r"devices=1 \(here 2\)"):
-        open_run(folder, settings, execution=Execution(devices=2))
 
 
 class Started(Exception):
@@ -290,7 +278,7 @@ BAD_CHECKPOINTS = {
     "no state": (without("state_dict"), "state_dict is a NoneType: must be a dict"),
     "no optimiser": (without("optimizer_states"), "optimizer_states is a NoneType: must be a list"),
     "no record": (changed(callbacks={}), "has no record of its run"),
-    "record of other type": (changed(callbacks={"RunFolder": 5}), "has no record of its run"),
+    "record of other type": (changed(callbacks={"RunCallback": 5}), "has no record of its run"),
     "truth": (changed(epoch=True), "epoch is a bool: must be a int"),
     "too far": (changed(epoch=2), "epoch=2: must be below epochs=2"),
     "negative": (changed(epoch=-1), "epoch=-1: must be below epochs=2"),
@@ -327,7 +315,7 @@ def test_a_checkpoint_of_another_kind_or_run_is_refused(folders, tmp_path):
     assert "holds a run with seed=0 (here 3)" in error_of(open_run, folder, replace(SEARCH, seed=3))
     (folder / "settings.json").unlink()
     assert "holds a run with seed=0 (here 3)" in error_of(open_run, folder, replace(SEARCH, seed=3))
-    assert open_run(folder, SEARCH).first == 2
+    assert open_run(folder, SEARCH).first_epoch == 2
 
 
 def test_a_checkpoint_of_another_network_is_named_before_it_is_loaded(folders):
@@ -372,7 +360,7 @@ def test_a_history_that_is_an_epoch_ahead_goes_on(folders, tmp_path):
     folder = copied(folders, "search", tmp_path)
     entries = read_history(folder)
     (folder / "history.json").write_text(json.dumps([*entries, {**entries[1], "epoch": 2}]))
-    assert open_run(folder, SEARCH).first == 2
+    assert open_run(folder, SEARCH).first_epoch == 2
 
 
 def test_weights_that_are_not_the_checkpoints_are_refused(folders, tmp_path):
@@ -394,8 +382,8 @@ def test_a_sealed_archive_is_one_that_others_read(tmp_path):
 # --- locks and what a kill leaves -------------------------------------------------------------------------------------
 
 LOCKS = {
-    "run": (".lock", lambda folder: locked(folder)),
-    "table": (".table4.csv.lock", lambda folder: rows._alone(folder / "table4.csv")),
+    "run": (".lock", lambda folder: lock_folder(folder)),
+    "table": (".table4.csv.lock", lambda folder: rows._locked(folder / "table4.csv")),
     "simulation": (".table2.csv.lock", lambda folder: simulating(folder)),
 }
 
@@ -476,11 +464,11 @@ def test_what_another_process_is_writing_stays(tmp_path):
     assert held.wait(120)
     (tmp_path / ".history.json.9d6d1cb2").write_text("half")
     with pytest.raises(RuntimeError, match="another process is running there"):
-        enter(locked(tmp_path))
+        enter(lock_folder(tmp_path))
     assert (tmp_path / ".history.json.9d6d1cb2").exists()
     done.set()
     process.join(60)
-    enter(locked(tmp_path))
+    enter(lock_folder(tmp_path))
     assert not (tmp_path / ".history.json.9d6d1cb2").exists()
 
 
@@ -539,7 +527,7 @@ def test_the_processes_that_there_are_is_how_many_share_a_run(environment, devic
         lambda folder: search_progressively(replace(SEARCH, strategy="p-darts"), folder, devices=1),
         lambda folder: retrain(RETRAIN, folder, devices=1),
         lambda folder: run_trials(HBSpace(**SPACE), None, sized(), folder, 1),
-        lambda folder: enter(locked(folder)),
+        lambda folder: enter(lock_folder(folder)),
     ],
     ids=["search", "progressive", "retrain", "trials", "locked"],
 )
@@ -580,7 +568,7 @@ def test_the_report_of_a_damaged_run_writes_nothing(folders, tmp_path):
 
 def test_a_callbacks_state_is_what_binds_a_checkpoint(folders):
     run = open_run(folders / "search", SEARCH)
-    assert isinstance(run, RunFolder)
+    assert isinstance(run, RunCallback)
     assert run.state_dict()["settings"].keys() == json.loads(
         (folders / "search" / "settings.json").read_text()
     ).keys() - {"data"}

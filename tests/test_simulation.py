@@ -1,4 +1,4 @@
-"""Table 2: what is trained is what section 6.3 says, and an interrupted simulation goes on where it was."""
+"""Table 2: networks and training of section 6.3; an interrupted simulation continues."""
 
 import errno
 import math
@@ -59,8 +59,8 @@ def test_training_is_the_stated_optimiser_on_the_stated_loss():
 
 
 def test_a_run_is_a_function_of_its_seed():
-    first, again, other = (train("agd2", 3, seed, TINY) for seed in (0, 0, 1))
-    assert first[:5] == again[:5]
+    first, second, other = (train("agd2", 3, seed, TINY) for seed in (0, 0, 1))
+    assert first[:5] == second[:5]
     assert first.mse != other.mse
 
 
@@ -98,8 +98,8 @@ def test_an_interrupted_simulation_goes_on(tmp_path):
     runs = simulate(path, **arguments, on_run=lambda run, known: found.append(known))
     assert found == [True] * 3 + [False] * 5
     assert path.read_text().startswith(before)
-    whole = simulate(tmp_path / "whole.csv", **arguments)
-    assert [r[:5] for r in runs] == [r[:5] for r in whole]
+    reference = simulate(tmp_path / "reference.csv", **arguments)
+    assert [r[:5] for r in runs] == [r[:5] for r in reference]
     assert read_runs(path) == runs
 
 
@@ -133,7 +133,7 @@ def test_runs_of_another_recipe_are_not_mixed_in(tmp_path):
         ("gd,1,-1,1,0,1,40,3,0.5,10,6", "not a run of the simulation (seed=-1: must be an integer ≥ 0)"),
         ("sgd,1,0,1,0,1,40,3,0.5,10,6", "not a run of the simulation (network='sgd': must be one of gd, hb"),
         ("gd,1,0,1,0,1,-40,3,0.5,10,6", "not a run of the simulation (pairs=-40: must be an integer ≥ 1)"),
-        ("gd,1", "has not the fields of the first line: has 2, must have 11"),
+        ("gd,1", "does not have the fields of the first line: has 2, must have 11"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, damage, message):
@@ -174,7 +174,7 @@ def test_a_wrong_recipe_is_named(field, value, message):
 def test_mean_and_spread_are_over_seeds():
     runs = [simulation.Run("hb", 10, seed, mse, std, 1.0) for seed, mse, std in ((0, 1.0, 0.1), (1, 3.0, 0.2))]
     (cell,) = summarise(runs)
-    assert cell == simulation.Cell("hb", 10, 1.00443, 2.0, pytest.approx(2**0.5), 0.2, 2)
+    assert cell == simulation.TableEntry("hb", 10, 1.00443, 2.0, pytest.approx(2**0.5), 0.2, 2)
     assert math.isnan(summarise(runs[:1])[0].spread)
     assert "| hb | 10 | 1.00443 | 2.00000 | 1.41421 | 2 | 2.0e-01 |" in to_markdown([cell])
 
@@ -209,6 +209,6 @@ def test_the_claims_about_the_kept_runs_hold():
 
 @pytest.mark.slow
 def test_a_kept_run_is_reproduced():
-    """One row of the file, trained again."""
+    """One row of the file, from a second training."""
     kept = next(r for r in kept_runs() if r[:3] == ("gd", 10, 0))
     assert train("gd", 10, 0).mse == pytest.approx(kept.mse, abs=2e-5)

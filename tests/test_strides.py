@@ -8,7 +8,7 @@ import torch
 from equality import output_and_gradients, put_strides_back, randomise
 from torch import nn
 
-from timm_models.strides import subsample, take_stride
+from timm_models.strides import pull_out_stride, subsample
 
 SMALL = dict(layers=(1, 2, 1, 2), channels=(8, 12, 16, 20), num_classes=3)
 
@@ -93,10 +93,10 @@ def test_a_stage_of_two_strides_stays():
     blocks = [timm.create_model("hbnet50", **SMALL).layer1[0] for _ in range(2)]
     for block, stride in zip(blocks, (2, 3)):
         block.conv1.stride = block.downsample[0].stride = (stride, stride)
-    assert take_stride(blocks) == 1
+    assert pull_out_stride(blocks) == 1
     assert blocks[0].conv1.stride == (2, 2)
     blocks[1].conv1.stride = blocks[1].downsample[0].stride = (2, 2)
-    assert take_stride(blocks) == 2
+    assert pull_out_stride(blocks) == 2
     assert blocks[1].downsample[0].stride == (1, 1)
 
 

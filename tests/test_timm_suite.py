@@ -88,7 +88,7 @@ def test_a_small_and_a_flagship_model_of_each_family(source, tmp_path):
 
 @pytest.mark.slow
 def test_the_oldest_supported_timm_passes_its_own_file(tmp_path):
-    """DenseNet has no forward_intermediates in timm 1.0.22, and so AGDNet has none there."""
+    """DenseNet has no forward_intermediates in timm 1.0.22, so its file does not test AGDNet's."""
     pip("install", "--quiet", "--no-deps", "--target", tmp_path / "site", f"timm=={OLDEST}")
     names = ["hbnet20", "hbnet18", "agdnet40_k12"]
     passed, others = run_suite(

@@ -1,4 +1,4 @@
-"""Programs: what an algorithm comes down to, read off its own code, computes what the code computes."""
+"""Programs traced from an algorithm compute the same as the algorithm."""
 
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def test_heavy_ball_comes_down_to_11():
 
 
 def test_summed_nesterov_comes_down_to_13():
-    """The weights of the layers are h_{k+1,j}; those of the iterates −h_{k+1,j}, and 1 − h_{k+1,k} for the newest."""
+    """Layers have the weights h_{k+1,j}, iterates the weights −h_{k+1,j}, and 1 − h_{k+1,k} for the newest."""
     program, h = trace(NesterovSummed(), 5), nesterov_weights(5)
     last = program.instructions[program.result - 1]
     weights = dict(last.terms)
@@ -140,7 +140,7 @@ def refused(body):
         (lambda self, s, g: (s[0] - g(s[0]) * s[0], s[0]), "not by a number"),
         (lambda self, s, g: (s[0] - g(s[0]) + 1, s[0]), "adds 1 to an iterate"),
         (lambda self, s, g: (s[0] if g(s[0]) else s[1], s[0]), "decides by an iterate's value"),
-        (lambda self, s, g: (g(s[0] - s[0]), s[0]), "is 0 whatever the input"),
+        (lambda self, s, g: (g(s[0] - s[0]), s[0]), "is 0 for every input"),
     ],
 )
 def test_what_is_not_linear_is_refused_and_never_misread(body, message):
@@ -184,7 +184,7 @@ def test_a_stored_gradient_costs_no_register():
 
 
 def test_a_layer_whose_output_reaches_no_result_stays():
-    """Each layer belongs to a call: without this one, all behind it would take the place of another."""
+    """Each layer belongs to a call: without this one, all later layers would move by one call."""
 
     class Watched(Base):
         def step(self, state, grad):

@@ -24,35 +24,28 @@ from trial_runs import (
     STRATEGIES,
     TINY,
     count_parameters,
-    count_updates,
     digits,
-    needs_tianshou,
     run,
     run_terminated,
     sized,
 )
 
 from nni_spaces import (
-    ENAS,
     TPE,
     AGDSpace,
     DARTSSpace,
     HBSpace,
     HeavyBallInit,
-    PolicyRL,
     RandomInit,
     TrialEvaluator,
-    TrialExperiment,
     ZeroInit,
     read_trials,
     run_trials,
-    sequential_config,
 )
 from nni_spaces.trials.evaluator import TrialModule
 from optinspired_plugins import Genotype
 
 SPACES = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
-RL = dict(samples_per_update=2, update_kwargs=dict(batch_size=8, repeat=1, update_times=1))
 
 
 def without_times(folder):
@@ -64,13 +57,10 @@ def without_times(folder):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("name", [*STRATEGIES, "policy"])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_tries_networks_of_a_space(name, kind, tmp_path):
-    if name == "policy":
-        needs_tianshou()
-    strategy = PolicyRL(**RL) if name == "policy" else STRATEGIES[name]()
     space = SPACES[kind](**TINY)
-    ranked = run_trials(space, strategy, digits(epochs=2), tmp_path, 3)
+    ranked = run_trials(space, STRATEGIES[name](), digits(epochs=2), tmp_path, 3)
     _, trials = read_trials(tmp_path)
     assert sorted(ranked, key=lambda trial: trial.index) == trials
     assert len({trial.genotype for trial in trials}) == 3
@@ -82,19 +72,6 @@ def test_a_strategy_tries_networks_of_a_space(name, kind, tmp_path):
         assert trial.intermediate[-1] == trial.metric
         assert trial.metric * 13 / 100 == pytest.approx(round(trial.metric * 13 / 100), abs=1e-4), "of 13 images"
     assert Genotype.load(tmp_path / "genotype.json") == ranked[0].genotype
-
-
-@pytest.mark.parametrize("kind", SPACES)
-def test_enas_learns_to_sample_a_space(kind):
-    needs_tianshou()
-    torch.manual_seed(0)
-    space, evaluator = SPACES[kind](**TINY), digits()
-    strategy = ENAS(batches_per_update=1, update_kwargs=dict(batch_size=8, repeat=1, update_times=1))
-    updates = count_updates(strategy)
-    strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
-    assert space.genotype(strategy.oneshot_module.export()).rule == space.rule
-    assert updates == ["val"], "one batch is held out"
-    assert "val_top1" in evaluator.trainer.callback_metrics
 
 
 @pytest.mark.slow
@@ -136,14 +113,6 @@ def test_killed_and_resumed_in_another_process_it_is_the_uninterrupted_search(st
     assert without_times(tmp_path / "killed") == without_times(tmp_path / "whole")
     genotypes = [(tmp_path / name / "genotype.json").read_bytes() for name in ("killed", "whole")]
     assert genotypes[0] == genotypes[1]
-
-
-def test_a_policys_trials_resume_too(tmp_path):
-    needs_tianshou()
-    for folder, counts in (("whole", [6]), ("parts", [3, 6])):
-        for count in counts:
-            run_trials(HBSpace(**TINY), PolicyRL(**RL), sized(), tmp_path / folder, count)
-    assert without_times(tmp_path / "parts") == without_times(tmp_path / "whole")
 
 
 def test_a_run_that_goes_on_trains_no_network_again(tmp_path):
@@ -531,10 +500,6 @@ def test_wrong_evaluators_are_named(options, message):
 def test_wrong_runs_are_named(tmp_path):
     with pytest.raises(ValueError, match="trials=0: must be an integer ≥ 1"):
         run_trials(HBSpace(**TINY), Random(), sized(), tmp_path, 0)
-    with pytest.raises(ValueError, match="trials=0: must be an integer ≥ 1"):
-        sequential_config(tmp_path, 0)
-    with pytest.raises(ValueError, match="space has 'none' to choose, which no genotype can hold"):
-        run_trials(HBSpace(**TINY, zero_in_space=True), Random(), sized(), tmp_path, 1)
 
 
 def test_held_out_images_are_not_trained_on():
@@ -561,8 +526,6 @@ def test_options_of_supernets_are_refused_where_networks_are_sampled(kind, optio
     for strategy in (Random(), RegularizedEvolution()):
         with pytest.raises(ValueError, match=message):
             run_trials(space, strategy, sized(), tmp_path, 1)
-        with pytest.raises(ValueError, match=message):
-            TrialExperiment(space, sized(), strategy, sequential_config(tmp_path, 1))
     assert not list(tmp_path.iterdir())
 
 

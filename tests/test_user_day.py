@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, needs_version("timm", "1.0.31", "keeps no record
 PARTS = {"train": 24, "test": 6}
 EPOCHS = 20
 SEARCH = f"--out run --batch-size 8 --channels 2 --cells 3 --nodes 1 --padding 1 --accelerator cpu --epochs {EPOCHS}"
-TRAIN = "--epochs 1 --cells 3 --width 2"
+TRAIN = "--epochs 1 --cells 3 --channels 2"
 PUBLISH = """
 import sys, timm, torch
 model = {call}.eval()

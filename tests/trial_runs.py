@@ -1,16 +1,13 @@
-"""What processes of multi-trial searches run, called by name or as ``python trial_runs.py <function> <arguments>``."""
+"""What processes of multi-trial searches run, by name or as ``python trial_runs.py FOLDER STRATEGY TRIALS``."""
 
 import os
 import signal
 import sys
-from pathlib import Path
 
-from extras import needs
 from nni.nas.evaluator import FunctionalEvaluator
-from nni.nas.experiment import NasExperiment
 from nni.nas.strategy import Random, RegularizedEvolution
 
-from nni_spaces import HBSpace, TrialEvaluator, TrialExperiment, read_trials, run_trials, sequential_config
+from nni_spaces import HBSpace, TrialEvaluator, read_trials, run_trials
 from nni_spaces.trials.evaluator import TrialModule
 
 TINY = dict(channels=4, cells=3, nodes=2, in_chans=1)
@@ -35,30 +32,6 @@ def count_parameters(model):
 def sized(report=count_parameters):
     """An evaluator that calls a function."""
     return FunctionalEvaluator(report)
-
-
-def needs_tianshou():
-    """Skip a test where the extra is not installed."""
-    needs("tianshou")
-
-
-def count_updates(strategy):
-    """Note the part of the batch at every update of the policy."""
-    updates, make = [], strategy.configure_oneshot_module
-
-    def configure(training_module):
-        module = make(training_module)
-        step = module.training_step
-
-        def watched(batch, batch_idx):
-            module.policy.update = lambda *_, **__: updates.append(batch[1])
-            return step(batch, batch_idx)
-
-        module.training_step = watched
-        return module
-
-    strategy.configure_oneshot_module = configure
-    return updates
 
 
 def run(folder, strategy, trials, kill_at=None):
@@ -94,24 +67,8 @@ def run_terminated(folder, moment):
     run_trials(HBSpace(**TINY), STRATEGIES["random"](), digits(), folder, 3, on_trial=lambda trial: at("between"))
 
 
-def experiment(folder, kind):
-    """Run NNI's experiment, or ours, and print what it found."""
-    space = HBSpace(**TINY)
-    make = {"stock": NasExperiment, "ours": TrialExperiment}[kind]
-    run = make(
-        space, FunctionalEvaluator(count_parameters), STRATEGIES["evolution"](), sequential_config(Path(folder), 3)
-    )
-    run.run()
-    (sample,) = run.export_top_models(formatter="dict")
-    run.stop()
-    print(f"found {space.genotype(sample).rule}")
-
-
 if __name__ == "__main__":
     bound = []
     sys.addaudithook(lambda event, args: bound.append(args[1]) if event == "socket.bind" else None)
-    if sys.argv[1] == "run":
-        run(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
-    else:
-        experiment(*sys.argv[2:])
+    run(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
     print(f"bound {bound}")

@@ -1,4 +1,4 @@
-"""Default configurations: what timm's transforms, loaders and heads need to know of a model without weights."""
+"""Default configurations of models without weights, for timm's transforms, loaders and heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 def imagenet_cfg(**kwargs: Any) -> Dict[str, Any]:
-    """Configuration of a 224×224, 1000-class, stride-32 model; ``kwargs`` add or override entries."""
+    """Return the configuration of a 224×224, 1000-class, stride-32 model; ``kwargs`` add or override entries."""
     return {
         "num_classes": 1000,
         "input_size": (3, 224, 224),
@@ -28,7 +28,7 @@ def imagenet_cfg(**kwargs: Any) -> Dict[str, Any]:
 
 
 def cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
-    """Configuration of a 32×32, 10-class, stride-4 model; ``kwargs`` add or override entries."""
+    """Return the configuration of a 32×32, 10-class, stride-4 model; ``kwargs`` add or override entries."""
     return imagenet_cfg(
         **{
             "num_classes": 10,

@@ -1,4 +1,4 @@
-"""Networks whose normalisations keep their activation when somebody converts them to ``SyncBatchNorm`` or back."""
+"""Normalisations that keep their activation in conversions to ``SyncBatchNorm``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["KeepsActivations"]
 
 
 class KeepsActivations:
-    """Base of a network: it mends what torch's and mmengine's conversions make of timm's ``BatchNormAct2d``.
+    """Base of a network that repairs converted normalisations.
 
-    They make a normalisation of it that has the activation as a child and does not call it. Both put the children of a
-    network back by ``add_module``, the inner ones first.
+    torch's and mmengine's conversions turn timm's ``BatchNormAct2d`` into a normalisation that has the activation as a
+    child and does not call it. Both register the children of a network by ``add_module``, the inner ones first.
     """
 
     def add_module(self, name: str, module: Optional[nn.Module]) -> None:
-        """Register a child whose normalisations call their activations."""
+        """Register a child, and make its normalisations call their activations."""
         super().add_module(name, module)  # type: ignore[misc]
         for norm in [] if module is None else module.modules():
             if "act" in norm._modules:
@@ -27,7 +27,7 @@ class KeepsActivations:
 
 
 def _call_activation(norm: Any) -> None:
-    """Make a converted normalisation one of timm's that calls its activation."""
+    """Give a converted normalisation timm's class, which calls its activation."""
     kind = type(norm)
     if kind.__module__.startswith("mmcv."):
         norm.register_forward_pre_hook(_refuse)

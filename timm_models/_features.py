@@ -1,53 +1,149 @@
-"""``features_only`` networks whose checkpointing is the stages' own.
+"""Feature maps: ``features_only``, ``forward_intermediates`` and ``prune_intermediate_layers`` of all networks.
 
-timm's wrappers checkpoint their children as a whole, so that every batch counts twice in the running statistics, and
-know nothing of the memory-saving forms of our stages. These classes take their place, also where ``feature_cls`` names
-one of timm's.
+timm's ``features_only`` wrappers checkpoint each child completely. Every batch then counts twice in the running
+statistics, and the memory-saving forms of our stages are not used. The wrappers here take their place, also where
+``feature_cls`` names one of timm's: they switch on the checkpointing of the stages.
 """
 
 # No postponed annotations here: TorchScript reads the types of arguments.
 
 from collections import OrderedDict
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.models import FeatureDictNet, FeatureGraphNet, FeatureHookNet, FeatureListNet
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from optinspired_plugins.memory.recompute import recompute
+from optinspired_plugins._checks import check_one_of
 
-from ._checks import check_one_of
 from ._conversions import KeepsActivations
 from ._host import build_model
+from .stages.stem import recompute_chain
 
-__all__ = ["DictFeatures", "GetterFeatures", "GraphFeatures", "HookFeatures", "ListFeatures", "build_with_features"]
+__all__ = [
+    "DictFeatures",
+    "GetterFeatures",
+    "GraphFeatures",
+    "HookFeatures",
+    "Intermediates",
+    "ListFeatures",
+    "build_with_features",
+]
 
 
-class _StagesOwn(KeepsActivations, nn.ModuleDict):
+class Intermediates:
+    """Base of a network: timm's methods for intermediate feature maps.
+
+    A network defines :meth:`feature_maps` and :meth:`cut`.
+    """
+
+    def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the maps of ``feature_info``, in order."""
+        raise NotImplementedError
+
+    def cut(self, last: int) -> None:
+        """Remove the layers after feature map ``last``."""
+        raise NotImplementedError
+
+    def forward_intermediates(
+        self: Any,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Return the features and the chosen intermediates.
+
+        Intermediate 0 is the stem's, the others are the stages' or blocks'.
+
+        Args:
+            x: images.
+            indices: the last n if an int, all if None, else a list of positions, which may be negative.
+            norm: no effect: a final normalisation is part of the last intermediate.
+            stop_early: stop at the last chosen intermediate, which is then returned as the features.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: leave the features out.
+
+        Raises:
+            ValueError: an index or the format is out of range.
+        """
+        check_one_of("output_fmt", output_fmt, ("NCHW",))
+        positions = check_feature_indices(indices, len(self.feature_info))
+        features, intermediates = x, []
+        for i, features in enumerate(self.feature_maps(x)):
+            if i in positions:
+                intermediates.append(features)
+            if stop_early and i == max(positions):
+                break
+        return intermediates if intermediates_only else (features, intermediates)
+
+    def prune_intermediate_layers(
+        self: Any, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Remove the layers after the last chosen intermediate, and the head; return the remaining indices.
+
+        Args:
+            indices: as for :meth:`forward_intermediates`.
+            prune_norm: no effect: a final normalisation is part of the last intermediate.
+            prune_head: remove the classifier also where no other layer is removed.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        positions = check_feature_indices(indices, len(self.feature_info))
+        last = max(positions)
+        is_cut = last < len(self.feature_info) - 1
+        if is_cut:
+            self.cut(last)
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head or is_cut:
+            self.reset_classifier(0, "")
+        return positions
+
+
+def check_feature_indices(indices: Optional[Union[int, List[int]]], count: int) -> List[int]:
+    """Return feature indices as non-negative positions; ValueError unless they are in range.
+
+    An int n stands for the last n positions, and ``None`` for all.
+    """
+    if indices is None:
+        indices = count
+    if isinstance(indices, int):
+        if isinstance(indices, bool) or not 1 <= indices <= count:
+            raise ValueError(f"indices={indices!r}: must be an integer from 1 to {count}, or a list of positions")
+        return list(range(count - indices, count))
+    if not indices or not all(-count <= i < count for i in indices):
+        raise ValueError(f"indices={indices!r}: must be integers from {-count} to {count - 1}, at least one")
+    return [i % count for i in indices]
+
+
+class _StageCheckpointing(KeepsActivations, nn.ModuleDict):
     """Checkpointing for a wrapper that calls its children in order.
 
-    It switches the children's own forms, and computes again what the stem has behind its last convolution.
+    It switches on the checkpointing of each child, and recomputes the part of the stem after its last convolution.
     """
 
     recompute_stem: bool = False
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations again in the backward, as the whole network's ``set_grad_checkpointing`` does."""
+        """Recompute activations in the backward pass, as the network's ``set_grad_checkpointing`` does."""
         self.recompute_stem = enable
         for child in self.children():
-            whole: Any = getattr(child, "set_grad_checkpointing", None)
-            if whole is not None:
-                whole(enable)
+            of_child: Any = getattr(child, "set_grad_checkpointing", None)
+            if of_child is not None:
+                of_child(enable)
                 continue
             for module in child.modules():
                 if hasattr(module, "grad_checkpointing"):
                     module.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
-    def _run(self, x: Tensor, wanted: Sequence[str]) -> Iterator[Tuple[str, Tensor]]:
-        """Yield outputs of children by name, at least those that are wanted."""
+    def _outputs(self, x: Tensor, names: Sequence[str]) -> Iterator[Tuple[str, Tensor]]:
+        """Yield outputs of children by name, at least those in ``names``."""
         start, end = self._stem_tail() if self.recompute_stem and torch.is_grad_enabled() else (0, 0)
         tail: List[nn.Module] = []
         for i, (name, child) in enumerate(self.named_children()):
@@ -56,13 +152,13 @@ class _StagesOwn(KeepsActivations, nn.ModuleDict):
                 yield name, x
                 continue
             tail.append(child)
-            if i == end - 1 or name in wanted:
-                x = _recompute_chain(tail, x)
+            if i == end - 1 or name in names:
+                x = recompute_chain(tail, x)
                 tail = []
                 yield name, x
 
     def _stem_tail(self) -> Tuple[int, int]:
-        """Return where what the stem has behind its last convolution begins and ends, (0, 0) for nothing."""
+        """Return the range of children after the stem's last convolution."""
         children = list(self.children())
         is_stage = [any(hasattr(m, "grad_checkpointing") for m in child.modules()) for child in children]
         end = is_stage.index(True) if any(is_stage) else len(children)
@@ -71,15 +167,7 @@ class _StagesOwn(KeepsActivations, nn.ModuleDict):
         return (start, end) if start < end else (0, 0)
 
 
-def _recompute_chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Run modules one after the other, keeping x alone. What a single one keeps is its input."""
-    if len(modules) == 1:
-        return modules[0](x)
-    chain = nn.Sequential(*modules)
-    return recompute(chain, chain, x)
-
-
-class DictFeatures(_StagesOwn, FeatureDictNet):
+class DictFeatures(_StageCheckpointing, FeatureDictNet):
     """timm's ``FeatureDictNet``."""
 
     return_layers: Dict[str, str]
@@ -90,7 +178,7 @@ class DictFeatures(_StagesOwn, FeatureDictNet):
 
     def _collect(self, x: Tensor) -> Dict[str, Tensor]:
         if not torch.jit.is_scripting():
-            return self._collected(x)
+            return self._checkpointed(x)
         out: Dict[str, Tensor] = {}
         for name, module in self.items():
             x = module(x)
@@ -99,16 +187,16 @@ class DictFeatures(_StagesOwn, FeatureDictNet):
         return out
 
     @torch.jit.ignore
-    def _collected(self, x: Tensor) -> Dict[str, Tensor]:
-        steps = self._run(x, list(self.return_layers))
-        return OrderedDict((self.return_layers[name], y) for name, y in steps if name in self.return_layers)
+    def _checkpointed(self, x: Tensor) -> Dict[str, Tensor]:
+        outputs = self._outputs(x, list(self.return_layers))
+        return OrderedDict((self.return_layers[name], y) for name, y in outputs if name in self.return_layers)
 
 
 class ListFeatures(DictFeatures, FeatureListNet):
     """timm's ``FeatureListNet``."""
 
 
-class HookFeatures(_StagesOwn, FeatureHookNet):
+class HookFeatures(_StageCheckpointing, FeatureHookNet):
     """timm's ``FeatureHookNet``."""
 
     feature_info: Any
@@ -122,27 +210,27 @@ class HookFeatures(_StagesOwn, FeatureHookNet):
     def forward(self, x: Tensor) -> Any:
         """Return the features, as a list or by index."""
         device = x.device
-        self.hooks.get_output(device)  # what a cell that was computed again has left there
-        for _ in self._run(x, self.hooked):
+        self.hooks.get_output(device)  # drop the outputs of cells that a backward pass recomputed
+        for _ in self._outputs(x, self.hooked):
             pass
         out = self.hooks.get_output(device)
         return out if self.return_dict else list(out.values())
 
 
 class GetterFeatures(FeatureGetterNet):
-    """timm's ``FeatureGetterNet``, which has no checkpointing."""
+    """timm's ``FeatureGetterNet``, with checkpointing."""
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations again in the backward, as the network in it does."""
+        """Recompute activations in the backward pass, as the network's ``set_grad_checkpointing`` does."""
         self.model.set_grad_checkpointing(enable)
 
 
 class GraphFeatures(KeepsActivations, FeatureGraphNet):
-    """timm's ``FeatureGraphNet``, which has no stages left that could be computed again."""
+    """timm's ``FeatureGraphNet``, which has no stages left to checkpoint."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with torch.no_grad():  # the forms that memory="reversible" takes without gradients have a graph
+        with torch.no_grad():  # with gradients, the forms of memory="reversible" have no graph
             super().__init__(*args, **kwargs)
 
     @torch.jit.ignore
@@ -152,14 +240,14 @@ class GraphFeatures(KeepsActivations, FeatureGraphNet):
             raise ValueError("feature_cls='fx' with checkpointing: a graph has no stages; pass another feature_cls")
 
 
-CLASSES: Dict[str, Any] = {
+WRAPPERS: Dict[str, Any] = {
     "list": ListFeatures,
     "dict": DictFeatures,
     "getter": GetterFeatures,
     "fx": GraphFeatures,
     "hook": HookFeatures,
 }
-TIMMS: Dict[str, Any] = {
+TIMM_WRAPPERS: Dict[str, Any] = {
     "list": FeatureListNet,
     "dict": FeatureDictNet,
     "getter": FeatureGetterNet,
@@ -177,7 +265,7 @@ def build_with_features(
     is_chain: bool = True,
     **kwargs: Any,
 ) -> Any:
-    """Return timm's ``build_model_with_cfg`` of a network, with ``features_only`` a wrapper of this module.
+    """Build a network, with this module's wrappers for ``features_only``.
 
     Args:
         model_cls: the network.
@@ -185,30 +273,28 @@ def build_with_features(
         pretrained: load weights.
         feature_indices: the default of ``out_indices``.
         flatten_sequential: the stages are the children of a ``Sequential``.
-        is_chain: each child's only input is the output of the one before; else there is no ``"list"`` and ``"dict"``.
-        **kwargs: timm's and the network's.
+        is_chain: the only input of each child is the output of the child before; otherwise ``"list"`` and
+            ``"dict"`` are not available.
+        **kwargs: arguments of timm and of the network.
 
     Raises:
-        ValueError: ``feature_cls`` is none that the network has; nothing was allocated.
+        ValueError: the network does not support ``feature_cls``; nothing was allocated.
     """
     feature_cfg: Dict[str, Any] = {}
     if kwargs.get("features_only"):
-        wrapper = _wrapper(kwargs.pop("feature_cls", None), model_cls, is_chain)
+        wrapper = _wrapper(kwargs.pop("feature_cls", None), is_chain)
         feature_cfg = dict(out_indices=feature_indices, feature_cls=wrapper)
         if flatten_sequential and isinstance(wrapper, type) and issubclass(wrapper, (FeatureDictNet, FeatureHookNet)):
             feature_cfg["flatten_sequential"] = True
     return build_model(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
-def _wrapper(chosen: Any, model_cls: Any, is_chain: bool) -> Any:
-    """Return the class for a ``feature_cls``; one that is not timm's is taken as it is."""
-    if chosen is None:
-        chosen = "list" if is_chain else "getter"
-    chosen = next((name for name, timms in TIMMS.items() if timms is chosen), chosen)
-    if not isinstance(chosen, str):
-        return chosen
-    possible = [name for name in CLASSES if is_chain or name not in ("list", "dict")]
-    if not hasattr(model_cls, "forward_intermediates"):  # of an older timm's DenseNet
-        possible.remove("getter")
-    check_one_of("feature_cls", chosen.lower(), possible)
-    return CLASSES[chosen.lower()]
+def _wrapper(choice: Any, is_chain: bool) -> Any:
+    """Return the wrapper for a ``feature_cls``, or a user's own class."""
+    if choice is None:
+        choice = "list" if is_chain else "getter"
+    choice = next((name for name, wrapper in TIMM_WRAPPERS.items() if wrapper is choice), choice)
+    if not isinstance(choice, str):
+        return choice
+    check_one_of("feature_cls", choice.lower(), [name for name in WRAPPERS if is_chain or name not in ("list", "dict")])
+    return WRAPPERS[choice.lower()]

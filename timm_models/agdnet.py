@@ -1,16 +1,18 @@
 """AGDNet: Nesterov's accelerated gradient descent read as a network (§7.2).
 
 A block of AGDNet propagates z_{k+1} = Σ_{j≤k} α_{k+1,j} T(z_j) + β (z_k − Σ_{j≤k} h_{k+1,j} z_j) (21) with α learned
-from 1, β = 0.1 and h from (5). DenseNet is α = 1, β = 0: a convolution of concatenated sources is the sum of one
-convolution a source. Names and layers are DenseNet's; the first convolution of every layer gains ``alpha``.
+from 1, β = 0.1 and h from (5). The rule is :mod:`timm_models.stages.nesterov`. DenseNet is α = 1, β = 0: a convolution
+of concatenated sources is the sum of one convolution per source. Names and layers are DenseNet's; every layer gains
+``alpha`` for its first convolution.
 
 Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
@@ -19,33 +21,30 @@ from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins.memory.eager import is_eager
-from optinspired_plugins.memory.recompute import recompute
-
-from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import (
+from optinspired_plugins._checks import (
     check_bool,
     check_finite,
+    check_int,
     check_layers,
-    check_non_negative_int,
     check_one_of,
-    check_positive_int,
     check_rate,
 )
+from optinspired_plugins.memory.eager import is_eager
+
+from ._cfgs import cifar_cfg, imagenet_cfg
 from ._conversions import KeepsActivations
-from ._features import build_with_features
-from ._host import checks_features, register_model
+from ._features import Intermediates, build_with_features
+from ._host import register_model
 from .inference.folding import fold_into
-from .stages.checkpoint_rules import announce, learned_hint
+from .stages.checkpoint_rules import mismatch_hint, warn_without_rule
 from .stages.nesterov import NesterovBlock, PooledTransition, SourceLayer, Transition
-from .stages.stem import pool_first
+from .stages.stem import pool_first, recompute_chain
 from .stages.unmodified import is_unmodified
 
 __all__ = ["AGDNet", "CifarAGDNet"]
 
 
-@checks_features
-class AGDNet(KeepsActivations, DenseNet):
+class AGDNet(Intermediates, KeepsActivations, DenseNet):
     """AGDNet on timm's DenseNet: the same layers and names, blocks propagated by (21) (§7.2).
 
     Args:
@@ -80,7 +79,7 @@ class AGDNet(KeepsActivations, DenseNet):
 
     @torch.jit.ignore
     def propagate_by_nesterov(self, beta: float, learn_alpha: bool) -> None:
-        """Turn every dense block into a Nesterov block over the same layers."""
+        """Replace every dense block by a Nesterov block over the same layers."""
         names = [name for name, _ in self.features.named_children() if name.startswith("denseblock")]
         for name in names:
             dense = getattr(self.features, name)
@@ -91,12 +90,12 @@ class AGDNet(KeepsActivations, DenseNet):
             block = NesterovBlock(layers, beta)
             block.training = dense.training
             setattr(self.features, name, block)
-        announce([getattr(self.features, name) for name in names], type(self).__name__, "timm's DenseNet")
+        warn_without_rule([getattr(self.features, name) for name in names], type(self).__name__, "timm's DenseNet")
         for module in self.features.children():
             if type(module) is DenseTransition:
                 module.__class__ = PooledTransition if isinstance(module.pool, nn.AvgPool2d) else Transition
         self.recompute_stem = any(m.grad_checkpointing for m in self.modules() if isinstance(m, SourceLayer))
-        # The stem rounds sizes up, the transitions round them down: at least one pixel must reach the last block.
+        # The stem rounds sizes up, the transitions round them down; at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
         self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
 
@@ -110,7 +109,7 @@ class AGDNet(KeepsActivations, DenseNet):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             own = self.state_dict()
-            hint = learned_hint(own, state_dict, ("alpha",), "learn_alpha", "to_nesterov") if strict else ""
+            hint = mismatch_hint(own, state_dict, ("alpha",), "learn_alpha", "to_nesterov") if strict else ""
             raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
@@ -134,27 +133,43 @@ class AGDNet(KeepsActivations, DenseNet):
         """
         _assert(x.shape[-2] >= self.min_size, f"image height {x.shape[-2]}: must be at least {self.min_size}")
         _assert(x.shape[-1] >= self.min_size, f"image width {x.shape[-1]}: must be at least {self.min_size}")
-        if not torch.jit.is_scripting():
-            return self._features(x)
-        return self.features(x)
+        if torch.jit.is_scripting():
+            return self.features(x)
+        return self._pooling_first(x)
 
     @torch.jit.ignore
-    def _features(self, x: Tensor) -> Tensor:
+    def _pooling_first(self, x: Tensor) -> Tensor:
+        """Return ``features`` of x, without storing the stem's images before its pooling."""
         names = [name for name, _ in self.features.named_children()]
-        graph_or_inference = not torch.is_grad_enabled() or not is_eager(x)
-        if "pool0" not in names or graph_or_inference or not is_unmodified(self.features, nn.Sequential):
+        is_plain = not torch.is_grad_enabled() or not is_eager(x) or not is_unmodified(self.features, nn.Sequential)
+        if is_plain or "pool0" not in names:
             return self.features(x)
-        pool = names.index("pool0")
-        x = self.features[: pool - 1](x)
-        pooled = pool_first(x, self.features[pool - 1], None, self.features[pool])
+        end = names.index("pool0") + 1
+        head, tail, rest = self.features[: end - 2], self.features[end - 2 : end], self.features[end:]
+        x = head(x)
+        pooled = pool_first(x, tail[0], None, tail[1])
         if pooled is None:
-            stem = self.features[pool - 1 : pool + 1]
-            pooled = recompute(stem, stem, x) if self.recompute_stem else stem(x)
-        return self.features[pool + 1 :](pooled)
+            pooled = recompute_chain(list(tail), x) if self.recompute_stem else tail(x)
+        return rest(pooled)
+
+    def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield outputs of stem, blocks and last normalisation."""
+        ends = {info["module"].split(".")[1] for info in self.feature_info}
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name in ends:
+                yield x
+
+    @torch.jit.ignore
+    def cut(self, last: int) -> None:
+        """Remove the layers after feature map ``last``."""
+        names = [name for name, _ in self.features.named_children()]
+        end = names.index(self.feature_info[last]["module"].split(".")[1]) + 1
+        self.add_module("features", self.features[:end])
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the pooled stem and each layer's first convolution again in the backward instead of storing them."""
+        """Recompute stem and first convolutions in the backward pass."""
         self.recompute_stem = enable
         for layer in self.modules():
             if isinstance(layer, SourceLayer):
@@ -162,9 +177,9 @@ class AGDNet(KeepsActivations, DenseNet):
 
     @torch.jit.ignore
     def fold_alpha(self) -> AGDNet:
-        """Fold α into the convolutions, in place: the same function of ordinary convolutions, for training or tools.
+        """Fold α into the convolutions, in place, for training or tools.
 
-        What α has learned stays, as a part of the weights; it is no parameter of its own any more.
+        The network computes the same by ordinary convolutions: α becomes a part of their weights.
         """
         for layer in self.modules():
             if isinstance(layer, SourceLayer):
@@ -174,10 +189,11 @@ class AGDNet(KeepsActivations, DenseNet):
     @torch.jit.ignore
     @torch.no_grad()
     def fuse(self) -> AGDNet:
-        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+        """Make this an equal network for evaluation, in place, with fewer operations.
 
-        α and the normalisations around 1×1 convolutions and in the stem are folded into the convolutions. Those in
-        front of a 3×3 one stay, and the last, which :meth:`forward_features` returns.
+        This is timm's ``reparameterize_model``, which leaves out the stem. α and the normalisations around 1×1
+        convolutions and in the stem are folded into the convolutions. Normalisations before a 3×3 convolution stay, and
+        the last one, which :meth:`forward_features` returns.
         """
         names = [name for name, _ in self.features.named_children()]
         for conv, norm in pairwise(names):
@@ -186,12 +202,14 @@ class AGDNet(KeepsActivations, DenseNet):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
-        """Name the parameters that weight decay must leave alone: α."""
+        """Return the names of parameters without weight decay: α."""
         return {name for name, _ in self.named_parameters() if name.endswith(".alpha")}
 
 
 class CifarAGDNet(AGDNet):
-    """AGDNet for 32×32 images: a 3×3 stem, three blocks, by default no bottleneck and no compression (§8).
+    """AGDNet for 32×32 images: a 3×3 stem and three blocks (§8).
+
+    By default it has no bottlenecks and no compression.
 
     Args:
         growth_rate: channels that a layer adds.
@@ -234,63 +252,65 @@ class CifarAGDNet(AGDNet):
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
+        # 48 lines: sixteen arguments, their checks, then the layers in order.
         beta = check_finite("beta", beta)
         check_bool("learn_alpha", learn_alpha)
-        _check_densenet_kwargs(
-            dict(
-                growth_rate=growth_rate,
-                block_config=block_config,
-                num_classes=num_classes,
-                in_chans=in_chans,
-                drop_rate=drop_rate,
-                proj_drop_rate=proj_drop_rate,
-            )
-        )
-        check_positive_int("stem_chs", stem_chs)
-        check_non_negative_int("bn_size", bn_size)
+        sizes = dict(growth_rate=growth_rate, block_config=block_config, num_classes=num_classes, in_chans=in_chans)
+        _check_densenet_kwargs(dict(sizes, drop_rate=drop_rate, proj_drop_rate=proj_drop_rate))
+        check_int("stem_chs", stem_chs, 1)
+        check_int("bn_size", bn_size, 0)
         if not 0 < check_finite("compression", compression) <= 1:
             raise ValueError(f"compression={compression!r}: must be in (0, 1]")
         if int((stem_chs + growth_rate) * compression) < 1:
             raise ValueError(f"compression={compression!r}: leaves no channel of {stem_chs + growth_rate}")
         nn.Module.__init__(self)  # not DenseNet's, whose stem and transitions are ImageNet's
         dd: Dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
+        self.num_classes, self.in_chans = num_classes, in_chans
         norm_act = get_norm_act_layer(norm_layer, act_layer=act_layer)
-
         self.features = nn.Sequential()
         self.features.add_module("conv0", nn.Conv2d(in_chans, stem_chs, 3, padding=1, bias=False, **dd))
         self.feature_info: List[Dict[str, Any]] = [dict(num_chs=stem_chs, reduction=1, module="features.conv0")]
-        channels, reduction = stem_chs, 1
-        for i, depth in enumerate(block_config):
-            if i > 0:
-                kept = int(channels * compression)
-                self.features.add_module(f"transition{i}", DenseTransition(channels, kept, norm_act, **dd))
-                channels, reduction = kept, reduction * 2
-            block = nn.ModuleDict()
-            for k in range(depth):
-                block[f"denselayer{k + 1}"] = _cifar_layer(
-                    channels + k * growth_rate, growth_rate, bn_size * growth_rate, norm_act, proj_drop_rate, **dd
-                )
-            self.features.add_module(f"denseblock{i + 1}", block)
-            channels += depth * growth_rate
-            last = i == len(block_config) - 1
-            module = "features.norm5" if last else f"features.denseblock{i + 1}"
-            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=module))
-        self.features.add_module("norm5", norm_act(channels, **dd))
-        names = [name for name, _ in self.features.named_children()]
-        self.feature_ends = [names.index(info["module"].split(".")[1]) for info in self.feature_info]
+        make_layer = partial(
+            _cifar_layer, growth=growth_rate, bottleneck=bn_size * growth_rate, norm_act=norm_act, **dd
+        )
+        self._add_blocks(block_config, compression, norm_act, partial(make_layer, drop_rate=proj_drop_rate), dd)
         self.propagate_by_nesterov(beta, learn_alpha)
-
-        self.num_features = channels
-        self.global_pool, self.classifier = create_classifier(channels, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = channels * self.global_pool.feat_mult()
+        self.num_features = self.feature_info[-1]["num_chs"]
+        self.global_pool, self.classifier = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool, **dd
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.head_drop = nn.Dropout(drop_rate)
         self.init_weights()
 
+    @torch.jit.ignore
+    def _add_blocks(
+        self,
+        block_config: Tuple[int, ...],
+        compression: float,
+        norm_act: Any,
+        make_layer: Callable[[int], SourceLayer],
+        dd: Dict[str, Any],
+    ) -> None:
+        """Add dense blocks with transitions between them, and the last normalisation."""
+        channels = self.feature_info[0]["num_chs"]
+        for i, depth in enumerate(block_config):
+            if i > 0:
+                width = int(channels * compression)
+                self.features.add_module(f"transition{i}", DenseTransition(channels, width, norm_act, **dd))
+                channels = width
+            block = nn.ModuleDict()
+            for k in range(depth):
+                block[f"denselayer{k + 1}"] = layer = make_layer(channels)
+                channels += layer.growth
+            self.features.add_module(f"denseblock{i + 1}", block)
+            module = "features.norm5" if i == len(block_config) - 1 else f"features.denseblock{i + 1}"
+            self.feature_info.append(dict(num_chs=channels, reduction=2**i, module=module))
+        self.features.add_module("norm5", norm_act(channels, **dd))
+
 
 def _source_layer(layer: Any) -> SourceLayer:
-    """Rebuild timm's dense layer as a layer over a list of sources, on the same parameters."""
+    """Return timm's dense layer as a :class:`SourceLayer`."""
     if isinstance(layer, SourceLayer):
         return layer
     parts = (layer.norm1, layer.conv1, layer.norm2, layer.conv2)
@@ -311,12 +331,12 @@ def _cifar_layer(
 
 
 def _check_densenet_kwargs(kwargs: Dict[str, Any]) -> None:
-    """Check the arguments that timm's DenseNet takes as they come."""
-    check_positive_int("growth_rate", kwargs["growth_rate"])
+    """Check the arguments that timm's DenseNet does not check."""
+    check_int("growth_rate", kwargs["growth_rate"], 1)
     check_layers("block_config", kwargs["block_config"])
-    check_non_negative_int("num_classes", kwargs.get("num_classes", 0))
-    check_positive_int("in_chans", kwargs.get("in_chans", 3))
-    check_positive_int("bn_size", kwargs.get("bn_size", 4))
+    check_int("num_classes", kwargs.get("num_classes", 0), 0)
+    check_int("in_chans", kwargs.get("in_chans", 3), 1)
+    check_int("bn_size", kwargs.get("bn_size", 4), 1)
     check_one_of("stem_type", kwargs.get("stem_type", ""), ("", "deep", "deep_tiered", "deep_tiered_narrow"))
     for name in ("drop_rate", "proj_drop_rate"):
         check_rate(name, kwargs.get(name, 0.0))
@@ -391,13 +411,13 @@ def agdnet52_k12(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
 
 @register_model
 def agdnet40_k12_densenet(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
-    """DenseNet for CIFAR, k = 12, L = 40: Table 4's baseline, the special case α = 1, β = 0 of ``agdnet40_k12``."""
+    """DenseNet for CIFAR, k = 12, L = 40: α = 1, β = 0 (Table 4)."""
     model_args = dict(growth_rate=12, block_config=(12, 12, 12), beta=0.0, learn_alpha=False)
     return _create_cifar_agdnet("agdnet40_k12_densenet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def agdnet52_k12_densenet(pretrained: bool = False, **kwargs: Any) -> CifarAGDNet:
-    """DenseNet for CIFAR, k = 12, L = 52: Table 4's baseline, the special case α = 1, β = 0 of ``agdnet52_k12``."""
+    """DenseNet for CIFAR, k = 12, L = 52: α = 1, β = 0 (Table 4)."""
     model_args = dict(growth_rate=12, block_config=(16, 16, 16), beta=0.0, learn_alpha=False)
     return _create_cifar_agdnet("agdnet52_k12_densenet", pretrained, **dict(model_args, **kwargs))

@@ -1,10 +1,10 @@
-"""CellNet: the network that a genotype stands for, on DARTS's skeleton (§9.3).
+"""CellNet: the network of a genotype, on DARTS's skeleton (§9.3).
 
-Normal cells, and a reduction cell after one and after two thirds of them, each of which doubles the channels. The
-ImageNet form has a stem that reduces eightfold. Weights start as torch starts them, as DARTS's do.
+It has normal cells, and a reduction cell after one and after two thirds of them. Each reduction cell doubles the
+channels. The ImageNet form has a stem that reduces eightfold. Weights have torch's initial values, as in DARTS.
 
-The state dict has the order and the shapes of NNI's hub network of the same genotype without auxiliary head: the values
-of one, in order, are the values of the other.
+The state dict has the order and the shapes of the state dict of NNI's hub network of the same genotype without
+auxiliary head, so that values can be copied in order.
 
 Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`; DARTS, Liu et al. 2019.
 """
@@ -13,27 +13,24 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
 from timm.layers import create_classifier
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
+from optinspired_plugins._checks import (
+    check_bool,
+    check_int,
+    check_rate,
+)
 from optinspired_plugins.cells.genotype import Genotype, load_genotype
 from optinspired_plugins.cells.network import make_stem, plan_cells
 from optinspired_plugins.memory.recompute import recompute
 
 from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import (
-    check_bool,
-    check_feature_indices,
-    check_non_negative_int,
-    check_one_of,
-    check_positive_int,
-    check_rate,
-)
-from ._features import build_with_features
+from ._features import Intermediates, build_with_features
 from ._host import SavesArguments, register_model
 from .inference.folding import fold_all
 from .stages.cell import AuxiliaryHead, Cell
@@ -41,12 +38,12 @@ from .stages.cell import AuxiliaryHead, Cell
 __all__ = ["CellNet"]
 
 
-class CellNet(SavesArguments, nn.Module):
+class CellNet(Intermediates, SavesArguments, nn.Module):
     """A network of cells.
 
     Args:
         genotype: a :class:`~optinspired_plugins.cells.genotype.Genotype`, its ``to_dict()``, the name of a published
-            one, or a JSON file. timm's ``save_for_hf`` writes the genotype itself.
+            genotype, or a JSON file. timm's ``save_for_hf`` writes the genotype itself.
         cells: number of cells, ≥ 3.
         channels: channels of a node of the first cells; they double at both reductions.
         stem: ``"cifar"``, a 3×3 convolution, or ``"imagenet"``, three of stride 2.
@@ -55,13 +52,13 @@ class CellNet(SavesArguments, nn.Module):
         global_pool: timm's pooling type.
         drop_rate: dropout before the classifier.
         drop_path_rate: rate at which operations are dropped; :meth:`set_drop_path_rate` changes it during training.
-        aux_head: an auxiliary classifier after two thirds of the cells, for :meth:`set_auxiliary_training`. Until that
-            is called it is not used and its parameters need no gradient. It takes images of the stem's own size.
+        aux_head: add an auxiliary classifier after two thirds of the cells, for :meth:`set_auxiliary_training`. Until
+            that is called it is not used and its parameters need no gradient. It takes images of the stem's usual size.
         device: device of the parameters.
         dtype: data type of the parameters.
 
     Raises:
-        TypeError: ``genotype`` is none of these.
+        TypeError: ``genotype`` has another type.
         ValueError: an argument is out of range, or the genotype's file is damaged; nothing was allocated.
     """
 
@@ -84,7 +81,7 @@ class CellNet(SavesArguments, nn.Module):
         genotype = load_genotype(genotype)
         super().__init__()
         self.genotype = genotype
-        self.own_args = dict(genotype=genotype.to_dict())
+        self.saved_args = dict(genotype=genotype.to_dict())
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
         with torch.device(device if device is not None else torch.get_default_device()):
@@ -93,7 +90,7 @@ class CellNet(SavesArguments, nn.Module):
             self.aux_head: Optional[AuxiliaryHead] = None
             self.auxiliary_training = False
             if aux_head:
-                # The first cell of the last stage feeds it, as in DARTS; the whole stage has the same channels.
+                # It reads the first cell of the last stage, as in DARTS; all cells of a stage have the same channels.
                 cifar = stem == "cifar"
                 self.aux_head = AuxiliaryHead(self.num_features, num_classes, 3 if cifar else 2, final_norm=cifar)
                 self.aux_head.requires_grad_(False)
@@ -103,7 +100,7 @@ class CellNet(SavesArguments, nn.Module):
 
     @torch.jit.ignore
     def _build(self, genotype: Genotype, cells: int, channels: int, stem: str, drop_path_rate: float) -> None:
-        """Make stem and cells, and the table of features."""
+        """Build stem and cells, and the table of features."""
         self.stem0, self.stem1 = make_stem(stem, self.in_chans, channels)
         plans = plan_cells(cells, channels, genotype.nodes, stem)
         self.stage_ends: List[int] = [*(i - 1 for i, plan in enumerate(plans) if plan.reduction), cells - 1]
@@ -124,7 +121,7 @@ class CellNet(SavesArguments, nn.Module):
 
     @torch.jit.ignore
     def set_drop_path_rate(self, rate: float) -> None:
-        """Change the rate at which operations are dropped: §9.3 raises it from 0 during training."""
+        """Change the rate of drop path; §9.3 raises it in training."""
         check_rate("rate", rate)
         for cell in self.cells:
             if isinstance(cell, Cell):
@@ -132,10 +129,11 @@ class CellNet(SavesArguments, nn.Module):
 
     @torch.jit.ignore
     def set_auxiliary_training(self, enable: bool = True) -> None:
-        """Have ``forward`` return a pair in training, logits and auxiliary logits; call it before making an optimiser.
+        """Make ``forward`` return logits and auxiliary logits in training.
 
-        Scripts that know of no pair, as timm's, get logits alone. While it is off, the auxiliary head's parameters need
-        no gradient: distributed training takes a parameter that waits for one in vain for an error.
+        Call it before creating an optimiser. By default ``forward`` returns only logits, as timm's scripts expect, and
+        the auxiliary head's parameters need no gradient: distributed training reports parameters that get none as an
+        error.
 
         Raises:
             ValueError: there is no auxiliary head.
@@ -150,7 +148,7 @@ class CellNet(SavesArguments, nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
-        """Return no name: a cell has no coefficients."""
+        """Return the empty set: a cell has no coefficients."""
         return set()
 
     @torch.jit.ignore
@@ -161,16 +159,17 @@ class CellNet(SavesArguments, nn.Module):
     @torch.jit.ignore
     @torch.no_grad()
     def fuse(self) -> "CellNet":
-        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+        """Make this an equal network for evaluation, in place.
 
-        Normalisations are folded into the convolutions before them.
+        Normalisations are folded into the convolutions before them, also in the stem, which timm's
+        ``reparameterize_model`` leaves out.
         """
         fold_all(self)
         return self
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        """Group parameters by depth for layer-wise learning rates: by cell, or by stage where ``coarse``."""
+        """Group parameters by cell, or by stage if ``coarse``."""
         if not coarse:
             return dict(stem=r"^stem", blocks=[(r"^cells\.(\d+)", None), (r"^aux_head", (99999,))])
         first, second, _ = (end + 1 for end in self.stage_ends)
@@ -184,10 +183,10 @@ class CellNet(SavesArguments, nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace the classifier, and the auxiliary one if there is one.
+        """Replace the classifier, and the auxiliary classifier if there is one.
 
         Args:
-            num_classes: number of classes; 0 for no classifier, which removes the auxiliary one.
+            num_classes: number of classes; 0 for no classifier, not even an auxiliary one.
             global_pool: pooling type; ``None`` keeps it.
         """
         self.num_classes = num_classes
@@ -195,53 +194,63 @@ class CellNet(SavesArguments, nn.Module):
         pool_type = global_pool if global_pool is not None else self.global_pool.pool_type
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        fresh = [self.global_pool, self.fc]
+        new = [self.global_pool, self.fc]
         if num_classes == 0:
             self.aux_head = None
         if self.aux_head is not None:
             self.aux_head.fc = nn.Linear(self.aux_head.fc.in_features, num_classes)
             self.aux_head.fc.requires_grad_(self.auxiliary_training)
-            fresh.append(self.aux_head.fc)
-        for module in fresh:
+            new.append(self.aux_head.fc)
+        for module in new:
             module.to(device=parameter.device, dtype=parameter.dtype).train(self.training)
 
-    @torch.jit.ignore
-    def _recomputed(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
-        return recompute(cell, cell, s0, s1)
-
-    def _cell(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return self._recomputed(cell, s0, s1)
-        return cell(s0, s1)
-
     def forward_cells(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Return the last cell's output, and that of the first cell of the last stage, the auxiliary head's input."""
+        """Return the features, and the input of the auxiliary head."""
         s0 = self.stem0(x)
         s1 = self.stem1(s0)
         middle = s1
         for i, cell in enumerate(self.cells):
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                out = self._recomputed(cell, s0, s1)
-            else:
-                out = cell(s0, s1)
-            s0, s1 = s1, out
+            s0, s1 = s1, cell(s0, s1) if torch.jit.is_scripting() else self._run_cell(cell, s0, s1)
             if i == self.stage_ends[1] + 1:
-                middle = out
+                middle = s1
         return s1, middle
+
+    @torch.jit.ignore
+    def _run_cell(self, cell: nn.Module, s0: Tensor, s1: Tensor) -> Tensor:
+        """Return the cell's output, recomputed in the backward pass with ``grad_checkpointing``."""
+        return recompute(cell, cell, s0, s1) if self.grad_checkpointing else cell(s0, s1)
+
+    def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the stem's output, and each stage's."""
+        s0 = self.stem0(x)
+        yield s0
+        s1 = self.stem1(s0)
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, self._run_cell(cell, s0, s1)
+            if i in self.stage_ends:
+                yield s1
+
+    @torch.jit.ignore
+    def cut(self, last: int) -> None:
+        """Remove the cells after feature map ``last``, and the auxiliary head."""
+        self.cells = self.cells[: self.stage_ends[last - 1] + 1 if last else 0]
+        self.aux_head = None
+        if last == 0:
+            self.stem1 = nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last cell's output, shape (batch, num_features, height / r, width / r).
 
-        r is 4 behind the CIFAR stem and 32 behind the ImageNet one.
+        r is 4 with the CIFAR stem and 32 with the ImageNet stem.
         """
         return self.forward_cells(x)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits of features, or what the classifier would see.
+        """Return logits of features.
 
         Args:
             x: features.
-            pre_logits: leave the classifier out.
+            pre_logits: return the classifier's input.
         """
         x = self.global_pool(x)
         if self.drop_rate > 0:
@@ -249,72 +258,12 @@ class CellNet(SavesArguments, nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
-        """Return logits, shape (batch, num_classes); a pair in training where :meth:`set_auxiliary_training` is on."""
+        """Return logits, shape (batch, num_classes); in training a pair if :meth:`set_auxiliary_training` is on."""
         features, middle = self.forward_cells(x)
         logits = self.forward_head(features)
         if self.aux_head is not None and self.auxiliary_training and self.training:
             return logits, self.aux_head(middle)
         return logits
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Return the features and the chosen intermediates: 0 is the stem, 1 to 3 the ends of the stages.
-
-        Args:
-            x: images.
-            indices: the last n if an int, all if None, else those at the given (possibly negative) positions.
-            norm: no effect: there is no final normalisation.
-            stop_early: stop at the last chosen intermediate.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: leave the features out.
-
-        Raises:
-            ValueError: an index or the format is out of range.
-        """
-        check_one_of("output_fmt", output_fmt, ("NCHW",))
-        take = check_feature_indices(indices, len(self.feature_info))
-        s0 = self.stem0(x)
-        s1 = self.stem1(s0)
-        intermediates = [s0] if 0 in take else []
-        for i, cell in enumerate(self.cells):
-            if stop_early and (max(take) == 0 or i > self.stage_ends[max(take) - 1]):
-                break
-            s0, s1 = s1, self._cell(cell, s0, s1)
-            if i in self.stage_ends and self.stage_ends.index(i) + 1 in take:
-                intermediates.append(s1)
-        return intermediates if intermediates_only else (s1, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> List[int]:
-        """Drop the cells behind the last chosen intermediate, and the head; return the indices kept.
-
-        Args:
-            indices: as for :meth:`forward_intermediates`.
-            prune_norm: no effect: there is no final normalisation.
-            prune_head: drop the classifiers also where every cell is kept.
-
-        Raises:
-            ValueError: an index is out of range.
-        """
-        take = check_feature_indices(indices, len(self.feature_info))
-        kept = self.stage_ends[max(take) - 1] + 1 if max(take) else 0
-        if kept < len(self.cells):
-            self.cells = self.cells[:kept]
-            self.num_features = self.head_hidden_size = self.feature_info[max(take)]["num_chs"]
-            self.aux_head = None
-        if kept == 0:
-            self.stem1 = nn.Identity()
-        if prune_head or max(take) < 3:
-            self.reset_classifier(0, "")
-        return take
 
 
 def _check_arguments(
@@ -328,8 +277,8 @@ def _check_arguments(
     aux_head: bool,
 ) -> None:
     plan_cells(cells, channels, 1, stem)
-    check_non_negative_int("num_classes", num_classes)
-    check_positive_int("in_chans", in_chans)
+    check_int("num_classes", num_classes, 0)
+    check_int("in_chans", in_chans, 1)
     check_rate("drop_rate", drop_rate)
     check_rate("drop_path_rate", drop_path_rate)
     check_bool("aux_head", aux_head)

@@ -1,13 +1,13 @@
-"""Warm start: a trained ResNet or DenseNet of timm's as the HBNet or AGDNet that computes the same function.
+"""Warm start: turn timm's trained networks into HBNet and AGDNet.
 
-Both families contain the older one as a special case, so training can go on from its weights with coefficients that
-start there: ``to_heavy_ball(resnet, learn_beta=True)`` starts at β1 = 1, β2 = 0, ``to_nesterov(densenet)`` at α = 1,
-β = 0. An HBNet or AGDNet starts at its own.
+Both families contain the older one as a special case, so training can continue from its weights and coefficients:
+``to_heavy_ball(resnet, learn_beta=True)`` starts at β1 = 1, β2 = 0, ``to_nesterov(densenet)`` at α = 1, β = 0. An HBNet
+or AGDNet starts at its present coefficients.
 
-timm ≥ 1.0.31 saves the result, with its arguments, under the name of ours that builds it:
-``save_for_hf(hbnet, "folder")`` and ``timm.create_model("local-dir:folder", pretrained=True)``. Where there is no such
-name (``resnet50d``), or an older timm would forget the arguments, saving is a ``KeyError``, for ``resnet18`` would load
-the weights as another function. There the name and ``model_args`` are the caller's to give::
+timm ≥ 1.0.31 saves the result and its arguments under the name of the HBNet or AGDNet that they build:
+``save_for_hf(hbnet, "folder")`` and ``timm.create_model("local-dir:folder", pretrained=True)``. Saving is a
+``KeyError`` if there is no such name (``resnet50d``), or if an older timm would not save the arguments, because
+``resnet18`` would load the weights as another function. Then the caller passes the name and ``model_args``::
 
     hbnet.pretrained_cfg["architecture"] = "hbnet18"
     rule = dict(beta1=1.0, beta2=0.0, learn_beta=True, post_act=True, stride_in_1x1=False)  # beta, learn_alpha
@@ -17,24 +17,26 @@ the weights as another function. There the name and ``model_args`` are the calle
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict, replace
 from typing import Any
 
 from timm.models.densenet import DenseBlock, DenseLayer, DenseNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from ._checks import check_bool, check_finite
+from optinspired_plugins._checks import check_bool, check_finite
+
 from .agdnet import AGDNet, CifarAGDNet
 from .hbnet import CifarHBNet, HBNet
-from .stages.checkpoint_rules import announce
-from .stages.heavy_ball import HeavyBallStage
+from .stages.checkpoint_rules import warn_without_rule
+from .stages.heavy_ball import HeavyBallRule, HeavyBallStage
 from .stages.nesterov import NesterovBlock, SourceLayer
 from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = ["to_heavy_ball", "to_nesterov"]
 
 _TRANSFORMS = {BasicBlock: BasicTransform, Bottleneck: BottleneckTransform}
-# Only what timm's entry points make of block and layers, or growth rate and blocks, alone.
+# Only models that block and layers, or growth rate and blocks, describe completely.
 _NAMES = {f"resnet{depth}": f"hbnet{depth}" for depth in (18, 34, 50, 101, 152)} | {
     f"densenet{depth}": f"agdnet{depth}" for depth in (121, 161, 169, 201)
 }
@@ -47,61 +49,50 @@ def to_heavy_ball(
     learn_beta: bool = False,
     post_act: bool | None = None,
 ) -> HBNet | CifarHBNet:
-    """Turn a ResNet of timm's, or an HBNet with constant coefficients, weights included, into an HBNet.
+    """Turn timm's ResNet, or an HBNet with constant coefficients, into an HBNet.
 
-    With the defaults it computes the same function, to the bit. The result has copies of the parameters and buffers
-    and keeps classes, input channels, training mode, ``requires_grad``, dtype and device.
+    With the defaults it computes the same function, to the bit. The result has copies of the parameters and buffers,
+    and the same classes, input channels, training mode, ``requires_grad``, dtype and device.
 
     Args:
         resnet: a ``timm.models.ResNet`` of plain ``BasicBlock`` or ``Bottleneck`` blocks, with any stem, shortcut,
-            attention, dilation or anti-aliasing; or an HBNet, also one for CIFAR, that learns no coefficients yet.
-        beta1: β1 of (16), finite; ``None`` for 1, or the HBNet's own.
-        beta2: β2 of (16), finite; ``None`` for 0, or the HBNet's own.
+            attention, dilation or anti-aliasing; or an HBNet, also one for CIFAR, with constant coefficients.
+        beta1: β1 of (16), finite; ``None`` for 1, or the HBNet's value.
+        beta2: β2 of (16), finite; ``None`` for 0, or the HBNet's value.
         learn_beta: learn β1 and β2 of every step from these values.
-        post_act: keep ResNet's activation after every addition; ``None`` keeps it where there is one.
+        post_act: keep ResNet's activation after every addition; ``None`` keeps it if there is one.
 
     Raises:
         TypeError: the model is of another kind; the message names it.
         ValueError: an argument is out of range; the model learns coefficients, or has no activation to keep.
     """
-    given = {name: check_finite(name, beta) for name, beta in (("beta1", beta1), ("beta2", beta2)) if beta is not None}
-    check_bool("learn_beta", learn_beta)
-    if post_act is not None:
-        check_bool("post_act", post_act)
-        given["post_act"] = post_act
-    own = _own_rule(resnet)
-    rule = own | given | dict(learn_beta=learn_beta)
-    if rule["post_act"] and not own["post_act"]:
+    start = _rule_of(resnet)
+    changes: dict[str, Any] = dict(beta1=beta1, beta2=beta2, post_act=post_act)
+    rule = replace(start, learn_beta=learn_beta, **{name: x for name, x in changes.items() if x is not None})
+    if rule.post_act and not start.post_act:
         raise ValueError("post_act=True: must be False or None, the model has no activation after its additions")
+    arguments = {name: value for name, value in asdict(rule).items() if name != "memory"}
     net = copy.deepcopy(resnet)
-    if type(net) is not ResNet:
-        for name, stage in net.named_children():
-            if name.startswith("layer"):
-                setattr(net, name, _stage_like(stage, rule))
-        announce(net.stages(), type(net).__name__, "timm's ResNet")
-        _name(net, **rule)
+    if type(net) is ResNet:
+        _become_hbnet(net, rule)
+        _name(net, **arguments, stride_in_1x1=False)
         return net
-    # Network and blocks keep every attribute: only what their forward computes changes.
-    for module in net.modules():
-        if type(module) in _TRANSFORMS:
-            module.__class__ = _TRANSFORMS[type(module)]
-    net.__class__ = HBNet
-    net.propagate_by_heavy_ball(**rule)
-    _name(net, **rule, stride_in_1x1=False)
+    _change_rule(net, rule)
+    _name(net, **arguments)
     return net
 
 
 def to_nesterov(densenet: Any, beta: float | None = None, learn_alpha: bool = True) -> AGDNet:
-    """Turn a DenseNet of timm's, or an AGDNet, weights included, into an AGDNet.
+    """Turn timm's DenseNet, or an AGDNet, into an AGDNet.
 
-    With the defaults it computes the same function, and α may be learned from there. The result has copies of the
-    parameters and buffers and keeps classes, input channels, training mode, ``requires_grad``, dtype and device.
+    With the defaults it computes the same function, with α to be learned. The result has copies of the parameters and
+    buffers, and the same classes, input channels, training mode, ``requires_grad``, dtype and device.
 
     Args:
         densenet: a ``timm.models.DenseNet``, with any stem, activation or anti-aliasing; or an AGDNet, also one for
             CIFAR.
-        beta: β of (21), finite; ``None`` for 0, or the AGDNet's own.
-        learn_alpha: learn α, from 1 or from the AGDNet's own.
+        beta: β of (21), finite; ``None`` for 0, or the AGDNet's value.
+        learn_alpha: learn α, from 1 or from the AGDNet's value.
 
     Raises:
         TypeError: the model is of another kind; the message names it.
@@ -129,43 +120,56 @@ def to_nesterov(densenet: Any, beta: float | None = None, learn_alpha: bool = Tr
     return net
 
 
-def _own_rule(net: Any) -> dict[str, Any]:
-    """Return the rule by which the network propagates; TypeError or ValueError where it is none to start from."""
+def _rule_of(net: Any) -> HeavyBallRule:
+    """Return the network's rule; TypeError or ValueError if there is none."""
     _check_type("resnet", net, ResNet, HBNet, CifarHBNet)
     stages = [(f"resnet.{name}", stage) for name, stage in net.named_children() if name.startswith("layer")]
     if type(net) is ResNet:
         for name, stage in stages:
             for i, block in enumerate(stage.children()):
                 _check_type(f"{name}[{i}]", block, *_TRANSFORMS)
-        return dict(beta1=1.0, beta2=0.0, post_act=True)
+        return HeavyBallRule(beta1=1.0, beta2=0.0, post_act=True)
     for name, stage in stages:
         _check_type(name, stage, HeavyBallStage)
         if stage.learn_beta:
             raise ValueError(f"{name} has learn_beta=True: must have constant coefficients")
-    first = net.layer1[0]
-    act = first.act3 if isinstance(first, BottleneckTransform) else first.act2
-    return dict(beta1=net.layer1.beta1, beta2=net.layer1.beta2, post_act=not isinstance(act, nn.Identity))
+    return net.layer1.settings
 
 
-def _stage_like(stage: HeavyBallStage, rule: dict[str, Any]) -> HeavyBallStage:
-    """Return a stage of another rule over the same transforms."""
-    new = HeavyBallStage(list(stage), **rule, memory="reversible" if stage.reversible else "stored")
-    new.stride, new.training, new.grad_checkpointing = stage.stride, stage.training, stage.grad_checkpointing
-    return new
+def _become_hbnet(net: Any, rule: HeavyBallRule) -> None:
+    """Turn timm's ResNet into an HBNet in place."""
+    for module in net.modules():
+        if type(module) in _TRANSFORMS:
+            module.__class__ = _TRANSFORMS[type(module)]
+    net.__class__ = HBNet
+    net.propagate_by_heavy_ball(rule)
+
+
+def _change_rule(net: Any, rule: HeavyBallRule) -> None:
+    """Replace the stages of an HBNet by stages of another rule over the same transforms."""
+    for name, stage in net.named_children():
+        if name.startswith("layer"):
+            new = HeavyBallStage(list(stage), rule)
+            new.stride, new.training, new.grad_checkpointing = stage.stride, stage.training, stage.grad_checkpointing
+            setattr(net, name, new)
+    warn_without_rule(net.stages(), type(net).__name__, "timm's ResNet")
 
 
 def _name(net: Any, **arguments: Any) -> None:
-    """Give timm's save what builds the network again, or take from it the name that would build another one."""
+    """Record the name and arguments that build the network, for timm's ``save_for_hf``.
+
+    Without a name that builds it, the name of the original network is removed.
+    """
     cfg = getattr(net, "pretrained_cfg", {})
     name = cfg.pop("architecture", "")
     name = name if name.startswith(("hbnet", "agdnet")) else _NAMES.get(name)
-    if name and hasattr(net, "_model_args"):  # timm's record, from 1.0.31 on
+    if name and hasattr(net, "_model_args"):  # recorded by timm ≥ 1.0.31
         cfg["architecture"] = name
         net._model_args = {**net._model_args, **arguments}
 
 
 def _check_type(name: str, value: object, *allowed: type) -> None:
-    """TypeError unless ``value`` is of exactly one of the types: a subclass may compute something else."""
+    """TypeError unless ``value`` has exactly one of the types: a subclass may compute something else."""
     if type(value) not in allowed:
-        found, names = type(value), ", ".join(f"{t.__module__}.{t.__name__}" for t in allowed)
-        raise TypeError(f"{name} is a {found.__module__}.{found.__name__}: must be exactly {names}")
+        kind, names = type(value), ", ".join(f"{t.__module__}.{t.__name__}" for t in allowed)
+        raise TypeError(f"{name} is a {kind.__module__}.{kind.__name__}: must be exactly {names}")

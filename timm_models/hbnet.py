@@ -1,15 +1,17 @@
 """HBNet: the heavy-ball method read as a network (§7.1).
 
-A stage of HBNet propagates x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1} (16) with β1 = 1, β2 = −1; ResNet is β2 = 0. Names
-and T are ResNet's, so a ``resnet50`` state dict loads strictly into ``hbnet50``. There is no activation after the
-addition: (16) has none (``post_act=True`` puts ResNet's back). With the default coefficients it is
-``optnet50(algorithm="hb")``, the heavy ball with β = 1, in fewer operations and with more options.
+A stage of HBNet propagates x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1} (16) with β1 = 1, β2 = −1; ResNet is β2 = 0. The
+rule is :mod:`timm_models.stages.heavy_ball`. Names and T are ResNet's, so a ``resnet50`` state dict loads strictly into
+``hbnet50``. There is no activation after the addition, since (16) has none; ``post_act=True`` adds ResNet's. With the
+default coefficients HBNet is ``optnet50(algorithm="hb")``, the heavy ball with β = 1, in fewer operations and with more
+options.
 
 Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Tuple, Type
 
@@ -18,89 +20,71 @@ from timm.models import generate_default_cfgs
 from torch import nn
 
 from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import check_bool, check_finite
 from ._features import build_with_features
 from ._host import register_model
 from .staged_resnet import CifarStagedResNet, StagedResNet
-from .stages.heavy_ball import HeavyBallStage, check_memory
+from .stages.heavy_ball import HeavyBallRule, HeavyBallStage
 from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = ["CifarHBNet", "HBNet"]
 
 
 class _HeavyBallNet(StagedResNet):
-    """The methods that networks of heavy-ball stages share."""
+    """The methods of networks of heavy-ball stages."""
+
+    rule_class = HeavyBallRule
+
+    @torch.jit.ignore
+    def propagate_by_heavy_ball(self, rule: HeavyBallRule) -> None:
+        """Replace every stage by a heavy-ball stage over the same blocks."""
+        self.replace_stages(partial(HeavyBallStage, rule=rule))
+        self.recompute_stem = self.recompute_stem or rule.is_reversible
 
     @torch.jit.ignore
     def set_memory(self, memory: str) -> None:
-        """Store the iterates, or recover them in the backward pass, from now on.
+        """Store or recover the iterates from now on.
 
         Args:
-            memory: ``"stored"`` or ``"reversible"``, as the constructor takes it.
+            memory: ``"stored"`` or ``"reversible"``, as for the constructor.
 
         Raises:
             ValueError: ``memory`` is unknown, or the iterates cannot be recovered; nothing was changed.
         """
         stages = self.stages()
-        for stage in stages:
-            beta1, beta2 = stage.start
-            check_memory(memory, beta1, beta2, stage.post_act, [len(stage)])
-        for stage in stages:
-            stage.reversible = memory == "reversible"
+        rules = [replace(stage.settings, memory=memory) for stage in stages]
+        for stage, rule in zip(stages, rules):
+            rule.check_depth([len(stage)])
+        for stage, rule in zip(stages, rules):
+            stage.settings = rule
         self.recompute_stem = memory == "reversible" or any(stage.grad_checkpointing for stage in stages)
 
 
 class HBNet(_HeavyBallNet):
     """HBNet on timm's ResNet: the same layers and names, stages propagated by (16) (§7.1).
 
+    ``post_act=True, beta2=0, stride_in_1x1=False`` is timm's ResNet, exactly.
+
     Args:
         block: ``BasicTransform`` or ``BottleneckTransform``.
         layers: transforms in each of the four stages.
-        beta1: β1 of (16), finite.
-        beta2: β2 of (16), finite; 0 is ResNet's propagation.
-        learn_beta: learn β1 and β2 of every step, without weight decay.
-        post_act: activate after every addition, as ResNet does. ``post_act=True, beta2=0, stride_in_1x1=False`` is
-            timm's ResNet, exactly.
-        memory: ``"stored"``, or ``"reversible"``: the backward pass finds x_{k−1} again from x_k and x_{k+1}, so that
-            memory does not grow with depth, for the time of another forward pass. Not with ``post_act`` or β2 = 0.
-        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last``,
-            ``zero_init_last`` and timm's ``ResNet`` arguments. ``zero_init_last`` is not the default: with T = 0,
-            x_{k+1} = x_k − x_{k−1} returns to 0 every third step and the layers behind get no gradient. Independent T
-            of variance γ² give x_n a variance of 2/3 n γ², so a small ``init_last`` steadies deep stages: see
-            ``docs/results.md`` on HBNet-110.
+        **kwargs: the fields of :class:`~timm_models.stages.heavy_ball.HeavyBallRule`: ``beta1``, ``beta2``,
+            ``learn_beta``, ``post_act``, ``memory``; and as for :class:`~timm_models.staged_resnet.StagedResNet`:
+            ``stride_in_1x1``, ``init_last``, ``zero_init_last`` and timm's ``ResNet`` arguments.
+
+            ``zero_init_last`` is not the default: with T = 0, x_{k+1} = x_k − x_{k−1} returns to 0 every third step,
+            and the layers after it get no gradient. Independent T of variance γ² give x_n a variance of 2/3 n γ², so a
+            small ``init_last`` steadies deep stages: see ``docs/results.md`` on HBNet-110.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.
         TypeError: an argument is unknown.
     """
 
-    def __init__(
-        self,
-        block: Type[nn.Module],
-        layers: Tuple[int, ...],
-        beta1: float = 1.0,
-        beta2: float = -1.0,
-        learn_beta: bool = False,
-        post_act: bool = False,
-        memory: str = "stored",
-        **kwargs: Any,
-    ) -> None:
-        beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
-        check_bool("learn_beta", learn_beta)
-        check_bool("post_act", post_act)
-        check_memory(memory, beta1, beta2, post_act, layers)
+    def __init__(self, block: Type[nn.Module], layers: Tuple[int, ...], **kwargs: Any) -> None:
+        rule = HeavyBallRule.pop_from(kwargs)
+        rule.check_depth(layers)
         super().__init__(block, layers, **kwargs)
-        self.propagate_by_heavy_ball(beta1, beta2, learn_beta, post_act, memory)
-
-    @torch.jit.ignore
-    def propagate_by_heavy_ball(
-        self, beta1: float, beta2: float, learn_beta: bool, post_act: bool, memory: str = "stored"
-    ) -> None:
-        """Turn every stage, a chain of residual blocks, into a heavy-ball stage over the same blocks."""
-        rule = dict(beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act, memory=memory)
-        self.propagate(partial(HeavyBallStage, **rule))  # type: ignore[arg-type]
-        if memory == "reversible":
-            self.recompute_stem = True
+        self.propagate_by_heavy_ball(rule)
 
 
 class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
@@ -108,35 +92,19 @@ class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
 
     Args:
         layers: transforms in each of the three stages; (n, n, n) in the paper.
-        beta1: as for :class:`HBNet`.
-        beta2: as for :class:`HBNet`.
-        learn_beta: as for :class:`HBNet`.
-        post_act: as for :class:`HBNet`.
-        memory: as for :class:`HBNet`.
-        **kwargs: as for :class:`~timm_models.staged_resnet.CifarStagedResNet`.
+        **kwargs: the fields of :class:`~timm_models.stages.heavy_ball.HeavyBallRule`, and as for
+            :class:`~timm_models.staged_resnet.CifarStagedResNet`.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.
         TypeError: an argument is unknown.
     """
 
-    def __init__(
-        self,
-        layers: Tuple[int, ...] = (3, 3, 3),
-        beta1: float = 1.0,
-        beta2: float = -1.0,
-        learn_beta: bool = False,
-        post_act: bool = False,
-        memory: str = "stored",
-        **kwargs: Any,
-    ) -> None:
-        beta1, beta2 = check_finite("beta1", beta1), check_finite("beta2", beta2)
-        check_bool("learn_beta", learn_beta)
-        check_bool("post_act", post_act)
-        check_memory(memory, beta1, beta2, post_act, layers)
+    def __init__(self, layers: Tuple[int, ...] = (3, 3, 3), **kwargs: Any) -> None:
+        rule = HeavyBallRule.pop_from(kwargs)
+        rule.check_depth(layers)
         super().__init__(layers, **kwargs)
-        rule = dict(beta1=beta1, beta2=beta2, learn_beta=learn_beta, post_act=post_act, memory=memory)
-        self.propagate(partial(HeavyBallStage, **rule))  # type: ignore[arg-type]
+        self.propagate_by_heavy_ball(rule)
 
 
 def _create_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> HBNet:
@@ -232,34 +200,34 @@ def hbnet110(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
 
 @register_model
 def hbnet20_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    """ResNet-20 for CIFAR, n = 3: Table 4's baseline, the special case β2 = 0 of ``hbnet20``."""
+    """ResNet-20 for CIFAR, n = 3: β2 = 0 (Table 4)."""
     model_args = dict(layers=(3, 3, 3), beta2=0.0, post_act=True)
     return _create_cifar_hbnet("hbnet20_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet32_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    """ResNet-32 for CIFAR, n = 5: Table 4's baseline, the special case β2 = 0 of ``hbnet32``."""
+    """ResNet-32 for CIFAR, n = 5: β2 = 0 (Table 4)."""
     model_args = dict(layers=(5, 5, 5), beta2=0.0, post_act=True)
     return _create_cifar_hbnet("hbnet32_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet44_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    """ResNet-44 for CIFAR, n = 7: Table 4's baseline, the special case β2 = 0 of ``hbnet44``."""
+    """ResNet-44 for CIFAR, n = 7: β2 = 0 (Table 4)."""
     model_args = dict(layers=(7, 7, 7), beta2=0.0, post_act=True)
     return _create_cifar_hbnet("hbnet44_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet56_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    """ResNet-56 for CIFAR, n = 9: Table 4's baseline, the special case β2 = 0 of ``hbnet56``."""
+    """ResNet-56 for CIFAR, n = 9: β2 = 0 (Table 4)."""
     model_args = dict(layers=(9, 9, 9), beta2=0.0, post_act=True)
     return _create_cifar_hbnet("hbnet56_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet110_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
-    """ResNet-110 for CIFAR, n = 18: Table 4's baseline, the special case β2 = 0 of ``hbnet110``."""
+    """ResNet-110 for CIFAR, n = 18: β2 = 0 (Table 4)."""
     model_args = dict(layers=(18, 18, 18), beta2=0.0, post_act=True)
     return _create_cifar_hbnet("hbnet110_resnet", pretrained, **dict(model_args, **kwargs))

@@ -1,10 +1,11 @@
-"""OptNet: networks of ResNet's shape for any optimisation algorithm, also one that the user wrote.
+"""OptNet: networks of ResNet's shape for any optimisation algorithm, also a user's.
 
-A stage restarts the algorithm at x_0 = S(u), the projected shortcut of its input u. What its first step calls at x_0 is
-ResNet's transition block, T_0(u) + S(u); at other points and from then on ∇f(z) = z − T(z), which gives (7), (11)-(14).
-The transforms and names are ResNet's, so one ``resnet50`` state dict loads strictly into ``optnet50`` for
-every algorithm with one gradient a step. Algorithms with several (ADMM and DMRNet with two paths, the extragradient
-method) have a transform for each call, in the order of calls: ``layer1.0`` is T'_0, ``layer1.1`` is T_0.
+Each stage starts the algorithm at x_0 = S(u), the projected shortcut of its input u. A layer that the first step calls
+at x_0 is ResNet's transition block, T_0(u) + S(u). All other calls have ∇f(z) = z − T(z), which gives (7), (11)-(14).
+
+The transforms and names are ResNet's, so one ``resnet50`` state dict loads strictly into ``optnet50`` for every
+algorithm with one gradient per step. Algorithms with several gradients (ADMM and DMRNet with two paths, the
+extragradient method) have a transform for each call, in the order of calls: ``layer1.0`` is T'_0, ``layer1.1`` is T_0.
 
 Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture Search`.
 """
@@ -18,21 +19,21 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 from timm.models import generate_default_cfgs
 from torch import nn
 
+from optinspired_plugins._checks import check_layers
 from optinspired_plugins.algorithms.methods import Algorithm, load_algorithm
 from optinspired_plugins.propagation.probing import calls_at_start, layers_per_step
 from optinspired_plugins.propagation.recorded import RecordedAlgorithm, record
 from optinspired_plugins.propagation.tracing import NotLinearError
 
 from ._cfgs import cifar_cfg, imagenet_cfg
-from ._checks import check_layers
 from ._features import build_with_features
-from ._host import SavesArguments, check_is_no_module_of_a_config, register_model
+from ._host import SavesArguments, refuse_module_from_config, register_model
 from .staged_resnet import CifarStagedResNet, StagedResNet
 from .stages.algorithm import make_stage
-from .stages.checkpoint_rules import NETWORK_ALGORITHMS
+from .stages.network_algorithms import NETWORK_ALGORITHMS
 from .stages.transforms import BasicTransform, BottleneckTransform
 
-__all__ = ["NETWORK_ALGORITHMS", "CifarOptNet", "OptNet"]
+__all__ = ["CifarOptNet", "OptNet"]
 
 
 class OptNet(SavesArguments, StagedResNet):
@@ -43,16 +44,16 @@ class OptNet(SavesArguments, StagedResNet):
         layers: steps in each of the four stages.
         algorithm: ``"gd"`` (7), ``"hb"`` (11) with β = 1, which is HBNet, ``"agd"`` (12), ``"agd2"`` (13), ``"admm"``
             (14), ``"dmrnet"`` (20) with ½; ``"module:attribute"``; an object with ``init``, ``step`` and ``result``; or
-            the data of a :class:`~optinspired_plugins.propagation.recorded.RecordedAlgorithm`, which is what timm's
-            ``save_for_hf`` writes for one with constant coefficients. Each stage has a copy. If it is a module or holds
-            parameters they are learned, without weight decay.
+            the data of a :class:`~optinspired_plugins.propagation.recorded.RecordedAlgorithm`, which timm's
+            ``save_for_hf`` writes for an algorithm with constant coefficients. Each stage has a copy. The parameters of
+            a module, or held by the object, are learned, without weight decay.
         **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
             ``ResNet`` arguments.
 
     Raises:
         TypeError: the algorithm lacks a method; an argument is unknown.
-        ValueError: the algorithm's name is unknown, a step of it has no layer or a result of another shape or one
-            that is not finite; an argument is out of range. Nothing was allocated.
+        ValueError: the algorithm's name is unknown; one of its steps calls no layer, or returns a result of another
+            shape or with infinite values; an argument is out of range. Nothing was allocated.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class OptNet(SavesArguments, StagedResNet):
         rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
         super().__init__(block, layers, **kwargs)
-        self.own_args = _as_data(algorithm, rule, max(layers))
+        self.saved_args = _as_data(algorithm, rule, max(layers))
         _propagate(self, rule, counts, kwargs, lambda: StagedResNet(block, (2,) * 4, **kwargs))
 
 
 class CifarOptNet(SavesArguments, CifarStagedResNet):
-    """The same for 32×32 images: a 3×3 stem, three stages of two-layer transforms, 6n + 2 layers (§8).
+    """OptNet for 32×32 images: a 3×3 stem, three stages of two-layer transforms, 6n + 2 layers (§8).
 
     Args:
         layers: steps in each of the three stages.
@@ -80,7 +81,7 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
 
     Raises:
         TypeError: as for :class:`OptNet`.
-        ValueError: likewise.
+        ValueError: as for :class:`OptNet`.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
         rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
         super().__init__(layers, **kwargs)
-        self.own_args = _as_data(algorithm, rule, max(layers))
+        self.saved_args = _as_data(algorithm, rule, max(layers))
         _propagate(self, rule, counts, kwargs, lambda: CifarStagedResNet((2,) * 3, **kwargs))
 
 
@@ -104,7 +105,7 @@ def _load(algorithm: object) -> Algorithm:
 
 
 def _as_data(algorithm: object, rule: Algorithm, steps: int) -> Dict[str, Any]:
-    """Return the argument as JSON may hold it, a name or coefficients; nothing where only code says what it is."""
+    """Return the argument as JSON data; empty if there is none."""
     if isinstance(algorithm, str) and algorithm in NETWORK_ALGORITHMS:
         return dict(algorithm=algorithm)
     try:
@@ -120,9 +121,9 @@ def _propagate(
     kwargs: Dict[str, Any],
     make_deeper: Callable[[], StagedResNet],
 ) -> None:
-    """Give every stage of the network the algorithm and as many transforms as it calls.
+    """Replace every stage by a stage of the algorithm.
 
-    ``make_deeper`` makes a network with a second block in every stage, for stages that have none to copy.
+    ``make_deeper`` returns a network with a second block in every stage, for stages without a block to copy.
     """
     at_start = calls_at_start(algorithm, counts[0])
     stages = net.stages()
@@ -134,26 +135,27 @@ def _propagate(
         layers = counts[: len(blocks)]
         transforms = _first_step(blocks, at_start, second)
         transforms += [T for block, count in zip(blocks[1:], layers[1:]) for T in _copies(block, [block] * count)]
-        own = copy.deepcopy(algorithm)
-        if isinstance(own, nn.Module):
-            own.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
-        return make_stage(transforms, own, layers)
+        stage_algorithm = copy.deepcopy(algorithm)
+        if isinstance(stage_algorithm, nn.Module):
+            stage_algorithm.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
+        return make_stage(transforms, stage_algorithm, layers)
 
-    net.propagate(stage)
+    net.replace_stages(stage)
     if max(counts) > 1 or not all(at_start):
         start = {name: kwargs[name] for name in ("zero_init_last", "init_last") if name in kwargs}
-        net.init_weights(**start)  # the copies start apart
+        net.init_weights(**start)  # gives the copies different values
 
 
 def _first_step(blocks: Sequence[Any], at_start: Sequence[bool], second: Any) -> List[Any]:
-    """The transforms of a first step: the transition block for calls at x_0, for others one that keeps the shape."""
+    """Return a first step's transforms: the transition block for calls at x_0."""
+    # Calls at other points need a transform that keeps the shape.
     first = blocks[0]
     keeps_shape = blocks[1] if len(blocks) > 1 else first if first.downsample is None else second
     return _copies(first, [first if at else keeps_shape for at in at_start])
 
 
 def _copies(block: Any, models: Sequence[Any]) -> List[Any]:
-    """``models``, copied, in the place of a block: the first has its shortcut, all have its rate of drop path."""
+    """Return copies of ``models`` with the shortcut and drop path of a block."""
     shortcut, block.downsample = block.downsample, None
     copies = [model if model is block and i == 0 else copy.deepcopy(model) for i, model in enumerate(models)]
     for other in copies:
@@ -163,12 +165,12 @@ def _copies(block: Any, models: Sequence[Any]) -> List[Any]:
 
 
 def _create_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> OptNet:
-    check_is_no_module_of_a_config("algorithm", kwargs)
+    refuse_module_from_config("algorithm", kwargs)
     return build_with_features(OptNet, variant, pretrained, **kwargs)
 
 
 def _create_cifar_optnet(variant: str, pretrained: bool = False, **kwargs: Any) -> CifarOptNet:
-    check_is_no_module_of_a_config("algorithm", kwargs)
+    refuse_module_from_config("algorithm", kwargs)
     return build_with_features(CifarOptNet, variant, pretrained, feature_indices=(0, 1, 2, 3), **kwargs)
 
 

@@ -1,13 +1,13 @@
-"""ResNet's shape without its rule: timm's ResNet, and the CIFAR one, with stages that are made by the caller.
+"""Networks of ResNet's shape, with stages of any rule.
 
-A network of this shape is a stem, stages over transforms T that know no algorithm, and a head. What a stage does with
-its transforms is :meth:`StagedResNet.propagate`'s argument.
+A network of this shape is a stem, stages over transforms T that know no algorithm, and a head.
+:meth:`StagedResNet.replace_stages` sets the rule by which stages combine their transforms.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Type, Union
 
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
@@ -15,36 +15,32 @@ from timm.models.resnet import ResNet, drop_blocks
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins.memory.recompute import recompute
-
-from ._checks import (
+from optinspired_plugins._checks import (
     check_bool,
-    check_feature_indices,
     check_finite,
+    check_int,
     check_layers,
-    check_non_negative_int,
     check_one_of,
-    check_positive_int,
     check_rate,
 )
-from ._host import checks_features
+
+from ._features import Intermediates
 from .inference.folding import fold_into
 from .inference.stream_free import StreamFreeStage
-from .stages.checkpoint_rules import announce, learned_hint
-from .stages.stem import pool_first
+from .stages.checkpoint_rules import mismatch_hint, warn_without_rule
+from .stages.stem import pool_first, recompute_chain
 from .stages.transforms import BasicTransform, BottleneckTransform, PadShortcut
 from .stages.unmodified import is_unmodified
-from .strides import take_stride
+from .strides import pull_out_stride
 
 __all__ = ["CifarStagedResNet", "StagedResNet"]
 
-# The parameters of stages that are coefficients, not weights of a layer.
+# The names of coefficients among the parameters.
 COEFFICIENTS = re.compile(r"layer\d+\.(?:beta\d|algorithm\..*)")
 
 
-@checks_features
-class StagedResNet(ResNet):
-    """timm's ResNet up to the rule of its stages.
+class StagedResNet(Intermediates, ResNet):
+    """timm's ResNet, with stages that can be replaced.
 
     Args:
         block: ``BasicTransform`` or ``BottleneckTransform``.
@@ -57,7 +53,7 @@ class StagedResNet(ResNet):
         **kwargs: timm's ``ResNet`` arguments: ``num_classes``, ``in_chans``, ``output_stride``, ``global_pool``,
             ``cardinality``, ``base_width``, ``stem_width``, ``stem_type``, ``replace_stem_pool``, ``avg_down``,
             ``channels``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``drop_path_rate``,
-            ``drop_block_rate``, ``block_args`` (``attn_layer`` among them), ``device``, ``dtype``.
+            ``drop_block_rate``, ``block_args`` (such as ``attn_layer``), ``device``, ``dtype``.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.
@@ -90,46 +86,61 @@ class StagedResNet(ResNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
-        x = self.conv1(x)
-        if not torch.jit.is_scripting():
-            return self._run_stages(self._pool_stem(x))
-        x = self.maxpool(self.act1(self.bn1(x)))
+        if torch.jit.is_scripting():
+            return self._plain(x)
+        return self._run_stages(self._pool(self.conv1(x)))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     @torch.jit.ignore
+    def _pool(self, x: Tensor) -> Tensor:
+        """Return the pooled stem from its last convolution's output."""
+        is_folded = is_unmodified(self.bn1, nn.Identity) and is_unmodified(self.act1, nn.ReLU)
+        if is_folded and is_unmodified(self.maxpool, nn.MaxPool2d) and not self.maxpool.return_indices:
+            return self.act1(self.maxpool(x))  # equal, and a quarter of the values
+        if not self.recompute_stem:
+            return self.maxpool(self.act1(self.bn1(x)))
+        pooled = pool_first(x, self.bn1, self.act1, self.maxpool)
+        return recompute_chain([self.bn1, self.act1, self.maxpool], x) if pooled is None else pooled
+
+    @torch.jit.ignore
     def _run_stages(self, x: Tensor) -> Tensor:
-        """One stage after the other; a fused one computes no pixel that a fused one behind it does not read."""
-        stages, taken = self.stages(), 1
+        """Run the stages in order.
+
+        A stage without its stream computes only the pixels that the next one reads, if that is one, too.
+        """
+        stages, applied_stride = self.stages(), 1
         for stage, after in zip(stages, [*stages[1:], None]):
             if is_unmodified(stage, StreamFreeStage):
                 next_stride = after.stride if is_unmodified(after, StreamFreeStage) else 1
-                x = stage.read_by(next_stride, x, stage.stride // taken)
-                taken = next_stride
+                x = stage.read_by(next_stride, x, stage.stride // applied_stride)
+                applied_stride = next_stride
             else:
                 x = stage(x)
         return x
 
-    @torch.jit.ignore
-    def _pool_stem(self, x: Tensor) -> Tensor:
-        folded = is_unmodified(self.bn1, nn.Identity) and is_unmodified(self.act1, nn.ReLU)
-        if folded and is_unmodified(self.maxpool, nn.MaxPool2d) and not self.maxpool.return_indices:
-            return self.act1(self.maxpool(x))  # equal, and a quarter of the values
-        if self.recompute_stem:
-            pooled = pool_first(x, self.bn1, self.act1, self.maxpool)
-            return recompute(self._stem_tail(), self._plain_pool, x) if pooled is None else pooled
-        return self._plain_pool(x)
+    def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the stem before its pooling, and each stage's output."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        yield x
+        x = self.maxpool(x)
+        for stage in self.stages():
+            x = stage(x)
+            yield x
 
     @torch.jit.ignore
-    def _stem_tail(self) -> nn.Module:
-        return nn.ModuleList([self.bn1, self.act1, self.maxpool])
+    def cut(self, last: int) -> None:
+        """Replace the stages after feature map ``last`` by identities."""
+        for i in range(last + 1, len(self.feature_info)):
+            setattr(self, f"layer{i}", nn.Identity())
+        if last == 0 and hasattr(self, "maxpool"):
+            self.maxpool = nn.Identity()
 
     @torch.jit.ignore
-    def _plain_pool(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.act1(self.bn1(x)))
-
-    @torch.jit.ignore
-    def propagate(self, make_stage: Callable[[List[nn.Module]], nn.Module]) -> None:
-        """Turn every stage, a chain of residual blocks, into what ``make_stage`` makes of its blocks."""
+    def replace_stages(self, make_stage: Callable[[List[nn.Module]], nn.Module]) -> None:
+        """Replace every stage by ``make_stage`` of its blocks."""
         checkpointing = self.grad_checkpointing  # type: ignore[has-type]
         self.grad_checkpointing = False  # timm's would chain the blocks
         self.recompute_stem = checkpointing
@@ -137,10 +148,10 @@ class StagedResNet(ResNet):
             if name.startswith("layer"):
                 stage = make_stage(list(blocks))
                 transforms = [T for T in stage.children() if isinstance(T, (BasicTransform, BottleneckTransform))]
-                stage.stride = take_stride(transforms)  # type: ignore[assignment]
+                stage.stride = pull_out_stride(transforms)  # type: ignore[assignment]
                 stage.training, stage.grad_checkpointing = blocks.training, checkpointing
                 setattr(self, name, stage)
-        announce(self.stages(), type(self).__name__, "timm's ResNet")
+        warn_without_rule(self.stages(), type(self).__name__, "timm's ResNet")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights, timm's too, as ``torch.nn.Module`` does.
@@ -152,7 +163,7 @@ class StagedResNet(ResNet):
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             own = self.state_dict()
-            hint = learned_hint(own, state_dict, ("beta1", "beta2"), "learn_beta", "to_heavy_ball") if strict else ""
+            hint = mismatch_hint(own, state_dict, ("beta1", "beta2"), "learn_beta", "to_heavy_ball") if strict else ""
             raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
@@ -185,7 +196,7 @@ class StagedResNet(ResNet):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the activations again in the backward instead of storing them: the pooled stem's and each stage's."""
+        """Recompute stem and stages in the backward pass."""
         self.recompute_stem = enable
         for stage in self.stages():
             stage.grad_checkpointing = enable
@@ -193,16 +204,17 @@ class StagedResNet(ResNet):
     @torch.jit.ignore
     @torch.no_grad()
     def fuse(self) -> StagedResNet:
-        """Make this an equal network for evaluation, in place: timm's ``reparameterize_model``, and the stem.
+        """Make this an equal network for evaluation, in place, with fewer operations.
 
-        Normalisations are folded into convolutions, and short heavy-ball stages of bottlenecks lose their stream.
+        This is timm's ``reparameterize_model``, which leaves out the stem. Normalisations are folded into convolutions,
+        and short heavy-ball stages of bottlenecks compute no iterates.
         """
         fold_into(self, "conv1", "bn1")
         return reparameterize_model(self, inplace=True)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        """Group parameters by depth for layer-wise learning rates; a stage's coefficients go with its last block."""
+        """Group parameters by block; coefficients belong to a stage's last."""
         matcher = super().group_matcher(coarse)
         if not coarse:
             matcher["blocks"] = [(matcher["blocks"], None), (r"^layer(\d+)\.(?:beta|algorithm)", (99999,))]
@@ -210,7 +222,7 @@ class StagedResNet(ResNet):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
-        """Name the parameters that weight decay must leave alone: the learned coefficients."""
+        """Return the names of parameters without weight decay: the learned coefficients."""
         return {name for name, _ in self.named_parameters() if COEFFICIENTS.fullmatch(name)}
 
 
@@ -254,6 +266,7 @@ class CifarStagedResNet(StagedResNet):
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
+        # 50 lines: fourteen arguments, their checks, then the layers in order.
         init_last = _check_init_last(init_last, zero_init_last)
         check_layers("layers", layers, stages=3)
         check_layers("channels", channels, stages=3)
@@ -289,10 +302,10 @@ class CifarStagedResNet(StagedResNet):
 
     @torch.jit.ignore
     def convolve_shortcuts(self) -> CifarStagedResNet:
-        """Replace padded shortcuts by convolutions that compute the same, in place, for tools that prune channels.
+        """Replace padded shortcuts by convolutions, in place, for pruning.
 
-        Such tools follow convolutions and not paddings. The weights are zeros and ones, are not trained, and are in the
-        state dict.
+        These tools follow convolutions, not paddings. The weights are zeros and ones, are not trained, and are part of
+        the state dict.
         """
         for module in self.modules():
             if isinstance(module, BasicTransform) and isinstance(module.downsample, PadShortcut):
@@ -304,65 +317,20 @@ class CifarStagedResNet(StagedResNet):
         x = self.act1(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Return the features and the chosen intermediates: 0 is the stem, 1 to 3 the stages.
-
-        Args:
-            x: images.
-            indices: the last n if an int, all if None, else those at the given (possibly negative) positions.
-            norm: no effect: there is no final normalisation.
-            stop_early: stop at the last chosen intermediate.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: leave the features out.
-
-        Raises:
-            ValueError: an index or the format is out of range.
-        """
-        check_one_of("output_fmt", output_fmt, ("NCHW",))
-        take = check_feature_indices(indices, len(self.feature_info))
+    def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the stem's and each stage's output."""
         x = self.act1(self.bn1(self.conv1(x)))
-        intermediates = [x] if 0 in take else []
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
-            if stop_early and i > max(take):
-                break
+        yield x
+        for stage in self.stages():
             x = stage(x)
-            if i in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> List[int]:
-        """Drop the stages behind the last chosen intermediate, and the head; return the indices kept.
-
-        Args:
-            indices: as for :meth:`forward_intermediates`.
-            prune_norm: no effect: there is no final normalisation.
-            prune_head: drop the classifier also where every stage is kept.
-
-        Raises:
-            ValueError: an index is out of range.
-        """
-        take = check_feature_indices(indices, len(self.feature_info))
-        for i in range(max(take) + 1, 4):
-            setattr(self, f"layer{i}", nn.Sequential())
-        if max(take) < 3:
-            self.num_features = self.head_hidden_size = self.feature_info[max(take)]["num_chs"]
-        if prune_head or max(take) < 3:
-            self.reset_classifier(0, "")
-        return take
+            yield x
 
 
 def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float], **kwargs: Any) -> nn.Sequential:
-    """A chain of two-layer transforms, one a drop-path rate; the first has the stride and the padded shortcut."""
+    """Return a chain of two-layer transforms, one per drop-path rate.
+
+    The first has the stride and the padded shortcut.
+    """
     blocks = []
     for rate in drop_path:
         blocks.append(
@@ -380,7 +348,7 @@ def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float]
 
 
 def _check_init_last(init_last: float, zero_init_last: bool) -> float:
-    """Return where the last normalisations start."""
+    """Return the initial weight of the last normalisations."""
     check_bool("zero_init_last", zero_init_last)
     if zero_init_last and init_last != 1:
         raise ValueError(f"init_last={init_last!r} with zero_init_last=True: pass one of them")
@@ -388,9 +356,9 @@ def _check_init_last(init_last: float, zero_init_last: bool) -> float:
 
 
 def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:
-    """Check the arguments that timm's ResNet takes as they come."""
-    check_non_negative_int("num_classes", kwargs.get("num_classes", 0))
-    check_positive_int("in_chans", kwargs.get("in_chans", 3))
+    """Check the arguments that timm's ResNet does not check."""
+    check_int("num_classes", kwargs.get("num_classes", 0), 0)
+    check_int("in_chans", kwargs.get("in_chans", 3), 1)
     check_one_of("output_stride", kwargs.get("output_stride", 32), (8, 16, 32))
     check_one_of("stem_type", kwargs.get("stem_type", ""), ("", "deep", "deep_tiered"))
     if "channels" in kwargs:

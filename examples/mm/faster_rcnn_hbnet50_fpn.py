@@ -20,4 +20,4 @@ model = dict(
     ),
     neck=dict(in_channels=[256, 512, 1024, 2048]),
 )
-optim_wrapper = dict(constructor="NoWeightDecayOptimWrapperConstructor")  # of α and β
+optim_wrapper = dict(constructor="NoWeightDecayOptimWrapperConstructor")  # not for α and β

@@ -1,4 +1,4 @@
-"""What mmengine leaves to the libraries on it, as short as it gets: a classifier, a folder of images, an accuracy."""
+"""A classifier, a folder of images and an accuracy for mmengine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Accuracy", "Classifier", "Folder"]
 
 @MODELS.register_module()
 class Classifier(BaseModel):
-    """A linear classifier on the last feature map's mean.
+    """A linear classifier on the mean of the last feature map.
 
     Args:
         backbone: config of a backbone with ``out_channels``.
@@ -34,7 +34,7 @@ class Classifier(BaseModel):
     def forward(
         self, inputs: Tensor, labels: Optional[Tensor] = None, mode: str = "tensor"
     ) -> Union[Tensor, Dict[str, Tensor], List[Dict[str, int]]]:
-        """Return logits, or a loss, or a prediction and a label for each image."""
+        """Return logits, a loss, or a prediction and a label per image, by ``mode``."""
         logits = self.head(self.backbone(inputs)[-1].mean((2, 3)))
         if mode == "loss":
             return {"loss": F.cross_entropy(logits, labels)}
@@ -46,7 +46,7 @@ class Classifier(BaseModel):
 
 @DATASETS.register_module()
 class Folder(ImageFolder):
-    """torchvision's folder of images, ``root/<class>/*``, in mmengine's form.
+    """A folder of images, ``root/<class>/*``, in mmengine's form.
 
     Args:
         root: the folder.
@@ -65,12 +65,12 @@ class Folder(ImageFolder):
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """Per cent of the images whose prediction is right."""
+    """The percentage of images with a correct prediction."""
 
     def process(self, data_batch: Any, data_samples: Sequence[Dict[str, int]]) -> None:
-        """Take a batch's predictions."""
+        """Collect the predictions of a batch."""
         self.results += [sample["predicted"] == sample["label"] for sample in data_samples]
 
     def compute_metrics(self, results: List[bool]) -> Dict[str, float]:
-        """Return the accuracy of them all."""
+        """Return the accuracy of all predictions."""
         return {"accuracy": 100 * sum(results) / len(results)}

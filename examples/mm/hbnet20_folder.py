@@ -1,4 +1,7 @@
-"""HBNet-20 on a folder of images with mmengine alone. DATA names a folder with train/<class>/ and val/<class>/."""
+"""HBNet-20 on a folder of images, with mmengine only.
+
+The environment variable DATA names a folder with train/<class>/ and val/<class>/.
+"""
 
 custom_imports = dict(imports=["optinspired_plugins.mm", "folder"], allow_failed_imports=False)
 data_root = "{{$DATA:runs/digits}}"
@@ -22,7 +25,7 @@ val_dataloader = dict(
 val_evaluator = dict(type="Accuracy")
 
 optim_wrapper = dict(
-    constructor="NoWeightDecayOptimWrapperConstructor",  # of α and β
+    constructor="NoWeightDecayOptimWrapperConstructor",  # not for α and β
     optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
 )
 param_scheduler = dict(type="CosineAnnealingLR", T_max=10, by_epoch=True)

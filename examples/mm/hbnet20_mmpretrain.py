@@ -1,4 +1,4 @@
-"""HBNet-20 as the backbone of an image classifier of mmpretrain's, on a folder of images as in hbnet20_folder.py."""
+"""HBNet-20 in mmpretrain's image classifier, on a folder of images as in hbnet20_folder.py."""
 
 custom_imports = dict(imports=["optinspired_plugins.mm"], allow_failed_imports=False)
 default_scope = "mmpretrain"
@@ -32,7 +32,7 @@ val_dataloader = dict(
 val_evaluator = dict(type="Accuracy", topk=(1,))
 
 optim_wrapper = dict(
-    constructor="NoWeightDecayOptimWrapperConstructor",  # of α and β
+    constructor="NoWeightDecayOptimWrapperConstructor",  # not for α and β
     optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
 )
 param_scheduler = dict(type="CosineAnnealingLR", T_max=10, by_epoch=True)

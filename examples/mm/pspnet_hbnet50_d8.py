@@ -21,4 +21,4 @@ model = dict(
     auxiliary_head=dict(in_channels=1024),
 )
 sync_bn = "torch"
-optim_wrapper = dict(constructor="NoWeightDecayOptimWrapperConstructor")  # of α and β
+optim_wrapper = dict(constructor="NoWeightDecayOptimWrapperConstructor")  # not for α and β

@@ -1,4 +1,4 @@
-"""What a section of the results page is made of: lines, figures, and the comparisons that it makes."""
+"""Sections of the results page: lines, figures and claims."""
 
 from __future__ import annotations
 
@@ -14,49 +14,46 @@ Row = dict[str, str]
 
 
 class Claim(NamedTuple):
-    """A comparison that was made: where, of what, its verdict, and the paper's difference if it has one.
+    """A comparison of two networks in an experiment."""
 
-    Where the paper says fewer or more and prints no number, ``printed`` is −1 or 1.
-    """
-
-    where: str
+    setting: str
     ours: str
     peer: str
     quantity: str
     verdict: Verdict | Counts
-    printed: float | None = None
+    paper: float | None = None  # its difference; −1 or 1 if it says fewer or more without a number
 
     def to_text(self) -> str:
-        """Return the comparison as a sentence, with the paper's difference where it prints a number."""
+        """Return the comparison as a sentence."""
         word = "" if self.verdict.word == NOISE else f"{self.verdict.word}, "
-        paper = "" if self.printed is None or isinstance(self.verdict, Counts) else f"; paper {self.printed:+.2f}"
-        return f"{self.ours} against {self.peer}, {self.quantity} ({self.where}): {word}{self.difference}{paper}"
+        paper = "" if self.paper is None or isinstance(self.verdict, Counts) else f"; paper {self.paper:+.2f}"
+        return f"{self.ours} against {self.peer}, {self.quantity} ({self.setting}): {word}{self.difference}{paper}"
 
     @property
     def difference(self) -> str:
-        """The difference, in points with two digits, of losses with three."""
+        """The difference with two digits, of losses with three."""
         return self.verdict.to_text(3 if "loss" in self.quantity else 2)
 
     @property
     def sign(self) -> str:
-        """Whether the paper's sign agrees: "" where there is none, or no claim of ours."""
-        if self.printed is None or self.verdict.word == ONE_SEED:
+        """Agreement with the paper's sign; empty without a sign or with one seed."""
+        if self.paper is None or self.verdict.word == ONE_SEED:
             return ""
         if self.verdict.word == NOISE:
             return NOISE
-        return "agrees" if (self.verdict.difference < 0) == (self.printed < 0) else "does not agree"
+        return "agrees" if (self.verdict.difference < 0) == (self.paper < 0) else "does not agree"
 
 
 class Section(NamedTuple):
-    """Lines of the page, the claims in them, and figures that end it, by name, with what they show."""
+    """Lines, claims and figures of a section."""
 
     lines: list[str]
     claims: list[Claim]
-    figures: dict[str, tuple[str, Figure]]
+    figures: dict[str, tuple[str, Figure]]  # name of the file -> caption and figure
 
 
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
-    """Return the rows by their values of some fields, in the order of their seeds: processes add them in any."""
+    """Group rows by some fields, sorted by seed, as processes add them in any order."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
@@ -64,36 +61,36 @@ def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[str, ...], 
 
 
 def name_images(number: str, kind: str = "") -> str:
-    """Name a number of images: ``"all"`` is one."""
+    """Return a number of images as text; ``"all"`` is allowed."""
     return f"{number if number == 'all' else f'{int(number):,}'} {kind}images"
 
 
 def name_recipe(row: Row) -> str:
-    """Name the recipe of a row of Table 4, or of coefficients learned there."""
+    """Return the training recipe of a row as text."""
     recipe = f"{name_images(row['train_images'])}, {row['epochs']} epochs" + ", augmented" * (row["augmented"] == "1")
     return recipe + f", {name_images(row['test_images'], 'test ')}" * (row["test_images"] != "all")
 
 
-def name_seeds(rows: Iterable[Row], every: Iterable[str]) -> str:
-    """Name the seeds of some rows, and those that others have and these have not."""
-    there = {row["seed"] for row in rows}
-    missing = sorted(set(every) - there, key=int)
-    return ", ".join(sorted(there, key=int)) + (f" (not run: {', '.join(missing)})" if missing else "")
+def name_seeds(rows: Iterable[Row], expected: Iterable[str]) -> str:
+    """Return present and missing seeds as text."""
+    seeds = {row["seed"] for row in rows}
+    missing = sorted(set(expected) - seeds, key=int)
+    return ", ".join(sorted(seeds, key=int)) + (f" (not run: {', '.join(missing)})" if missing else "")
 
 
 def numbers(rows: Iterable[Row], quantity: str) -> list[float]:
-    """Return a field of the rows that have one."""
+    """Return the values of a field that are not empty."""
     return [float(row[quantity]) for row in rows if row[quantity]]
 
 
 def claims_table(claims: Sequence[Claim], unit: str) -> list[str]:
-    """Return the comparisons as a table, with a column for the paper's where it prints any."""
-    printed = any(claim.printed is not None for claim in claims)
-    heads = [f"{unit}, paper"] * printed + [f"{unit}, measured", "so it is"] + ["paper's sign"] * printed
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * (1 + printed) + "---|" * (1 + printed)]
+    """Return a Markdown table; the paper has columns if it prints any difference."""
+    paper = any(claim.paper is not None for claim in claims)
+    heads = [f"{unit}, paper"] * paper + [f"{unit}, measured", "verdict"] + ["paper's sign"] * paper
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * (1 + paper) + "---|" * (1 + paper)]
     for claim in claims:
-        paper = ["" if claim.printed is None else f"{claim.printed:+.2f}"] * printed
-        sign = [claim.sign] * printed
-        cells = [f"{claim.ours} − {claim.peer}", *paper, claim.difference, claim.verdict.word, *sign]
+        difference = ["" if claim.paper is None else f"{claim.paper:+.2f}"] * paper
+        sign = [claim.sign] * paper
+        cells = [f"{claim.ours} − {claim.peer}", *difference, claim.difference, claim.verdict.word, *sign]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -1,8 +1,8 @@
-"""Learned coefficients: where training takes β1, β2 and α, layer by layer, and what learning them changes.
+"""Learned coefficients β1, β2 and α by layer.
 
     python examples/reproduce/coefficients.py
 
-reads ``coefficients.csv``, which ``table4.py`` writes, prints means, and draws ``coefficients.png``.
+The command reads ``coefficients.csv``, which ``table4.py`` writes, prints means, and draws ``coefficients.png``.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Places = dict[tuple[str, int], list[float]]  # layer and index -> values over se
 
 
 def coefficients_of(rows: Rows) -> dict[str, Rows]:
-    """Return the rows of each network and recipe that has any, in the order of the networks, by what the page says."""
-    found = {}
+    """Group the rows by label, in the order of :data:`NETWORKS`."""
+    groups = {}
     for (network, *_), group in grouped(rows, RECIPE).items():
-        found[network, f"{NETWORKS[network].label}: {name_recipe(group[0])}"] = group
-    return {label: found[network, label] for name in NETWORKS for network, label in found if network == name}
+        groups[network, f"{NETWORKS[network].label}: {name_recipe(group[0])}"] = group
+    return {label: groups[network, label] for name in NETWORKS for network, label in groups if network == name}
 
 
 def by_place(rows: Iterable[dict[str, str]]) -> dict[str, Places]:
-    """Return for each coefficient its values over seeds, by layer and index, in the order of depth."""
+    """Group the values of each coefficient by layer and index, in the order of depth."""
     places: dict[str, Places] = {}
     for row in rows:
         place = row["layer"], int(row["index"])
@@ -50,14 +50,14 @@ def by_place(rows: Iterable[dict[str, str]]) -> dict[str, Places]:
 
 
 def summary(rows: Rows) -> list[str]:
-    """Return a Markdown table: how far each coefficient went."""
+    """Return a Markdown table of the learned values."""
     lines = [
         "| network | coefficient | starts at | mean, measured | least … greatest | runs |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for label, found in coefficients_of(rows).items():
-        runs = len({row["seed"] for row in found})
-        for coefficient, places in by_place(found).items():
+    for label, group in coefficients_of(rows).items():
+        runs = len({row["seed"] for row in group})
+        for coefficient, places in by_place(group).items():
             start = f"{STARTS[coefficient]:g}"
             for name, values in _parts(coefficient, places).items():
                 spread = f"{min(values):.2f} … {max(values):.2f}"
@@ -66,7 +66,7 @@ def summary(rows: Rows) -> list[str]:
 
 
 def _parts(coefficient: str, places: Places) -> dict[str, list[float]]:
-    """Return the values by what the page calls them: β by stage, α by how near its source is."""
+    """Group β by stage and α by distance to its source."""
     latest = {layer: max(j for other, j in places if other == layer) for layer, _ in places}
     parts: dict[str, list[float]] = {}
     for (layer, j), values in places.items():
@@ -79,12 +79,12 @@ def _parts(coefficient: str, places: Places) -> dict[str, list[float]]:
 
 
 def draw(rows: Rows) -> Figure:
-    """Draw the coefficients of each network: β by depth, a dot a seed; α as a map for each block, mean over seeds."""
+    """Draw β by depth, one dot per seed, and α as one map per block."""
     networks = coefficients_of(rows)
     figure = Figure(figsize=(9, 3 * len(networks)), layout="constrained")
-    for part, (label, found) in zip(figure.subfigures(len(networks), squeeze=False)[:, 0], networks.items()):
+    for part, (label, group) in zip(figure.subfigures(len(networks), squeeze=False)[:, 0], networks.items()):
         part.suptitle(label)
-        places = by_place(found)
+        places = by_place(group)
         if "alpha" in places:
             _draw_maps(part, places["alpha"])
         else:
@@ -100,7 +100,7 @@ def _draw_depth(figure: SubFigure, coefficients: dict[str, Places]) -> None:
         for x, values in enumerate(places.values(), start=1):
             axes.plot([x] * len(values), values, "o", color=colour, alpha=0.5, markersize=4)
         axes.axhline(STARTS[coefficient], color=colour, linestyle=":", linewidth=1)
-    axes.set(xlabel="step, from the first stage's to the last's; dotted: where they start", ylabel="value")
+    axes.set(xlabel="step, from the first stage to the last; dotted: initial value", ylabel="value")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -126,7 +126,7 @@ def _draw_maps(figure: SubFigure, places: Places) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print and draw what there is."""
+    """Print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with coefficients.csv")
     args = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""What the commands of this folder share: their arguments, and running what is missing from a file of results."""
+"""Arguments of the commands, and the loop over runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Job = TypeVar("Job")
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Return a parser of integers not below ``minimum``."""
+    """Return a parser of integers ≥ ``minimum``."""
 
     def integer(text: str) -> int:
         if int(text) < minimum:
@@ -43,14 +43,14 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def not_negative(text: str) -> float:
-    """Parse a finite number, 0 or more."""
+    """Parse a finite number ≥ 0."""
     if not 0 <= float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 0, and finite")
     return float(text)
 
 
 def common_arguments(description: str, table: str, seeds: Iterable[int]) -> argparse.ArgumentParser:
-    """Return a parser with the arguments of every command that trains."""
+    """Return a parser with the arguments that all training commands share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
@@ -63,7 +63,7 @@ def common_arguments(description: str, table: str, seeds: Iterable[int]) -> argp
 
 
 def fingerprint(source: str) -> str:
-    """Return twelve digits that tell the images of a source, whatever file they are in."""
+    """Return a hash of the images, independent of their file."""
     digests = []
     for split in ("train", "test"):
         images, labels, _ = read_images(source, split=split)
@@ -73,22 +73,22 @@ def fingerprint(source: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs go, the file of their rows, what all rows there share, and Lightning's accelerator."""
+    """Destination of runs and rows, and Lightning's accelerator."""
 
     out: Path
-    results: Path
-    shared: Mapping[str, Any]
+    results: Path  # CSV file
+    shared: Mapping[str, Any]  # fields with one value in all rows of that file
     accelerator: str = "auto"
 
     @property
     def device(self) -> torch.device:
-        """What Lightning takes for the accelerator."""
+        """The device that Lightning selects for the accelerator."""
         quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
         return pl.Trainer(accelerator=self.accelerator, devices=1, **quiet).strategy.root_device
 
 
 def place_of(parser: argparse.ArgumentParser, args: argparse.Namespace, table: str, **shared: Any) -> Place:
-    """Return the place; end the command where images cannot be read, or the file has rows of others."""
+    """Return the destination; unreadable images, or a file with rows of others, are usage errors."""
     results = args.results / f"{table}.csv"
     try:
         shared["data_sha256"] = fingerprint(args.data)
@@ -99,7 +99,7 @@ def place_of(parser: argparse.ArgumentParser, args: argparse.Namespace, table: s
 
 
 def command_line(script: str, data: str, **options: Any) -> str:
-    """Return the command that makes one row; a file is named without its folder."""
+    """Return the command of one row, without the data's folder."""
     words = [f"python examples/reproduce/{script}.py", f"--data {data if data == 'cifar10' else Path(data).name}"]
     for name, value in options.items():
         if value is not None and value is not False:
@@ -110,7 +110,7 @@ def command_line(script: str, data: str, **options: Any) -> str:
 def run_missing(
     jobs: Iterable[Job], name: Callable[[Job], str], is_done: Callable[[Job], bool], run: Callable[[Job], str]
 ) -> None:
-    """Run the jobs that have no row, one after the other; one that another process runs is left to it."""
+    """Run the jobs that have no row and are not run by another process."""
     for job in jobs:
         if is_done(job):
             print(f"{name(job)}: has its row", flush=True)

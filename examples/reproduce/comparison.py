@@ -1,4 +1,4 @@
-"""When a difference may be claimed: only where it exceeds the spread over seeds."""
+"""Statistical comparisons of networks over seeds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ NOISE, ONE_SEED = "too noisy to say", "one seed: no spread"
 
 
 class Verdict(NamedTuple):
-    """A difference of means, the half-width of its 95 % interval (``None`` where there is none), and what it says.
-
-    ``word`` is ``"lower"``, ``"higher"``, :data:`NOISE` or :data:`ONE_SEED`.
-    """
+    """A difference of means with its 95 % interval."""
 
     difference: float
-    half_width: float | None
-    word: str
+    half_width: float | None  # None with a single seed
+    word: str  # "lower", "higher", NOISE or ONE_SEED
 
     def to_text(self, digits: int) -> str:
         """Return difference ± half-width."""
@@ -30,18 +27,15 @@ class Verdict(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many of our runs, and of the peers', something befell, of how many.
-
-    ``word`` is ``"fewer"``, ``"more"`` or :data:`NOISE`.
-    """
+    """Numbers of runs with an event, and of all runs."""
 
     ours: tuple[int, int]
     peers: tuple[int, int]
-    word: str
+    word: str  # "fewer", "more" or NOISE
 
     @property
     def difference(self) -> float:
-        """Of the shares."""
+        """Difference of the fractions of runs."""
         return self.ours[0] / self.ours[1] - self.peers[0] / self.peers[1]
 
     def to_text(self, digits: int = 0) -> str:
@@ -50,18 +44,18 @@ class Counts(NamedTuple):
 
 
 def compare_counts(ours: Sequence[bool], peers: Sequence[bool]) -> Counts:
-    """Compare two networks by what befell their runs, one value a seed: Fisher's exact test at 5 %."""
+    """Compare numbers of runs with an event by Fisher's exact test at 5 %."""
     counts = [(sum(map(bool, runs)), len(runs)) for runs in (ours, peers)]
-    p = fisher_exact([[hit, runs - hit] for hit, runs in counts]).pvalue
-    found = Counts(*counts, NOISE)
-    return found if p > 0.05 else found._replace(word="fewer" if found.difference < 0 else "more")
+    p = fisher_exact([[events, runs - events] for events, runs in counts]).pvalue
+    verdict = Counts(*counts, NOISE)
+    return verdict if p > 0.05 else verdict._replace(word="fewer" if verdict.difference < 0 else "more")
 
 
 def compare(ours: Sequence[float], peers: Sequence[float]) -> Verdict:
-    """Compare two networks by their values over seeds: Welch's 95 % interval of the difference of the means.
+    """Compare means by Welch's 95 % interval of their difference.
 
-    Up to seven seeds a side, the interval is wider than the standard deviation over seeds. Values without any spread
-    are compared as they are.
+    With up to seven seeds per network, the interval is wider than the standard deviation over seeds. Values without
+    any spread are compared directly.
     """
     difference = mean(ours) - mean(peers)
     if min(len(ours), len(peers)) < 2:
@@ -75,7 +69,7 @@ def compare(ours: Sequence[float], peers: Sequence[float]) -> Verdict:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return mean ± standard deviation over seeds; of one value, the value."""
+    """Return mean ± standard deviation as text."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"

@@ -1,4 +1,4 @@
-"""The figures of the results page, from rows of CSV: every seed is a dot."""
+"""Figures of the results page; every seed is a dot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rows = Sequence[Mapping[str, str]]
 
 
 def draw_dots(groups: Mapping[str, Mapping[str, Sequence[float]]], quantity: str) -> Figure:
-    """Draw a panel a group, a line a name, all to one scale: a dot for each value, a bar at the mean."""
+    """Draw values as dots with a bar at the mean: a panel per group, a line per name."""
     names = list(dict.fromkeys(name for lines in groups.values() for name in lines))
     figure = Figure(figsize=(3 + 4 * len(groups), 1.2 + 0.32 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
@@ -35,21 +35,21 @@ def draw_dots(groups: Mapping[str, Mapping[str, Sequence[float]]], quantity: str
 
 
 def draw_stability(panels: Mapping[str, Rows]) -> Figure:
-    """Draw loss and gradient norm by step, a column a panel, a line a seed: each step pale, the mean of ten in bold."""
+    """Draw loss and gradient norm by step: pale lines, and in bold the mean of ten steps."""
     figure = Figure(figsize=(1 + 4 * len(panels), 6), layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
     for column, (title, curves) in zip(grid.T, panels.items()):
         runs: dict[tuple[str, str], list[Mapping[str, str]]] = {}
         for row in curves:
             runs.setdefault((row["network"], row["seed"]), []).append(row)
-        named = set()
+        labels = set()
         for (network, _), run in runs.items():
             label = NETWORKS[network].label.partition(",")[0]
             for axes, name in zip(column, ("loss", "grad_norm")):
                 colour = BLUE if network.startswith("hbnet") else RED
-                _plot_run(axes, [float(row[name]) for row in run], colour, None if label in named else label)
-            named.add(label)
-        column[0].set(title=title, yscale="log", ylim=(1, 1e2))  # what explodes leaves the figure
+                _plot_run(axes, [float(row[name]) for row in run], colour, None if label in labels else label)
+            labels.add(label)
+        column[0].set(title=title, yscale="log", ylim=(1, 1e2))  # divergent runs leave the figure
         column[1].set(xlabel="step", yscale="log", ylim=(0.1, 1e3))
         column[0].legend(loc="upper right")
         for axes in column:

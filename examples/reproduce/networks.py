@@ -1,14 +1,13 @@
-"""The networks that are compared: those of Table 4, smaller ones, and controls that say what makes a difference."""
+"""Networks of Table 4, smaller ones, and controls."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from architecture_table import count
 from timm.layers import BatchNormAct2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnetv2 import ResNetV2
@@ -16,16 +15,17 @@ from torch import nn
 
 from timm_models.stages.transforms import PadShortcut
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from architecture_table import ROWS, count
+__all__ = ["NETWORKS", "Network", "count_network", "learned_coefficients"]
 
-__all__ = ["NETWORKS", "ROWS", "Network", "count", "count_network", "learned_coefficients"]
-
-# --- pre-activation ResNet: timm's, with the stem and the shortcuts of CIFAR ResNets ----------------------------------
+# --- pre-activation ResNet: timm's ResNetV2 with the stem and the shortcuts of CIFAR ResNets --------------------------
 
 
 def _create_preact(variant: str, n: int, pretrained: bool = False, **kwargs: Any) -> ResNetV2:
-    """Return timm's ResNetV2 of basic blocks with a 3×3 stem and option-A shortcuts: T is BN, ReLU, conv, twice."""
+    """Create a pre-activation ResNet for CIFAR.
+
+    It is timm's ResNetV2 of basic blocks with a 3×3 stem and option-A shortcuts. T is batch normalisation, ReLU and
+    convolution, twice.
+    """
     channels = (16, 32, 64)
     shape = dict(layers=[n] * 3, channels=channels, stem_chs=16, basic=True, bottle_ratio=1.0)
     parts = dict(conv_layer=_conv3x3, norm_layer=BatchNormAct2d)
@@ -64,18 +64,15 @@ def preact56(pretrained: bool = False, **kwargs: Any) -> ResNetV2:
 
 @dataclass(frozen=True)
 class Network:
-    """A timm name with its arguments, and what the page calls it.
-
-    ``uniform_norms`` draws the weight γ of every batch normalisation from [0, 1], as torch did before 1.2.
-    """
+    """A timm model with its arguments, and its label on the results page."""
 
     model: str
     label: str
     kwargs: dict[str, Any] = field(default_factory=dict)
-    uniform_norms: bool = False
+    uniform_norms: bool = False  # draw γ of every batch normalisation from [0, 1], as torch did before 1.2
 
     def build(self, classes: int) -> nn.Module:
-        """Return the network, with weights drawn from torch's random state."""
+        """Return the network, initialised from torch's random state."""
         network = timm.create_model(self.model, num_classes=classes, **self.kwargs)
         if self.uniform_norms:
             for module in network.modules():
@@ -88,7 +85,7 @@ L22 = dict(block_config=(6, 6, 6))
 
 
 def _resnets(depth: int) -> dict[str, Network]:
-    """ResNet, HBNet, and what lies between them."""
+    """Return ResNet, HBNet and their variants."""
     hb = f"hbnet{depth}"
     small = dict(init_last=((depth - 2) // 6) ** -0.5)
     return {
@@ -106,7 +103,7 @@ def _resnets(depth: int) -> dict[str, Network]:
 
 
 def _densenets(layers: int, model: str = "agdnet40_k12", **kwargs: Any) -> dict[str, Network]:
-    """DenseNet, AGDNet, and each of its two changes alone; k = 12."""
+    """Return DenseNet, AGDNet and its variants; k = 12."""
     return {
         f"densenet{layers}": Network(f"{model}_densenet", f"DenseNet, L = {layers}", kwargs),
         f"agdnet{layers}": Network(model, f"AGDNet, L = {layers}", kwargs),
@@ -126,14 +123,14 @@ NETWORKS = {
 
 
 def count_network(network: Network, classes: int) -> tuple[int, int]:
-    """Return parameters, and multiply-accumulates of an image."""
+    """Return parameters and multiply-accumulates per image."""
     return count(network.model, num_classes=classes, **network.kwargs)
 
 
 def learned_coefficients(state: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """Return what a trained network has made of β1, β2 and α: a row each, with the network's own names of layers.
+    """Return the values of β1, β2 and α as rows.
 
-    ``index`` is the step of a stage for β, and the source j of α_{k+1,j}.
+    ``layer`` is the module's name. ``index`` is the step of a stage for β, and the source j for α_{k+1,j}.
     """
     rows = []
     for name, values in state.items():

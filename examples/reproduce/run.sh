@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Everything on the results page, the most telling first, one thread a process. What is interrupted goes on, what has its
-# row is not run again, and a second process that is started beside the first takes the runs that the first has not begun.
+# All experiments of the results page, the most informative first, with one thread per process. An interrupted run
+# resumes, a run that has a row is skipped, and a second process of the same command takes runs that no other has begun.
 #   bash examples/reproduce/run.sh cifar10          torchvision downloads the images
 #   bash examples/reproduce/run.sh a.npz            x_train, y_train, x_test, y_test
-#   bash examples/reproduce/run.sh a.npz small      one part; several may follow
-# Rows, figures and the genotypes that are found go to runs/reproduce/results, the page beside it; RESULTS and GENOTYPES
-# are other folders.
+#   bash examples/reproduce/run.sh a.npz small      one part; several may be given
+# Rows, figures and genotypes go to runs/reproduce/results, the page next to it; RESULTS and GENOTYPES set other folders.
 set -euo pipefail
 data=${1:?"usage: run.sh DATA [PART ...], DATA is cifar10 or an .npz file"}
 shift

@@ -1,4 +1,4 @@
-"""Table 7 on the results page: what was searched and retrained, a block for each budget."""
+"""Table 7 on the results page: searches and retrainings."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ METHODS = {
     "random-darts": "DARTS space, random search",
     "random-hb": "HB space, random search",
     "random-agd": "AGD space, random search",
-    "darts-warm-up": "DARTS space, α still at first",
-    "agd-warm-up": "AGD space, α still at first",
+    "darts-warm-up": "DARTS space, α frozen at first",
+    "agd-warm-up": "AGD space, α frozen at first",
 }
 SEARCH_PAIRS = [
     ("hb", "darts"),
@@ -44,47 +44,47 @@ BUDGET = tuple(field.name for field in fields(Budget))
 
 
 def table7(folder: Path) -> Section:
-    """Return what was searched and retrained; all rows have one budget."""
+    """Return the section about Table 7; all rows have one budget."""
     rows = read_rows(folder / "table7.csv")
     if not rows:
         return Section([], [], {})
-    found = {method: group for (method,), group in grouped(rows, ["method"]).items()}
-    found = {method: found[method] for method in METHODS if method in found}
-    claims = _claims(found)
-    lines = ["## Table 7: searches", "", *_table7_block(found), ""]
+    groups = {method: group for (method,), group in grouped(rows, ["method"]).items()}
+    groups = {method: groups[method] for method in METHODS if method in groups}
+    claims = _claims(groups)
+    lines = ["## Table 7: searches", "", *_table7_block(groups), ""]
     lines += [*claims_table(claims, "difference of test error, points"), ""] if claims else []
     first = rows[0]
     panel = f"{name_images(first['images'])}, {first['search_epochs']} + {first['retrain_epochs']} epochs"
-    errors = {METHODS[method]: numbers(group, "test_error") for method, group in found.items()}
-    shown = "Test errors of the networks that were found"
-    return Section(lines, claims, {"table7": (shown, draw_dots({panel: errors}, "test error (%)"))})
+    errors = {METHODS[method]: numbers(group, "test_error") for method, group in groups.items()}
+    caption = "Test errors of the networks from the searches"
+    return Section(lines, claims, {"table7": (caption, draw_dots({panel: errors}, "test error (%)"))})
 
 
-def _claims(found: dict[str, list[Row]]) -> list[Claim]:
+def _claims(groups: dict[str, list[Row]]) -> list[Claim]:
     claims = []
     for ours, peer in SEARCH_PAIRS:
-        if ours in found and peer in found:
-            printed = TABLE7[ours][0] - TABLE7[peer][0] if {ours, peer} <= TABLE7.keys() else None
-            verdict = compare(*(numbers(found[name], "test_error") for name in (ours, peer)))
-            claims.append(Claim("searches", METHODS[ours], METHODS[peer], "test error", verdict, printed))
+        if ours in groups and peer in groups:
+            paper = TABLE7[ours][0] - TABLE7[peer][0] if {ours, peer} <= TABLE7.keys() else None
+            verdict = compare(*(numbers(groups[name], "test_error") for name in (ours, peer)))
+            claims.append(Claim("searches", METHODS[ours], METHODS[peer], "test error", verdict, paper))
     return claims
 
 
-def _table7_block(found: dict[str, list[Row]]) -> list[str]:
-    every = {row["seed"] for group in found.values() for row in group}
-    first = next(iter(found.values()))[0]
+def _table7_block(groups: dict[str, list[Row]]) -> list[str]:
+    seeds = {row["seed"] for group in groups.values() for row in group}
+    first = next(iter(groups.values()))[0]
     budget = "; ".join(f"{name.replace('_', ' ')} {first[name]}" for name in BUDGET)
     lines = [
-        f"One budget for all: {budget}; {int(first['test_images']):,} test images. The paper's is 50 epochs of a "
-        "search of 8 cells, and 600 epochs of 20 cells on all images. Costs are the search's alone, in units of the "
-        "DARTS space's on the same machine, the paper's likewise. The networks are `cellnet_cifar` with the genotypes "
-        "named.",
+        f"All methods have one budget: {budget}; {int(first['test_images']):,} test images. The paper searches 8 cells "
+        "for 50 epochs and trains 20 cells for 600 epochs on all images. A cost is the search time divided by the "
+        "search time of the DARTS space on the same machine; the paper's costs are divided by its cost of DARTS. The "
+        "networks are `cellnet_cifar` with the genotypes in the last column.",
         "",
         "| | test error, paper | test error, measured | parameters, paper | parameters, measured | cost, paper | "
         "cost, measured | seeds | genotypes |",
         "|---|---:|---:|---:|---:|---:|---:|---|---|",
     ]
-    for method, group in found.items():
+    for method, group in groups.items():
         paper = ("", "", "")
         if method in TABLE7:
             error, size, days = TABLE7[method]
@@ -93,6 +93,6 @@ def _table7_block(found: dict[str, list[Row]]) -> list[str]:
         size = ", ".join(f"{int(row['parameters']):,}" for row in group)
         cost = mean_and_spread([float(row["search_seconds"]) / float(row["darts_seconds"]) for row in group])
         names = ", ".join(f"`{row['genotype']}`" for row in group)
-        cells = [METHODS[method], paper[0], error, paper[1], size, paper[2], cost, name_seeds(group, every), names]
+        cells = [METHODS[method], paper[0], error, paper[1], size, paper[2], cost, name_seeds(group, seeds), names]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

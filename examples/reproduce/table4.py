@@ -1,10 +1,10 @@
-"""Table 4 on CIFAR-10: test error and training loss of the networks, a row of ``table4.csv`` each run.
+"""Table 4 on CIFAR-10: test error and training loss.
 
     python examples/reproduce/table4.py --networks resnet20 hbnet20 --epochs 20 --train-images 20000
     python examples/reproduce/table4.py --networks resnet56 hbnet56 --full          # the paper's recipe
 
-What is interrupted goes on from its last finished epoch, and what has its row is not run again. Several processes may
-run at once. Learned coefficients go to ``coefficients.csv`` beside the results.
+Each run adds a row to ``table4.csv``, and learned coefficients to ``coefficients.csv``. An interrupted run resumes
+after its last finished epoch, and a run that has a row is skipped. Several processes may run at once.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from networks import NETWORKS, count_network, learned_coefficients
 from rows import add_rows, find, provenance
 from training import Recipe, train
 
+from nni_spaces import quiet_hosts
 from nni_spaces.runs.data import read_images
-from optinspired_plugins.cli import quiet_hosts
 
 MEASURED = ("train_loss", "fit_loss", "fit_error", "test_loss", "test_error", "seconds")
 
 
 def run(recipe: Recipe, place: Place) -> str:
-    """Train, add the row, and say what came out."""
+    """Train, add the row, and return a message."""
 
     def show(entry: dict[str, Any]) -> None:
         print(f"  {name(recipe)} epoch {entry['epoch'] + 1}: loss {entry['train_loss']:.4f}", flush=True)
 
     try:
         measured, state = train(recipe, place.out / name(recipe), place.accelerator, show)
-    except FloatingPointError:  # a result, like any other
+    except FloatingPointError:  # divergence is a result, too
         measured, state = {}, {}
     key = identity(recipe)
     coefficients = [{**key, **row} for row in learned_coefficients(state)]
@@ -43,7 +43,7 @@ def run(recipe: Recipe, place: Place) -> str:
 
 
 def make_row(recipe: Recipe, measured: dict[str, Any], place: Place) -> dict[str, Any]:
-    """Return the row of a finished run; one that diverged has no figures."""
+    """Return the row of a run; a divergent one has no measurements."""
     network, classes = NETWORKS[recipe.network], read_images(recipe.data, split="test").classes
     parameters, macs = count_network(network, classes)
     options = dict(networks=recipe.network, seeds=recipe.seed, augmentation="with" if recipe.augment else "without")
@@ -67,7 +67,7 @@ def make_row(recipe: Recipe, measured: dict[str, Any], place: Place) -> dict[str
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what tells a run from another."""
+    """Return the fields that identify a run."""
     return dict(
         network=recipe.network,
         augmented=int(recipe.augment),
@@ -86,15 +86,15 @@ def name(recipe: Recipe) -> str:
 
 
 def parse_args(arguments: Sequence[str] | None) -> tuple[list[Recipe], Place]:
-    """Return what to train, seed after seed, all networks of each, and where."""
+    """Return the recipes, ordered by seed, and the destination."""
     parser = common_arguments(__doc__.splitlines()[0], "table4", seeds=range(3))
     parser.add_argument(
-        "--networks", nargs="+", choices=NETWORKS, required=True, metavar="NETWORK", help="what to train"
+        "--networks", nargs="+", choices=NETWORKS, required=True, metavar="NETWORK", help="networks to train"
     )
     parser.add_argument("--augmentation", nargs="+", choices=("with", "without"), default=["with"])
-    parser.add_argument("--epochs", type=at_least(1), help="length of the schedule, 300 in the paper")
-    parser.add_argument("--train-images", type=at_least(64), help="train on the first so many; all by default")
-    parser.add_argument("--test-images", type=at_least(64), help="test on the first so many; all by default")
+    parser.add_argument("--epochs", type=at_least(1), help="length of the schedule; 300 in the paper")
+    parser.add_argument("--train-images", type=at_least(64), help="number of training images; all by default")
+    parser.add_argument("--test-images", type=at_least(64), help="number of test images; all by default")
     parser.add_argument("--full", action="store_true", help="the paper's recipe (§8.1): 300 epochs of all images")
     args = parser.parse_args(arguments)
     if args.full and (args.epochs or args.train_images or args.test_images):
@@ -112,15 +112,15 @@ def parse_args(arguments: Sequence[str] | None) -> tuple[list[Recipe], Place]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what has no row yet."""
-    with quiet_hosts():
-        recipes, place = parse_args(arguments)
-        run_missing(
-            recipes,
-            name,
-            lambda recipe: find(place.results, identity(recipe)) is not None,
-            lambda recipe: run(recipe, place),
-        )
+    """Train every recipe that has no row yet."""
+    quiet_hosts()
+    recipes, place = parse_args(arguments)
+    run_missing(
+        recipes,
+        name,
+        lambda recipe: find(place.results, identity(recipe)) is not None,
+        lambda recipe: run(recipe, place),
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Table 5: parameters and multiply-accumulates of every row, counted. ImageNet is not run: its errors are the paper's.
+"""Table 5: parameters and multiply-accumulates of every row.
 
     python examples/reproduce/table5.py
 
-Tables 4 and 5 share their counting with ``benchmarks/architecture_table.py``; the rows go to ``table5.csv``. The
-commands that would measure the errors are in the README of this folder.
+The rows go to ``table5.csv``. ImageNet is not run; the README of this folder has the commands that would measure the
+errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from networks import ROWS, count
+from architecture_table import ROWS, count
 from paper_figures import TABLE5
 from rows import RESULTS, add_rows, provenance
 

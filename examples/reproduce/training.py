@@ -1,8 +1,8 @@
-"""The paper's training on CIFAR (§8.1) and what is measured of it, in a folder that survives being killed.
+"""The paper's training on CIFAR (§8.1), resumable.
 
-Optimiser, schedule and accuracy are timm's, the loop is Lightning's, and images, augmentation and the folder are those
-of :mod:`nni_spaces`: what is drawn is a function of seed and epoch, so a training that goes on gives what an
-uninterrupted one gives.
+Optimiser, schedule and accuracy come from timm, the loop from Lightning, and images, augmentation and the folder from
+:mod:`nni_spaces`. All random draws are functions of seed and epoch, so a resumed training gives the same result as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nni_spaces.runs.callback import RunFolder, finite, locked, read_history, trainer_options
+from nni_spaces.runs.callback import RunCallback, check_finite, trainer_options
 from nni_spaces.runs.data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, read_images
 from optinspired_plugins._checks import check_int
+from optinspired_plugins.run_folder import lock_folder, read_history
 
 __all__ = ["Recipe", "make_loaders", "make_optimizer", "train"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; the defaults are the paper's for CIFAR (§8.1). ``None`` images are all.
+    """Training recipe; the defaults are the paper's for CIFAR (§8.1).
 
-    Weight decay acts on all parameters, as in the training that §8.1 adopts, but not on β1, β2 and α.
+    ``None`` means all images. Weight decay acts on all parameters, as in the training that §8.1 adopts, except β1, β2
+    and α.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -67,12 +69,12 @@ class Recipe:
 
     @property
     def milestones(self) -> list[int]:
-        """The epochs, from 0, that begin with a tenth of the rate: at 50 % and 75 % of the training."""
+        """Epochs, from 0, at 50 % and 75 %, that divide the learning rate by 10."""
         return [math.ceil(share * self.epochs) for share in (0.5, 0.75)]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimizer, Any]:
-    """Return SGD with Nesterov momentum, and the schedule, whose ``step(epoch)`` sets the rate of an epoch."""
+    """Return SGD with Nesterov momentum and its schedule by epoch."""
     decay = dict(weight_decay=recipe.weight_decay, filter_bias_and_bn=False)
     sgd = create_optimizer_v2(model, opt="sgd", lr=recipe.lr, momentum=recipe.momentum, **decay)
     after = [milestone + 1 for milestone in recipe.milestones]  # timm's milestone m acts in epoch m - 1
@@ -82,7 +84,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimi
 
 
 def make_loaders(data: ImageSet, test: ImageSet, recipe: Recipe) -> tuple[DataLoader, list[DataLoader]]:
-    """Return loaders of the images to train on, and of those to test on: the test images, and as many of the former."""
+    """Return the training loader, and loaders of test images and as many training images."""
     moments = channel_moments(data.images)
 
     def loader(images: ImageSet, seed: int | None, padding: int = 0) -> DataLoader:
@@ -90,13 +92,13 @@ def make_loaders(data: ImageSet, test: ImageSet, recipe: Recipe) -> tuple[DataLo
         return make_loader(items, recipe.batch_size, EpochSampler(len(items), seed), 0, drop_last=False)
 
     count = len(test.labels)
-    seen = ImageSet(data.images[:count], data.labels[:count], data.classes)
+    fit = ImageSet(data.images[:count], data.labels[:count], data.classes)
     padding = recipe.padding if recipe.augment else 0
-    return loader(data, recipe.seed, padding), [loader(test, None), loader(seen, None)]
+    return loader(data, recipe.seed, padding), [loader(test, None), loader(fit, None)]
 
 
 class Training(pl.LightningModule):
-    """Cross-entropy under the recipe; what was trained is tested once, after the last epoch."""
+    """Training under a recipe, with one test after the last epoch."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
@@ -107,12 +109,12 @@ class Training(pl.LightningModule):
         return self.model(x.to(memory_format=torch.channels_last))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimiser; :meth:`on_train_epoch_start` moves its rate."""
+        """Return the optimiser; :meth:`on_train_epoch_start` sets its learning rate."""
         sgd, self.schedule = make_optimizer(self.model, self.recipe)
         return sgd
 
     def on_train_epoch_start(self) -> None:
-        """Set the rate, a function of the epoch alone."""
+        """Set the learning rate, which depends only on the epoch."""
         self.schedule.step(self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -120,10 +122,10 @@ class Training(pl.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        return finite(loss, f"epoch {self.current_epoch}, step {batch_idx}")
+        return check_finite(loss, f"epoch {self.current_epoch}, step {batch_idx}")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log loss and error of a batch of test images, or of training images as they are."""
+        """Log loss and error of a batch."""
         images, labels = batch
         logits, name = self(images), ("test", "fit")[dataloader_idx]
         (top1,) = accuracy(logits, labels)
@@ -139,43 +141,47 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Train a network, or go on from its last finished epoch.
+    """Train a network, resuming after the last finished epoch.
 
     Args:
-        recipe: what to train and how.
+        recipe: the training recipe.
         folder: the folder of the run.
         accelerator: Lightning's.
-        on_epoch: called with every new entry of the history.
-        on_batch: called after every batch.
+        on_epoch: called with each new entry of the history.
+        on_batch: called after each batch.
 
     Returns:
-        The last epoch's entry of the history with the ``seconds`` of all of them, and the trained state.
+        The last entry of the history, with the ``seconds`` of all epochs, and the state dict after training.
 
     Raises:
-        ValueError: the folder holds another run, or the data are not as they must be.
+        ValueError: the folder holds another run, or the data are invalid.
         RuntimeError: another process trains in the folder.
         FloatingPointError: the loss was not finite.
     """
-    with locked(folder):
+    with lock_folder(folder):
         data = read_images(recipe.data, recipe.train_images)
         test = read_images(recipe.data, recipe.test_images, "test")
         torch.manual_seed(recipe.seed)
         module = Training(NETWORKS[recipe.network].build(data.classes), recipe)
-        run = RunFolder(folder, recipe, data, lambda _: {}, _entry, on_batch, on_epoch)
+        run = RunCallback(folder, recipe, data, lambda _: {}, _entry, on_batch, on_epoch)
         resume = run.resume()
-        if run.first < recipe.epochs:
+        if run.first_epoch < recipe.epochs:
             trainer = pl.Trainer(
                 num_sanity_val_steps=0,
                 check_val_every_n_epoch=recipe.epochs,
                 **trainer_options(run, recipe.epochs, accelerator, devices=1),
             )
             trainer.fit(module, *make_loaders(data, test, recipe), **resume)
-        history = read_history(folder)
-        state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        return _result(folder, run.checkpoint)
+
+
+def _result(folder: Path, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    history = read_history(folder)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     seconds = sum(entry["seconds"] for entry in history)
     return {**history[-1], "seconds": round(seconds, 1)}, {k.removeprefix("model."): v for k, v in state.items()}
 
 
 def _entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
-    """Make an epoch's entry of the history; the last has the tests too."""
+    """Return an epoch's entry of the history, the last with test results."""
     return {"lr": module.optimizers().param_groups[0]["lr"], **metrics}

@@ -1,111 +1,63 @@
-"""The folder of a run, which survives being killed: searches and retrainings keep their state in one alike.
+"""Lightning's callback that writes and resumes the folder of a search or a retraining.
 
-It holds ``settings.json``, ``run.json`` (versions, the images' hash, sizes), ``checkpoint.pt`` of the last finished
-epoch and ``history.json``, an entry each epoch (:mod:`optinspired_plugins.run_folder`). Every file is either its
-old or its new version, and what a folder holds in which no epoch has finished does not count. What is random
-is a function of seed, epoch and process, so a run that is resumed gives what an uninterrupted one gives, to the bit.
+The folder holds ``settings.json``, ``run.json`` (versions, hash of the images, sizes), ``checkpoint.pt`` of the last
+finished epoch and ``history.json`` with one entry per epoch (:mod:`optinspired_plugins.run_folder`). Files are replaced
+as a whole, so that a killed run leaves old or new versions only. A folder without a finished epoch can be used by any
+run. Random numbers are functions of seed, epoch and process, so that a resumed run and an uninterrupted one give the
+same result to the bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nni_spaces._nni  # noqa: F401
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from optinspired_plugins._checks import check_int, short
-from optinspired_plugins._files import clear_temporaries, printable, write_atomically
-from optinspired_plugins._locks import held
-from optinspired_plugins.run_folder import Execution, digest_of, read_history, read_images_hash, read_settings
+from optinspired_plugins._checks import short
+from optinspired_plugins._files import printable, write_atomically
+from optinspired_plugins.run_folder import (
+    ABOUT,
+    CHECKPOINT,
+    HISTORY,
+    SETTINGS,
+    Execution,
+    check_same_settings,
+    digest_of,
+    process_rank,
+    read_history,
+    read_images_hash,
+    read_settings,
+)
 
-from .checkpoints import SealedCheckpoints, damaged, not_finite, read_checkpoint
-from .data import ImageSet, process_rank
+from .checkpoints import SealedCheckpoints, damaged_checkpoint, non_finite_name, read_checkpoint
+from .data import ImageSet
 
-__all__ = ["RunFolder", "describe", "finite", "locked", "read_history", "resolve_devices", "trainer_options"]
+__all__ = ["RunCallback", "check_finite", "describe_images", "trainer_options"]
 
 ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")
-# What a run writes into its folder.
-FILES = (
-    "settings.json",
-    "run.json",
-    "history.json",
-    "checkpoint.pt",
-    "genotype.json",
-    "model.safetensors",
-    "trials.json",
-)
-
-
-def resolve_devices(devices: int | None) -> int:
-    """Return the number of processes that share a run.
-
-    Args:
-        devices: the number; ``None`` for as many as ``torchrun`` or the like has started, which ``WORLD_SIZE`` in the
-            environment says, and one without it.
-
-    Raises:
-        ValueError: the number is none, or not how many there are: each process alone would write the same folder.
-    """
-    stated = os.environ.get("WORLD_SIZE")
-    if stated is not None and not (stated.isascii() and stated.isdecimal() and int(stated)):
-        raise ValueError(f"WORLD_SIZE={short(stated)}: must be an integer ≥ 1")
-    world = None if stated is None else int(stated)
-    if devices is None:
-        devices = world or 1
-    check_int("devices", devices, 1)
-    if world not in (None, devices):
-        raise ValueError(f"devices={devices}: must be {world}, the number of processes by WORLD_SIZE, or start one")
-    if process_rank() >= devices:
-        raise ValueError(f"devices={devices}: must be above the number of this process, RANK={process_rank()}")
-    return devices
-
-
-@contextmanager
-def locked(folder: Path, devices: int = 1) -> Iterator[None]:
-    """Hold the folder for this process; the system frees it however the process ends.
-
-    Of a distributed run, the first process holds it for all. What a kill left of a file is removed.
-
-    Args:
-        folder: the folder of the run.
-        devices: the number of processes that share it.
-
-    Raises:
-        RuntimeError: another process holds it.
-        NotImplementedError: the system has no record locks, as Windows.
-        ValueError: other processes than ``devices`` are running; ``.lock`` is no file.
-        OSError: the folder cannot be written, or its file system has no locks.
-    """
-    resolve_devices(devices)
-    if process_rank():
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-        return
-    with held(folder / ".lock"):
-        clear_temporaries(folder, FILES)
-        yield
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def describe(data: ImageSet) -> dict[str, Any]:
-    """Return number and shape of the images, and a hash of all that a run takes from them."""
+def describe_images(data: ImageSet) -> dict[str, Any]:
+    """Return number, shape and classes of the images, and a hash of images and labels."""
     count, channels, height, width = data.images.shape
     digest = hashlib.sha256(f"{data.images.dtype} {tuple(data.images.shape)} {data.classes}".encode())
     digest.update(data.images.numpy().tobytes())
@@ -114,11 +66,17 @@ def describe(data: ImageSet) -> dict[str, Any]:
     return dict(images=count, classes=data.classes, **shape, sha256=digest.hexdigest())
 
 
-def finite(loss: torch.Tensor, where: str) -> torch.Tensor:
-    """Return a loss that is finite in every process: one that stops alone would leave the others waiting.
+def check_finite(loss: torch.Tensor, where: str) -> torch.Tensor:
+    """Return the loss if it is finite in every process.
+
+    All processes stop together: a single one that stops would leave the others waiting.
+
+    Args:
+        loss: the loss of this process.
+        where: epoch and step, for the message.
 
     Raises:
-        FloatingPointError: it is not, and where.
+        FloatingPointError: the loss of a process is not finite.
     """
     worst = loss.detach().clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -128,18 +86,18 @@ def finite(loss: torch.Tensor, where: str) -> torch.Tensor:
     return loss
 
 
-class RunFolder(pl.Callback):
-    """Settles the folder, seeds every epoch, and after it writes history and checkpoint.
+class RunCallback(pl.Callback):
+    """Check the folder, seed every epoch, and write history and checkpoint after it.
 
     Args:
-        folder: the folder of the run, held by this process.
+        folder: the folder of the run, locked by this process.
         settings: a dataclass of plain values, with ``seed``, ``epochs`` and ``data``.
         data: the training images.
-        sizes: makes more facts for ``run.json`` of the module.
-        entry: makes an entry of the history of the module and the epoch's metrics.
+        sizes: returns more entries of ``run.json``, from the module.
+        entry: returns an entry of the history, from the module and the metrics of the epoch.
         on_batch: called after every batch.
         on_epoch: called with every entry of the history.
-        execution: how it is computed; ``None`` for the default.
+        execution: processes and precision; ``None`` for the default.
 
     Raises:
         ValueError: the folder holds a run of other settings or images, or is damaged.
@@ -156,162 +114,156 @@ class RunFolder(pl.Callback):
         on_epoch: Callable[[dict[str, Any]], None],
         execution: Execution | None = None,
     ) -> None:
-        self.folder, self.settings, self.data, self.sizes = folder, settings, describe(data), sizes
+        self.folder, self.settings, self.data, self.sizes = folder, settings, describe_images(data), sizes
         self.entry, self.on_batch, self.on_epoch = entry, on_batch, on_epoch
-        # As a file gives them back.
-        self.mine = json.loads(json.dumps(asdict(settings) | asdict(execution or Execution())))
+        # as JSON returns them
+        self.recorded = json.loads(json.dumps(asdict(settings) | asdict(execution or Execution())))
         self.history_digest = ""
         self.shapes: dict[str, Any] = {}
-        self.began = 0.0
-        self.first = 0
-        # Of a folder of an older version, neither execution nor digests are known.
-        self.is_of_older_version = False
+        self.start_time = 0.0
+        self.first_epoch = 0
         if not process_rank():
-            self._settle()
+            self._check_folder()
 
-    def _settle(self) -> None:
-        """Compare the settings and the images of a folder that holds an epoch."""
-        path, about = self.folder / "settings.json", self.folder / "run.json"
-        # Read also where nothing has finished: a file of another program must not be overwritten.
+    def _check_folder(self) -> None:
+        """ValueError unless a folder with a finished epoch has the settings and images of this run."""
+        path, about = self.folder / SETTINGS, self.folder / ABOUT
+        # Also read without a finished epoch: a file of another program must not be overwritten.
         digest = read_images_hash(about) if about.exists() else None
         if path.exists():
-            stored, has_execution = read_settings(path, type(self.settings))
-            self.is_of_older_version = not has_execution
+            stored = read_settings(path, type(self.settings))
             if self.checkpoint.exists():
                 self._compare(stored, digest)
 
     def _compare(self, stored: Mapping[str, Any], digest: str | None) -> None:
-        """ValueError unless settings, as far as they are stored, and images are this run's."""
-        where, mine = f"out={str(self.folder)!r}", self.mine
-        # Images may be moved: where their hash is known, it decides and not their name.
-        compared = [name for name in stored if name != "data" or digest is None]
-        differ = [
-            f"{name}={stored[name]!r} (here {mine.get(name)!r})" for name in compared if mine.get(name) != stored[name]
-        ]
-        if differ:
-            raise ValueError(f"{where}: holds a run with {printable(', '.join(differ))}: choose another folder")
+        """ValueError unless stored settings and images are equal to this run's."""
+        # Images may be moved: where their hash is recorded, it is compared instead of their name.
+        compared = {name: value for name, value in stored.items() if name != "data" or digest is None}
+        check_same_settings(self.folder, "a run", compared, self.recorded)
         if digest not in (None, self.data["sha256"]):
-            raise ValueError(f"{where}: holds a run on other images than data={mine['data']!r} has now")
+            raise ValueError(
+                f"out={str(self.folder)!r}: holds a run on other images than data={self.recorded['data']!r} has now"
+            )
 
     def _write(self, name: str, content: Any) -> None:
         write_atomically(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     @property
     def checkpoint(self) -> Path:
-        """The last finished epoch's checkpoint."""
-        return self.folder / "checkpoint.pt"
+        """Path of the checkpoint of the last finished epoch."""
+        return self.folder / CHECKPOINT
 
     def resume(self) -> dict[str, Any]:
-        """Return what ``Trainer.fit`` needs to go on, and remember the first epoch to come.
+        """Return the arguments of ``Trainer.fit`` that resume the run, and set ``first_epoch``.
 
         Raises:
-            ValueError: checkpoint or history are damaged, or of another run.
+            ValueError: checkpoint or history are damaged, or belong to another run.
         """
         history = [] if process_rank() else read_history(self.folder)
         if not self.checkpoint.exists():
             if len(history) > 1:
-                known = f"history.json has {len(history)} epochs: must be there, or remove history.json to begin anew"
-                raise ValueError(f"{printable(self.checkpoint)}: is missing, and {known}")
+                advice = "must be there, or remove history.json to begin anew"
+                raise ValueError(
+                    f"{printable(self.checkpoint)}: is missing, and history.json has {len(history)} epochs: {advice}"
+                )
             return {}
-        found, sealed = read_checkpoint(self.checkpoint)
+        state = read_checkpoint(self.checkpoint)
         if not process_rank():
-            self._check_checkpoint(found, sealed, history)
-            if not self.is_of_older_version:
-                self._write("settings.json", self.mine)  # says where the images are now
-        self.first = found["epoch"] + 1
-        self.shapes = {name: tuple(value.shape) for name, value in found["state_dict"].items()}
+            self._check_checkpoint(state, history)
+            self._write(SETTINGS, self.recorded)  # with the present place of the images
+        self.first_epoch = state["epoch"] + 1
+        self.shapes = {name: tuple(value.shape) for name, value in state["state_dict"].items()}
         return {"ckpt_path": str(self.checkpoint), "weights_only": True}
 
-    def _check_checkpoint(self, found: Mapping[str, Any], sealed: bool, history: list[dict[str, Any]]) -> None:
-        """ValueError unless a checkpoint is this run's, and the history is the one that it was written with."""
-        record, done = _record(found["callbacks"].get(self.state_key)), found["epoch"] + 1
+    def _check_checkpoint(self, state: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
+        """ValueError unless checkpoint and history belong to this run and to each other."""
+        record, done = _record(state["callbacks"].get(self.state_key)), state["epoch"] + 1
         if not 0 < done <= self.settings.epochs:
-            raise damaged(self.checkpoint, f"epoch={done - 1}: must be below epochs={self.settings.epochs}")
-        if not self.is_of_older_version and not (sealed and record):
-            raise damaged(self.checkpoint, f"has no {'record of its run' if sealed else 'digest'}")
-        if record:
-            self._compare(record["settings"], record["images"])
-        where = printable(self.folder / "history.json")
+            raise damaged_checkpoint(self.checkpoint, f"epoch={done - 1}: must be below epochs={self.settings.epochs}")
+        if record is None:
+            raise damaged_checkpoint(self.checkpoint, "has no record of its run")
+        self._compare(record["settings"], record["images"])
+        where = printable(self.folder / HISTORY)
         if not done <= len(history) <= done + 1:
             raise ValueError(f"{where}: has {len(history)} epochs: must have the {done} of checkpoint.pt")
-        if record and record["history"] != digest_of(history[:done]):
+        if record["history"] != digest_of(history[:done]):
             raise ValueError(f"{where}: its entries 0 to {done - 1} are not those of checkpoint.pt, was changed")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what binds a checkpoint to its run; Lightning puts it in there. Images go by their hash."""
-        settings = {name: value for name, value in self.mine.items() if name != "data"}
+        """Return the record of the run, which Lightning stores in the checkpoint; images are recorded by their hash."""
+        settings = {name: value for name, value in self.recorded.items() if name != "data"}
         return {"settings": settings, "images": self.data["sha256"], "history": self.history_digest}
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """ValueError unless the checkpoint holds the module's state; Lightning would fail in many lines."""
+        """ValueError in one line unless the checkpoint holds the module's state; Lightning's error has many."""
         expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         wrong = [name for name in {**self.shapes, **expected} if self.shapes.get(name) != expected.get(name)]
-        if self.first and wrong:
-            found, needed = (self.shapes.get(wrong[0]), expected.get(wrong[0]))
-            raise damaged(self.checkpoint, f"state_dict, {short(wrong[0])}: has {found}, must have {needed}")
+        if self.first_epoch and wrong:
+            shape, needed = (self.shapes.get(wrong[0]), expected.get(wrong[0]))
+            raise damaged_checkpoint(self.checkpoint, f"state_dict, {short(wrong[0])}: has {shape}, must have {needed}")
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        """Write what the run is made of, in the place of what a run left that has finished no epoch."""
+        """Write settings and ``run.json``; files of a run without a finished epoch are replaced."""
         if not trainer.is_global_zero:
             return
-        if not self.first:
-            (self.folder / "history.json").unlink(missing_ok=True)
+        if not self.first_epoch:
+            (self.folder / HISTORY).unlink(missing_ok=True)
         facts = {"versions": versions(), "accelerator": trainer.strategy.root_device.type, "data": self.data}
-        for name, content in (("settings.json", self.mine), ("run.json", {**facts, **self.sizes(module)})):
-            if not self.first or not (self.folder / name).exists():
+        for name, content in ((SETTINGS, self.recorded), (ABOUT, {**facts, **self.sizes(module)})):
+            if not self.first_epoch or not (self.folder / name).exists():
                 self._write(name, content)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        """Seed what an epoch draws from: nothing of a random state needs to be kept."""
+        """Seed torch from seed, epoch and process, so that no random state needs to be saved."""
         torch.manual_seed(1_000_003 * self.settings.seed + trainer.current_epoch + (trainer.global_rank << 40))
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Let a terminated run end with the status of one; Lightning's would say that it has finished."""
+        """Set the exit status of a terminated run; Lightning's status is 0, as for a finished one."""
         if isinstance(exception, SIGTERMException):
             exception.code = 128 + signal.SIGTERM
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Say that a batch is done."""
+        """Report a finished batch."""
         self.on_batch()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Write the history, then the checkpoint: what is killed between them repeats an epoch and its entry.
+        """Write the history, then the checkpoint; a run that is killed between them repeats the epoch.
 
         Raises:
-            FloatingPointError: the last step, whose loss was finite, left weights that are not.
+            FloatingPointError: weights are not finite after the last step.
         """
-        if not_finite(module.state_dict()) is not None:
+        if non_finite_name(module.state_dict()) is not None:
             raise FloatingPointError(f"weights after epoch {trainer.current_epoch + 1}: must be finite; {ADVICE}")
         metrics = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
         entry = {
             "epoch": trainer.current_epoch,
             **self.entry(module, metrics),
-            "seconds": round(time.monotonic() - self.began, 2),
-            "resumed": 0 < self.first == trainer.current_epoch,
+            "seconds": round(time.monotonic() - self.start_time, 2),
+            "resumed": 0 < self.first_epoch == trainer.current_epoch,
         }
         if trainer.is_global_zero:
             history = [*read_history(self.folder)[: entry["epoch"]], entry]
             self.history_digest = digest_of(history)
-            write_atomically(self.folder / "history.json", json.dumps(history))
-        # All processes take part.
+            write_atomically(self.folder / HISTORY, json.dumps(history))
+        # called in all processes
         trainer.save_checkpoint(self.checkpoint)
         if trainer.is_global_zero:
             self.on_epoch(entry)
 
 
 def _record(state: Any) -> dict[str, Any] | None:
-    """Return what :meth:`RunFolder.state_dict` put into a checkpoint; ``None`` where it did not."""
+    """Return the record of :meth:`RunCallback.state_dict` in a checkpoint, ``None`` if there is none."""
     kinds = {"settings": dict, "images": str, "history": str}
-    is_ours = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
-    return state if is_ours else None
+    is_record = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+    return state if is_record else None
 
 
-def trainer_options(run: RunFolder, epochs: int, accelerator: str, devices: int) -> dict[str, Any]:
-    """Return the arguments of Lightning's Trainer that a run in a folder needs.
+def trainer_options(run: RunCallback, epochs: int, accelerator: str, devices: int) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer for a run in a folder.
 
     Args:
-        run: the run's callback.
+        run: the callback of the run.
         epochs: number of epochs.
         accelerator: Lightning's.
         devices: number of processes.

@@ -1,7 +1,7 @@
-"""Images for searches: read once, and served in an order and with augmentations that seed and epoch determine.
+"""Images of searches and retrainings, in an order and with augmentations determined by seed and epoch.
 
-A killed search goes on as if nothing had happened only if the batches of an epoch do not depend on the ones before.
-So an item is asked for as (epoch, index), and its crop is drawn from (seed, epoch, index), in whichever process.
+Batches of an epoch do not depend on earlier epochs, so that a resumed run sees the same batches. The key of an item is
+(epoch, index), and its augmentation is drawn from (seed, epoch, index) in any process.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from optinspired_plugins._checks import check_int
+from optinspired_plugins.run_folder import process_rank
 
 from .image_sources import open_source, take_turns
 
-__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "process_rank", "read_images"]
+__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "read_images"]
 
 
 class ImageSet(NamedTuple):
-    """Images, uint8, shape (n, channels, height, width); labels, int64, shape (n,); and how many classes."""
+    """Images, uint8, shape (n, channels, height, width); labels, int64, shape (n,); the number of classes."""
 
     images: Tensor
     labels: Tensor
     classes: int
 
 
+# Over 40 lines: most of them describe arguments and errors.
 def read_images(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
     """Read the training or the test images of a source.
 
@@ -42,24 +44,24 @@ def read_images(source: str | Path, limit: int | None = None, split: str = "trai
     - ``"cifar10"``: torchvision's, in ``data/cifar10``, where it downloads them once.
     - An ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 of (n, height, width,
       channels), with fewer channels than rows and columns, so that (n, channels, height, width) is refused. Labels are
-      integers of (n,); those of training are 0 to classes − 1, each at least once, and those of testing among them. An
-      array may have 32 GB.
+      integers of (n,). Training labels are 0 to classes − 1, each at least once; test labels are a subset. An array may
+      have 32 GB.
     - A folder with ``train/<class>/*.png`` and the same classes in ``test``, ``val`` or ``validation``, or with
       ``<class>/*.png`` and no test images. Every class has a training image. Files are PNG, JPEG, BMP, PPM, TIFF, WebP
-      or GIF, of one size, and of several frames the first counts. Names that begin with a dot, ``__pycache__`` and
-      ``__MACOSX`` are left out. Links are followed, but a folder that is met twice is refused.
+      or GIF, of one size; only the first frame is read. Names that begin with a dot, ``__pycache__`` and ``__MACOSX``
+      are skipped. Links are followed, but a folder that is reached twice is refused.
 
-    Images of a folder have one channel if all that are read are grey, and else three. 16-bit grey is scaled to 8 bits.
+    Images of a folder have one channel if all of them are grey, and otherwise three. 16-bit grey is scaled to 8 bits.
     Other integers, floating point and transparent pixels are refused: they have no range, or no background.
 
     Args:
         source: one of the above.
-        limit: keep the first so many images. Where these miss a class, the classes take turns instead, each in its own
-            order.
+        limit: number of images to use. They are the first ones, or, if these lack a class, the first of each class in
+            turns.
         split: ``"train"`` or ``"test"``.
 
     Raises:
-        ValueError: the source is none of these, or a file of it is not as above or is damaged; it has fewer than two
+        ValueError: the source is unknown, or one of its files has another form or is damaged; it has fewer than two
             classes or no such split; ``limit`` is out of range. The message names the file.
         OSError: a file cannot be read, or CIFAR-10 cannot be downloaded.
     """
@@ -67,38 +69,38 @@ def read_images(source: str | Path, limit: int | None = None, split: str = "trai
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
     if limit is not None:
         check_int("limit", limit, 1)
-    found = open_source(source, split)
-    if found.classes < 2:
-        raise ValueError(f"data={str(source)!r}: has {found.classes} classes, must have at least 2")
+    opened = open_source(source, split)
+    if opened.classes < 2:
+        raise ValueError(f"data={str(source)!r}: has {opened.classes} classes, must have at least 2")
     chosen: Any = slice(None)
     if limit is not None:
-        present = len(np.unique(found.labels))
+        present = len(np.unique(opened.labels))
         if limit < present:
             raise ValueError(f"limit={limit!r}: must be at least {present}, an image of each class")
-        holds_all = len(np.unique(found.labels[:limit])) == present
-        chosen = slice(limit) if holds_all else take_turns(found.labels)[:limit]
-    images = torch.from_numpy(found.read(chosen)).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(images, torch.from_numpy(found.labels[chosen]), found.classes)
+        holds_all = len(np.unique(opened.labels[:limit])) == present
+        chosen = slice(limit) if holds_all else take_turns(opened.labels)[:limit]
+    images = torch.from_numpy(opened.read(chosen)).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.from_numpy(opened.labels[chosen]), opened.classes)
 
 
 def channel_moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Return mean and deviation of each channel, in grey levels."""
-    # One channel at a time: the whole set as float64 would take 8 times its memory.
+    """Return mean and standard deviation of each channel, in grey levels."""
+    # One channel at a time: float64 of all channels needs 8 times the memory of the images.
     moments = [(c.float().mean(dtype=torch.float64), c.float().std()) for c in images.unbind(1)]
     return [float(mean) for mean, _ in moments], [float(std) for _, std in moments]
 
 
 class SeededImages(Dataset):
-    """Images normalised by the training images' mean and deviation; asked for as (epoch, index).
+    """Normalised and augmented images with keys (epoch, index).
 
     Args:
         data: the images.
-        indices: which of them belong to this part; ``None`` for all.
+        indices: indices of the images to use; ``None`` for all.
         seed: seed of the augmentation.
-        padding: pixels that a random crop may shift by; 0 for no augmentation. Images wider than 8 pixels are flipped
-            too, digits are not.
-        cutout: side of a square set to 0, clipped where it leaves the image; 0 for none.
-        moments: mean and deviation of each channel, in grey levels; ``None`` for those of ``data``.
+        padding: largest shift of a random crop, in pixels; 0 for no crops and flips. Only images wider than 8 pixels
+            are flipped: digits are not.
+        cutout: side of a square that is set to 0, clipped at the edge of the image; 0 for none.
+        moments: mean and standard deviation of each channel, in grey levels; ``None`` for the moments of ``data``.
 
     Raises:
         ValueError: a square of ``cutout`` can cover a whole image.
@@ -149,24 +151,19 @@ class SeededImages(Dataset):
         if self.cutout:
             image = image.clone()
             y, x, half = *rng.integers(0, (height, width)), self.cutout // 2
-            # From half before the centre, as DARTS's, which takes even sides.
+            # The square begins half a side before the centre, as in DARTS.
             image[:, max(y - half, 0) : y - half + self.cutout, max(x - half, 0) : x - half + self.cutout] = 0
         return image
 
 
-def process_rank() -> int:
-    """Return the number of this process in a distributed run, also before torch knows it: 0 outside of one."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 class EpochSampler(Sampler):
-    """Every index once an epoch, as (epoch, index), in an order that seed and epoch determine.
+    """Yield every index once per epoch as (epoch, index), in an order determined by seed and epoch.
 
     Args:
         length: number of items.
-        seed: seed of the order; ``None`` for the items' own.
-        parts: number of processes that share an epoch; each takes an equal part, and at most ``parts`` − 1 items are
-            left out of an order that is drawn.
+        seed: seed of the order; ``None`` for the order of the items.
+        parts: number of processes that share an epoch in equal parts. A random order leaves out at most ``parts`` − 1
+            items.
     """
 
     def __init__(self, length: int, seed: int | None, parts: int = 1) -> None:
@@ -174,7 +171,7 @@ class EpochSampler(Sampler):
         self.part = process_rank() if parts > 1 else 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls it."""
+        """Set the epoch; Lightning calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -194,10 +191,10 @@ class EpochSampler(Sampler):
 def make_loaders(
     data: ImageSet, batch_size: int, seed: int, workers: int = 0, padding: int = 4, parts: int = 1
 ) -> tuple[DataLoader, DataLoader]:
-    """Return loaders of two random halves: for the weights, and for α (§9.3).
+    """Return loaders of two random halves, for the weights and for α (§9.3).
 
     Raises:
-        ValueError: a process's part of a half is smaller than a batch.
+        ValueError: the part of a process in a half is smaller than a batch.
     """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(data.labels)))
     half = len(order) // 2
@@ -215,8 +212,8 @@ def make_loaders(
 def make_loader(
     images: SeededImages, batch_size: int, sampler: EpochSampler, workers: int, drop_last: bool = True
 ) -> DataLoader:
-    """Return a loader that draws from no random state but the images' own."""
-    # A generator of its own: otherwise a loader draws seeds of workers from the one that Gumbel's softmax uses.
+    """Return a loader that does not change torch's random state."""
+    # With its own generator: a loader draws seeds of workers, by default from the generator of Gumbel's softmax.
     options: dict[str, Any] = dict(generator=torch.Generator())
     if workers:
         options |= dict(persistent_workers=True, worker_init_fn=_end_with_parent)
@@ -224,7 +221,7 @@ def make_loader(
 
 
 def _end_with_parent(worker: int) -> None:
-    """Let a loader process end with its parent, also a killed one: torch's own can wait on a full pipe for ever."""
+    """End a loader process with its parent, also if that is killed: torch's can wait on a full pipe for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,7 +1,7 @@
-"""Where images come from: digits, CIFAR-10, an ``.npz`` file or a folder. A file is believed only once it is checked.
+"""Sources of images: digits, CIFAR-10, an ``.npz`` file or a folder.
 
-A source knows its labels at once and reads the images that are asked for. What is wrong with a file is one line that
-names it.
+Opening a source reads its labels; images are read by index. Files are checked, and an error is one line that names the
+file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 __all__ = ["ImageSource", "open_source", "take_turns"]
 
-# ImageNet at 64 × 64 has half of it.
+# ImageNet at 64 × 64 has half of these bytes.
 LIMIT_BYTES = 32_000_000_000
 FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
-# What other programs leave beside images; a name that begins with a dot is hidden, too.
+# Folders of other programs beside images; names that begin with a dot are hidden, too.
 HIDDEN = ("__pycache__", "__MACOSX")
-# Formats with endings of their own, and GIF, which often has one of theirs; PIL would start a program for others.
+# Only these: for some other formats PIL starts a program. GIF files often have the ending of another format.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 GREY = ("1", "L", "LA", "La")
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -33,9 +33,9 @@ ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")
 
 
 class ImageSource(NamedTuple):
-    """Labels, int64, shape (n,); the number of classes; and ``read``, which takes indices or a slice.
+    """Labels, int64, shape (n,), the number of classes, and a function that reads images.
 
-    ``read`` returns uint8, shape (n, height, width, channels).
+    ``read`` takes indices or a slice and returns uint8, shape (n, height, width, channels).
     """
 
     labels: np.ndarray
@@ -58,12 +58,12 @@ def open_source(source: str | Path, split: str) -> ImageSource:
 
 
 def take_turns(labels: np.ndarray) -> np.ndarray:
-    """Return the order in which classes take turns: the first image of each, then the second of each."""
+    """Return the order in which classes take turns: the first image of each class, then the second of each."""
     return np.lexsort((labels, _ranks(labels)))
 
 
 def _ranks(labels: np.ndarray) -> np.ndarray:
-    """Return the number of each image among those of its class."""
+    """Return the position of each image within its class."""
     by_class = np.argsort(labels, kind="stable")
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     ranks = np.empty_like(by_class)
@@ -94,7 +94,7 @@ def _cifar10(split: str) -> ImageSource:
     root = "data/cifar10"
     try:
         data = CIFAR10(root, train=split == "train", download=True)
-    except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: what came is not what was asked for
+    except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: the download has a wrong hash
         raise OSError(
             f"data='cifar10': cannot be downloaded from {CIFAR10.url} to {root!r} ({_reason(error)})"
         ) from error
@@ -106,7 +106,7 @@ def _cifar10(split: str) -> ImageSource:
 
 def _arrays(path: Path, split: str) -> ImageSource:
     where = f"data={str(path)!r}"
-    names = dict.fromkeys((f"x_{split}", f"y_{split}", "y_train"))  # in this order, each once
+    names = dict.fromkeys((f"x_{split}", f"y_{split}", "y_train"))  # each once
     images, labels, *rest = _read_arrays(path, where, list(names))
     training = rest[0] if rest else labels
     if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[3] < min(images.shape[1:3]):
@@ -126,10 +126,10 @@ def _read_arrays(path: Path, where: str, names: Sequence[str]) -> list[np.ndarra
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-            found = set(archive.namelist())
-        except Exception as error:  # zipfile raises what it meets in damaged bytes
+            members = set(archive.namelist())
+        except Exception as error:  # damaged bytes can raise any error
             raise ValueError(f"{where}: must be an .npz file, is damaged ({_reason(error)})") from error
-        missing = [name for name in names if f"{name}.npy" not in found]
+        missing = [name for name in names if f"{name}.npy" not in members]
         if missing:
             raise ValueError(f"{where}: has no array {missing[0]}, must have {' and '.join(names)}")
         return [_read_array(archive, where, name) for name in names]
@@ -144,7 +144,7 @@ def _read_array(archive: zipfile.ZipFile, where: str, name: str) -> np.ndarray:
             array = np.lib.format.read_array(file, allow_pickle=False)
             if file.read(1):
                 raise ValueError("its header says less than it holds")
-    except Exception as error:  # zipfile, zlib and numpy raise what they meet in damaged bytes, MemoryError too
+    except Exception as error:  # damaged bytes can raise any error, also MemoryError
         raise ValueError(f"{where}: {name} must be an array, is damaged ({_reason(error)})") from error
     return array
 
@@ -156,14 +156,14 @@ def _check_labels(where: str, name: str, labels: np.ndarray, count: int) -> None
 
 
 def _count_classes(where: str, labels: np.ndarray) -> int:
-    """Return how many classes training images have; their labels are 0 … classes − 1, none left out."""
-    found = np.unique(labels)
-    if not np.array_equal(found, np.arange(len(found))):
+    """Return the number of classes; ValueError unless every label from 0 to classes − 1 occurs."""
+    values = np.unique(labels)
+    if not np.array_equal(values, np.arange(len(values))):
         allowed = (
-            f"must be 0 … {len(found) - 1}, each at least once, as np.unique(y_train, return_inverse=True) has them"
+            f"must be 0 … {len(values) - 1}, each at least once, as np.unique(y_train, return_inverse=True) has them"
         )
-        raise ValueError(f"{where}: y_train has {len(found)} labels from {found[0]} to {found[-1]}, {allowed}")
-    return len(found)
+        raise ValueError(f"{where}: y_train has {len(values)} labels from {values[0]} to {values[-1]}, {allowed}")
+    return len(values)
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -180,13 +180,13 @@ def _folder(root: Path, split: str) -> ImageSource:
     if split == "test" and (root / "train").is_dir() and classes != _class_folders(root / "train"):
         raise ValueError(f"{where}: has other class folders than train, must have the same")
     files = _image_files(where, part, classes)
-    empty = [name for name, found in zip(classes, files) if not found]
+    empty = [name for name, paths in zip(classes, files) if not paths]
     if empty and (split == "train" or len(empty) == len(classes)):
         raise ValueError(f"{where}: has no images in {empty[0]!r}, must have at least 1")
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in files])
     order = take_turns(labels)
-    paths = np.asarray([path for found in files for path in found], dtype=object)[order]
-    return ImageSource(labels[order], len(classes), lambda chosen: _read_images(where, paths[chosen]))
+    ordered = np.asarray([path for paths in files for path in paths], dtype=object)[order]
+    return ImageSource(labels[order], len(classes), lambda chosen: _read_images(where, ordered[chosen]))
 
 
 def _is_hidden(name: str) -> bool:
@@ -198,21 +198,21 @@ def _class_folders(part: Path) -> list[str]:
 
 
 def _image_files(where: str, part: Path, classes: Sequence[str]) -> list[list[str]]:
-    """Return the files of each class. Links are followed, but no folder is entered twice."""
+    """Return the files of each class; ValueError where links lead into a folder twice."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     real = part.resolve()
     entered = {str(real), *map(str, real.parents)}
 
     def files(root: Path) -> list[str]:
-        found = []
+        paths = []
         for folder, inner, names in os.walk(root, onerror=_raise, followlinks=True):
             if os.path.realpath(folder) in entered:
                 raise ValueError(f"{where}: {folder!r} links to a folder that is read already or holds it, must not")
             entered.add(os.path.realpath(folder))
             inner[:] = [name for name in inner if not _is_hidden(name)]
-            found += [(folder, n) for n in names if n.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(n)]
-        return [os.path.join(*pair) for pair in sorted(found)]
+            paths += [(folder, n) for n in names if n.lower().endswith(IMG_EXTENSIONS) and not _is_hidden(n)]
+        return [os.path.join(*pair) for pair in sorted(paths)]
 
     return [files(part / name) for name in classes]
 
@@ -222,7 +222,7 @@ def _raise(error: OSError) -> None:
 
 
 def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
-    """Read images of one size; if some are in colour, the grey ones get three equal channels."""
+    """Read images of one size; grey ones have three equal channels if another has colour."""
     from PIL import Image
 
     images: list[np.ndarray] = []
@@ -230,7 +230,7 @@ def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for path in paths:
             images.append(image := _read_image(path))
-            sizes = [f"{found.shape[0]} × {found.shape[1]}" for found in (images[0], image)]
+            sizes = [f"{each.shape[0]} × {each.shape[1]}" for each in (images[0], image)]
             if sizes[0] != sizes[1]:
                 raise ValueError(
                     f"{where}: has images of {sizes[0]} ({paths[0]!r}) and {sizes[1]} ({path!r}), must have one size"
@@ -246,24 +246,24 @@ def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
 def _read_image(path: str) -> np.ndarray:
     from PIL import Image
 
-    if not os.path.isfile(path):  # to open a pipe would wait for ever
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
         raise ValueError(f"{path!r}: must be a regular file")
     with open(path, "rb") as file:
         try:
             with Image.open(file, formats=FORMATS) as image:
                 image.load()
                 return _pixels(image)
-        except Exception as error:  # PIL raises what it meets in damaged bytes
+        except Exception as error:  # damaged bytes can raise any error
             raise ValueError(f"{path!r}: must be an image that can be read ({_reason(error)})") from error
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """Return an image of PIL's as (height, width, channels), one channel where it is grey.
+    """Return PIL's image as (height, width, channels), with one channel if it is grey.
 
     Raises:
         ValueError: the mode has no range that could be scaled to 0 … 255, or pixels are transparent.
     """
-    # PNG and PPM have no integers of more than 16 bits, so PIL's 32 hold these.
+    # PNG and PPM have at most 16 bits, also where PIL's mode has 32.
     if image.mode in GREY_16 or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _pixels_of_16_bits(image)
     if image.mode not in GREY + COLOUR:

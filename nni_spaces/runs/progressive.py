@@ -1,7 +1,7 @@
-"""P-DARTS (Chen et al. 2019) over the spaces: stages of growing depth, shrinking candidates and dropout on skips.
+"""P-DARTS (Chen et al. 2019): searches in stages with more cells, fewer candidates and dropout on skips.
 
-The folder of a run holds a search each stage, ``stage1``, ``stage2``, …, and in the end ``genotype.json``. As every
-stage is a search that survives being killed, so does the run.
+The folder of a run holds one search per stage, ``stage1``, ``stage2``, …, and finally ``genotype.json``. Every stage
+can be resumed, and therefore the run can.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optinspired_plugins._checks import check_int
+from optinspired_plugins._checks import check_int, check_rate
 from optinspired_plugins.cells.genotype import Genotype
-from optinspired_plugins.run_folder import last_entry
+from optinspired_plugins.run_folder import GENOTYPE, last_entry, lock_folder, process_rank, resolve_devices
 
 from ..spaces.derivation import derive, limit_skips, strongest_candidates
-from ..spaces.space import check_rate
-from .callback import locked, resolve_devices
-from .data import process_rank
-from .search import SearchSettings, search
+from .search import search
+from .settings import SearchSettings
 
-__all__ = ["PDARTS_STAGES", "Stage", "search_progressively"]
+__all__ = ["PDARTS_STAGES", "SearchStage", "search_progressively"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class SearchStage:
     """A stage of a progressive search.
 
     Args:
         cells: number of cells, ≥ 3.
-        keep: number of candidates of an edge, zero included: the strongest of the stage before; ``None`` for all.
-        skip_dropout: first rate of the dropout behind skip connections; it falls linearly to 0 in the stage.
+        keep: number of candidates per edge, including zero: the strongest of the stage before. ``None`` for all.
+        skip_dropout: initial rate of the dropout after skip connections; it falls linearly to 0 in the stage.
 
     Raises:
         ValueError: an argument is out of range.
@@ -48,62 +46,67 @@ class Stage:
         check_rate("skip_dropout", self.skip_dropout)
 
 
-# On CIFAR-10, where the first stage has DARTS's eight candidates.
-PDARTS_STAGES = (Stage(5), Stage(11, 5, 0.4), Stage(17, 3, 0.7))
+# The paper's stages on CIFAR-10, with DARTS's eight candidates in the first.
+PDARTS_STAGES = (SearchStage(5), SearchStage(11, 5, 0.4), SearchStage(17, 3, 0.7))
 
 
+# Over 40 lines: most of them describe arguments and errors.
 def search_progressively(
     settings: SearchSettings,
     out: str | Path,
     *,
-    stages: Sequence[Stage] = PDARTS_STAGES,
-    most_skips: int | None = 2,
+    stages: Sequence[SearchStage] = PDARTS_STAGES,
+    max_skips: int | None = 2,
     **options: Any,
 ) -> Genotype:
-    """Search stage by stage, or go on with such a run.
+    """Search in stages, or resume such a search.
 
-    A stage begins anew with the strongest candidates of the one before, :func:`~nni_spaces.strongest_candidates`; the
-    cell is derived from the last one with few skip connections, :func:`~nni_spaces.limit_skips`.
+    Each stage is a new search with the strongest candidates of the stage before
+    (:func:`~nni_spaces.strongest_candidates`). The cell is derived from the last stage with a limited number of skip
+    connections (:func:`~nni_spaces.limit_skips`).
 
     Args:
-        settings: what to search; ``cells``, ``skip_dropout`` and ``allowed`` are the stages', ``epochs`` a stage's.
+        settings: settings of all stages; the stages replace ``cells``, ``skip_dropout`` and ``allowed``, and each has
+            ``epochs`` epochs.
         out: the folder of the run.
         stages: the stages.
-        most_skips: number of skip connections of the normal cell; ``None`` for any.
-        **options: of :func:`~nni_spaces.runs.search.search`, callbacks among them; ``on_start`` is called every stage.
+        max_skips: largest number of skip connections in the normal cell; ``None`` for no limit.
+        **options: other arguments of :func:`~nni_spaces.runs.search.search`; ``on_start`` is called in every stage.
 
     Returns:
         The genotype, also written to ``genotype.json``.
 
     Raises:
-        ValueError: ``stages`` is empty or the first keeps what no stage has found; ``most_skips`` is out of range; else
-            as for a search.
+        ValueError: ``stages`` is empty or its first stage has ``keep``; ``max_skips`` is out of range; or as in a
+            search.
         RuntimeError: another process searches in the folder.
         FloatingPointError: the loss was not finite.
-        OSError: a file cannot be written; the ones before are kept.
+        OSError: a file cannot be written; earlier files are kept.
     """
-    _check(stages, most_skips)
+    _check(stages, max_skips)
     folder = Path(out)
     strategy = "darts" if settings.strategy == "p-darts" else settings.strategy
     allowed: dict[str, list[str]] | None = None
     probabilities: dict[str, dict[str, float]] = {}
     options["devices"] = resolve_devices(options.get("devices"))
-    with locked(folder, options["devices"]):
+    with lock_folder(folder, options["devices"]):
         for number, stage in enumerate(stages, start=1):
             if stage.keep is not None:
                 allowed = strongest_candidates(probabilities, stage.keep)
-            own = replace(settings, cells=stage.cells, skip_dropout=stage.skip_dropout, allowed=allowed)
-            search(replace(own, strategy=strategy), folder / f"stage{number}", **options)
+            changes: dict[str, Any] = dict(cells=stage.cells, skip_dropout=stage.skip_dropout, allowed=allowed)
+            search(replace(settings, strategy=strategy, **changes), folder / f"stage{number}", **options)
             probabilities = last_entry(folder / f"stage{number}", "probabilities")
-        limited = probabilities if most_skips is None else limit_skips(probabilities, most_skips)
+        limited = probabilities if max_skips is None else limit_skips(probabilities, max_skips)
         genotype = Genotype.from_nni(derive(limited))
         if not process_rank():
-            genotype.save(folder / "genotype.json")
+            genotype.save(folder / GENOTYPE)
         return genotype
 
 
-def _check(stages: Sequence[Stage], most_skips: int | None) -> None:
+def _check(stages: Sequence[SearchStage], max_skips: int | None) -> None:
     if not stages or stages[0].keep is not None:
-        raise ValueError(f"stages={stages!r}: must hold one, and keep of the first must be None: nothing is known then")
-    if most_skips is not None:
-        check_int("most_skips", most_skips, 0)
+        raise ValueError(
+            f"stages={stages!r}: must have at least one, and keep of the first must be None: no stage is before it"
+        )
+    if max_skips is not None:
+        check_int("max_skips", max_skips, 0)

@@ -1,19 +1,19 @@
-"""The network of a genotype, trained from scratch (§9.3), in a folder that survives being killed.
+"""Training of a genotype's network from scratch (§9.3), in a folder that can be resumed.
 
-This adds what timm's script has not: an auxiliary loss, operations dropped more often as training goes on, cutout.
-Beside what every run's folder holds (:mod:`nni_spaces.runs.callback`), ``model.safetensors`` and
-``genotype.json`` hold the network for timm.
+The recipe has three parts that timm's script lacks: an auxiliary loss, a drop rate that grows with the epochs, and
+cutout. The folder (:mod:`nni_spaces.runs.callback`) also holds the network for timm, as ``model.safetensors`` and
+``genotype.json``.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import nni_spaces._nni  # noqa: F401
 
 import pytorch_lightning as pl
 import timm
@@ -27,98 +27,47 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
 import timm_models  # noqa: F401  registers cellnet
-from optinspired_plugins._checks import check_int
 from optinspired_plugins._files import printable, read_file, write_atomically
-from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.memory.memory_format import training_layout
-from optinspired_plugins.run_folder import Execution, last_entry
+from optinspired_plugins.run_folder import (
+    GENOTYPE,
+    WEIGHTS,
+    Execution,
+    last_entry,
+    lock_folder,
+    process_rank,
+    resolve_devices,
+)
 
-from .callback import RunFolder, finite, locked, resolve_devices, trainer_options
+from .callback import RunCallback, check_finite, trainer_options
 from .checkpoints import read_checkpoint
-from .data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, process_rank, read_images
+from .data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, read_images
+from .settings import RetrainSettings
 
-__all__ = ["RetrainModule", "RetrainSettings", "retrain"]
-
-MODELS = ("cellnet_cifar", "cellnet_imagenet")
+__all__ = ["RetrainModule", "make_model", "retrain"]
 
 
-@dataclass(frozen=True)
-class RetrainSettings:
-    """What a training is made of; the defaults are §9.3's.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    genotype: dict[str, Any] = field(default_factory=dict)
-    """A genotype as JSON holds it."""
-    data: str = "cifar10"
-    limit: int | None = None
-    model: str = "cellnet_cifar"
-    epochs: int = 600
-    batch_size: int = 96
-    cells: int = 20
-    width: int = 36
-    lr: float = 0.025
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    gradient_clip: float = 5.0
-    aux_weight: float | None = None
-    """Weight of the auxiliary loss; ``None`` is 0.4 where the auxiliary head fits the images, and else 0."""
-    drop_path: float = 0.2
-    cutout: int | None = None
-    """Side of the square cut out of an image; ``None`` is half of the image's, §9.3's 16 of 32."""
-    padding: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.read_genotype()
-        if self.model not in MODELS:
-            raise ValueError(f"model={self.model!r}: must be one of {', '.join(MODELS)}")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("padding", 0), ("seed", 0)):
-            check_int(name, getattr(self, name), least)
-        if self.cutout is not None:
-            check_int("cutout", self.cutout, 0)
-        for name in ("lr", "gradient_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path={self.drop_path!r}: must be in [0, 1)")
-        if self.aux_weight is not None and not 0 <= self.aux_weight < math.inf:
-            raise ValueError(f"aux_weight={self.aux_weight!r}: must be ≥ 0, or None")
-        for name in ("momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
-
-    def read_genotype(self) -> Genotype:
-        """Return the genotype.
-
-        Raises:
-            ValueError: it is not one.
-        """
-        return Genotype.from_json(json.dumps(self.genotype))
-
-    def make_model(self, classes: int, in_chans: int, **kwargs: Any) -> nn.Module:
-        """Return timm's model for images of so many classes and channels; ``kwargs`` are its own."""
-        return timm.create_model(
-            self.model,
-            genotype=self.read_genotype(),
-            cells=self.cells,
-            channels=self.width,
-            num_classes=classes,
-            in_chans=in_chans,
-            **kwargs,
-        )
+def make_model(settings: RetrainSettings, classes: int, in_chans: int, **kwargs: Any) -> nn.Module:
+    """Return timm's model of a retraining, for images with ``in_chans`` channels; ``kwargs`` are timm's."""
+    return timm.create_model(
+        settings.model,
+        genotype=settings.read_genotype(),
+        cells=settings.cells,
+        channels=settings.channels,
+        num_classes=classes,
+        in_chans=in_chans,
+        **kwargs,
+    )
 
 
 class RetrainModule(pl.LightningModule):
-    """Cross-entropy, plus a share of the auxiliary head's, under SGD with momentum and a cosine to 0.
+    """Cross-entropy and weighted auxiliary loss under SGD with momentum and a cosine to 0.
 
-    Operations are dropped at a rate that grows from 0 in the first epoch towards ``drop_path``.
+    The rate at which operations are dropped grows from 0 in the first epoch towards ``drop_path_rate``.
 
     Args:
         model: a :class:`~timm_models.cellnet.CellNet`.
-        settings: what the training is made of; without an ``aux_weight`` there is no auxiliary loss.
+        settings: settings of the training; without an ``aux_weight`` there is no auxiliary loss.
     """
 
     def __init__(self, model: Any, settings: RetrainSettings) -> None:
@@ -131,7 +80,7 @@ class RetrainModule(pl.LightningModule):
         self.test_top1 = MulticlassAccuracy(model.num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Any:
-        """Return logits, and those of the auxiliary head in training."""
+        """Return logits, and in training also the logits of the auxiliary head."""
         return self.model(x.contiguous(memory_format=self.layout))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -142,17 +91,17 @@ class RetrainModule(pl.LightningModule):
         return sgd
 
     def on_train_epoch_start(self) -> None:
-        """Set learning rate and drop rate, both functions of the epoch alone."""
+        """Set learning rate and drop rate; both depend on the epoch only."""
         self.schedule.step(self.current_epoch)
         self.model.set_drop_path_rate(self.drop_path_rate)
 
     @property
     def drop_path_rate(self) -> float:
         """The rate at which operations are dropped in this epoch."""
-        return self.settings.drop_path * self.current_epoch / self.settings.epochs
+        return self.settings.drop_path_rate * self.current_epoch / self.settings.epochs
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; what is logged is the main classifier's."""
+        """Return the loss of a batch, and log the loss of the main classifier."""
         images, labels = batch
         logits = self(images)
         logits, auxiliary = logits if self.settings.aux_weight else (logits, None)
@@ -162,7 +111,7 @@ class RetrainModule(pl.LightningModule):
         self.log("train_top1", self.train_top1, on_step=False, on_epoch=True)
         if auxiliary is not None and self.settings.aux_weight:
             loss = loss + self.settings.aux_weight * F.cross_entropy(auxiliary, labels)
-        return finite(loss, f"epoch {self.current_epoch + 1}, step {batch_idx + 1}")
+        return check_finite(loss, f"epoch {self.current_epoch + 1}, step {batch_idx + 1}")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of a batch of test images."""
@@ -173,6 +122,7 @@ class RetrainModule(pl.LightningModule):
         self.log("test_top1", self.test_top1)
 
 
+# Over 40 lines: most of them describe arguments and errors.
 def retrain(
     settings: RetrainSettings,
     out: str | Path,
@@ -184,19 +134,18 @@ def retrain(
     on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> float:
-    """Train the network of a genotype, or go on from the last finished epoch.
+    """Train the network of a genotype, or resume after the last finished epoch.
 
-    The test images choose nothing: the result is the last epoch's.
+    The test images select nothing: the result is the accuracy after the last epoch.
 
     Args:
-        settings: what to train.
-        out: the folder of the run. Its ``history.json`` holds losses and accuracies an epoch.
+        settings: settings of the training.
+        out: the folder of the run. Its ``history.json`` holds losses and accuracies of each epoch.
         workers: processes that load images; no effect on the result.
         accelerator: Lightning's.
-        devices: processes that share the work, each with batches of its own, as for
-            :func:`~nni_spaces.runs.search.search`.
-        precision: Lightning's, for instance ``"bf16-mixed"``; a run that goes on must have the same.
-        on_start: called with the epochs that are done and the batches of one.
+        devices: processes that share the work, as in :func:`~nni_spaces.runs.search.search`.
+        precision: Lightning's, for instance ``"bf16-mixed"``; a resumed run must have the same.
+        on_start: called with the number of finished epochs and the number of batches per epoch.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
 
@@ -204,35 +153,25 @@ def retrain(
         The test accuracy after the last epoch, in %.
 
     Raises:
-        ValueError: the folder holds a training of other settings or images, or is damaged; the data are not as they
-            must be; an auxiliary head does not fit images of this size; there are other processes than ``devices``.
+        ValueError: the folder holds a training with other settings or images, or is damaged; the images are damaged or
+            too few; an auxiliary head does not fit images of this size; the number of processes is not ``devices``.
         RuntimeError: another process trains in the folder.
         FloatingPointError: the loss was not finite; the checkpoint of the last finished epoch is kept.
-        OSError: a file cannot be written; the ones before are kept.
+        OSError: a file cannot be written; earlier files are kept.
     """
     folder, devices = Path(out), resolve_devices(devices)
-    with locked(folder, devices):
-        data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
-        if test.images.shape[1:] != data.images.shape[1:]:
-            found = " and ".join(str(tuple(part.images.shape[1:])) for part in (data, test))
-            raise ValueError(f"data={settings.data!r}: training and test images are {found}: must be of one shape")
+    with lock_folder(folder, devices):
+        data, test = _read_both_splits(settings)
         settings = replace(settings, aux_weight=_aux_weight(settings, data.images))
         torch.manual_seed(settings.seed)
-        model = settings.make_model(data.classes, data.images.shape[1], aux_head=bool(settings.aux_weight))
-
-        def entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
-            rate = module.optimizers().param_groups[0]["lr"]
-            tops = {name: round(100 * metrics[name], 4) for name in ("train_top1", "test_top1")}
-            losses = {name: metrics[name] for name in ("train_loss", "test_loss")}
-            return {"lr": rate, "drop_path_rate": module.drop_path_rate, **losses, **tops}
-
+        model = make_model(settings, data.classes, data.images.shape[1], aux_head=bool(settings.aux_weight))
         facts = _facts(settings, data)
         execution = Execution(devices, precision)
-        run = RunFolder(folder, settings, data, lambda module: facts, entry, on_batch, on_epoch, execution)
+        run = RunCallback(folder, settings, data, lambda module: facts, _entry, on_batch, on_epoch, execution)
         resume = run.resume()
-        if run.first < settings.epochs:
-            loaders = _loaders(data, test, settings, workers, devices, run.first)
-            on_start(run.first, len(loaders[0]))
+        if run.first_epoch < settings.epochs:
+            loaders = _loaders(data, test, settings, workers, devices, run.first_epoch)
+            on_start(run.first_epoch, len(loaders[0]))
             trainer = pl.Trainer(
                 gradient_clip_val=settings.gradient_clip,
                 num_sanity_val_steps=0,
@@ -241,48 +180,65 @@ def retrain(
             )
             trainer.fit(RetrainModule(model, settings), *loaders, **resume)
         if not process_rank():
-            _keep_weights(run, is_new=run.first < settings.epochs)
-            settings.read_genotype().save(folder / "genotype.json")
+            _write_weights(run, is_new=run.first_epoch < settings.epochs)
+            settings.read_genotype().save(folder / GENOTYPE)
         return last_entry(folder, "test_top1")
 
 
-def _keep_weights(run: RunFolder, is_new: bool) -> None:
-    """Write the trained network for timm, or compare what a finished training has written.
+def _read_both_splits(settings: RetrainSettings) -> tuple[ImageSet, ImageSet]:
+    """Return training and test images; ValueError unless they have one shape."""
+    data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
+    if test.images.shape[1:] != data.images.shape[1:]:
+        shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in (data, test))
+        raise ValueError(f"data={settings.data!r}: training and test images are {shapes}: must be of one shape")
+    return data, test
+
+
+def _entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
+    """Return an entry of the history."""
+    rate = module.optimizers().param_groups[0]["lr"]
+    top1 = {name: round(100 * metrics[name], 4) for name in ("train_top1", "test_top1")}
+    losses = {name: metrics[name] for name in ("train_loss", "test_loss")}
+    return {"lr": rate, "drop_path_rate": module.drop_path_rate, **losses, **top1}
+
+
+def _write_weights(run: RunCallback, is_new: bool) -> None:
+    """Write the trained network for timm, or compare the file of a finished training with the checkpoint.
 
     Raises:
-        ValueError: the file holds another.
+        ValueError: the file holds another network.
     """
-    # From the checkpoint: a run that was killed after its last one has no other.
-    state, weights = read_checkpoint(run.checkpoint)[0]["state_dict"], run.folder / "model.safetensors"
+    # From the checkpoint: a run that was killed after its last epoch has the weights only there.
+    state, weights = read_checkpoint(run.checkpoint)["state_dict"], run.folder / WEIGHTS
     content = save({k.removeprefix("model."): v.contiguous() for k, v in state.items() if "aux_head" not in k})
     if is_new or not weights.exists():
         write_atomically(weights, content)
     elif read_file(weights, limit=None) != content:
         raise ValueError(
-            f"{printable(weights)}: is not the network of checkpoint.pt; remove it to have it written again"
+            f"{printable(weights)}: is not the network of checkpoint.pt; remove it to have it written anew"
         )
 
 
 def _aux_weight(settings: RetrainSettings, images: Tensor) -> float:
-    """Return the weight, or its default; the head takes images of one size."""
-    size, taken = tuple(images.shape[-2:]), tuple(timm.get_pretrained_cfg(settings.model).input_size[1:])
+    """Return the weight of the auxiliary loss, or its default; the head needs images of one size."""
+    size, needed = tuple(images.shape[-2:]), tuple(timm.get_pretrained_cfg(settings.model).input_size[1:])
     if settings.aux_weight is None:
-        return 0.4 if size == taken else 0.0
-    if settings.aux_weight and size != taken:
-        found = f"data={settings.data!r} has images of {size[0]} × {size[1]}"
-        taken_by = f"the auxiliary head of {settings.model} takes {taken[0]} × {taken[1]}"
-        raise ValueError(f"aux_weight={settings.aux_weight!r}: {taken_by} and {found}; pass 0 or None")
+        return 0.4 if size == needed else 0.0
+    if settings.aux_weight and size != needed:
+        head = f"the auxiliary head of {settings.model} takes {needed[0]} × {needed[1]}"
+        sizes = f"data={settings.data!r} has images of {size[0]} × {size[1]}"
+        raise ValueError(f"aux_weight={settings.aux_weight!r}: {head} and {sizes}; pass 0 or None")
     return settings.aux_weight
 
 
 def _cutout(settings: RetrainSettings, images: Tensor) -> int:
-    """Return the side, or its default: half of the shorter side of an image."""
+    """Return the side of the cutout, or its default: half of the shorter side of an image."""
     return min(images.shape[-2:]) // 2 if settings.cutout is None else settings.cutout
 
 
 def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
-    """Count parameters and multiply-accumulates of an image, the auxiliary head left out."""
-    model = settings.make_model(data.classes, data.images.shape[1], device="meta").eval()
+    """Return the entries of ``run.json``: sizes and multiply-accumulates without auxiliary head, and moments."""
+    model = make_model(settings, data.classes, data.images.shape[1], device="meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *data.images.shape[1:], device="meta"))
     mean, std = channel_moments(data.images)
@@ -299,7 +255,7 @@ def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
 def _loaders(
     data: ImageSet, test: ImageSet, settings: RetrainSettings, workers: int, devices: int, epoch: int
 ) -> tuple[DataLoader, DataLoader]:
-    """Return loaders of the training and the test images; the first begins at ``epoch``."""
+    """Return loaders of the training images, which start at ``epoch``, and of the test images."""
     sampler = EpochSampler(len(data.labels), settings.seed, devices)
     if len(sampler) < settings.batch_size:
         raise ValueError(f"batch_size={settings.batch_size!r}: must be at most {len(sampler)}, the images of a process")

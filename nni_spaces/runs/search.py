@@ -1,13 +1,14 @@
-"""A search from images to a genotype, in a folder that survives being killed (:mod:`nni_spaces.runs.callback`)."""
+"""A differentiable search in a folder that can be resumed (:mod:`nni_spaces.runs.callback`)."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+import nni_spaces._nni  # noqa: F401
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,18 @@ from nni.nas.space import RawFormatModelSpace
 from torch import Tensor
 from torchmetrics.functional import accuracy
 
-from optinspired_plugins._checks import check_int
 from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.memory.memory_format import training_layout
-from optinspired_plugins.run_folder import Execution
+from optinspired_plugins.run_folder import GENOTYPE, Execution, lock_folder, process_rank, resolve_devices
 
 from ..spaces.initialization import HeavyBallInit, RandomInit, ZeroInit
-from ..spaces.space import AGDSpace, CellSpace, DARTSSpace, HBSpace, check_partial_channels, check_rate
+from ..spaces.space import AGDSpace, CellSpace, DARTSSpace, HBSpace
 from ..strategies.differentiable import DARTS, GumbelDARTS
-from .callback import RunFolder, finite, locked, resolve_devices, trainer_options
-from .data import make_loaders, process_rank, read_images
+from .callback import RunCallback, check_finite, trainer_options
+from .data import make_loaders, read_images
+from .settings import SearchSettings
 
-__all__ = ["INITIALIZATIONS", "SPACES", "STRATEGIES", "SearchModule", "SearchSettings", "search"]
+__all__ = ["INITIALIZATIONS", "SPACES", "STRATEGIES", "SearchModule", "make_space", "make_strategy", "search"]
 
 SPACES: dict[str, type[CellSpace]] = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
 INITIALIZATIONS: dict[str, type[Any]] = {"heavy-ball": HeavyBallInit, "zero": ZeroInit, "random": RandomInit}
@@ -39,98 +40,32 @@ STRATEGIES: dict[str, Callable[..., DARTS]] = {
     "pc-darts": DARTS,
     "p-darts": DARTS,
 }
-# K, and the part of the epochs in which α stands still: 15 of 50 (Xu et al. 2020), 10 of 25 a stage (Chen et al. 2019).
-STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """What a search is made of; the defaults are §9.3's.
+def make_space(settings: SearchSettings, classes: int, in_chans: int) -> CellSpace:
+    """Return the space of a search, for images with ``in_chans`` channels."""
+    return SPACES[settings.space](
+        channels=settings.channels,
+        cells=settings.cells,
+        nodes=settings.nodes,
+        num_classes=classes,
+        in_chans=in_chans,
+        initialization=INITIALIZATIONS[settings.initialization](),
+        partial_channels=cast(int, settings.partial_channels),
+        skip_dropout=settings.skip_dropout,
+        allowed=settings.allowed,
+        grad_checkpointing=settings.grad_checkpointing,
+    )
 
-    ``partial_channels``, ``skip_dropout`` and ``allowed`` are the space's; α stands still in the first
-    ``warmup_epochs``. ``None`` becomes what the strategy's paper has for CIFAR, 1 and 0 for the others.
-    ``grad_checkpointing`` saves memory for time.
 
-    Raises:
-        ValueError: a setting is unknown or out of range.
-    """
-
-    space: str = "hb"
-    init: str = "zero"
-    strategy: str = "darts"
-    data: str = "cifar10"
-    limit: int | None = None
-    epochs: int = 50
-    batch_size: int = 64
-    channels: int = 16
-    cells: int = 8
-    nodes: int = 4
-    lr: float = 0.025
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    alpha_lr: float = 3e-4
-    alpha_weight_decay: float = 1e-3
-    gradient_clip: float = 5.0
-    padding: int = 4
-    seed: int = 0
-    partial_channels: int | None = None
-    warmup_epochs: int | None = None
-    skip_dropout: float = 0.0
-    allowed: Mapping[str, Sequence[str]] | None = None
-    grad_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        for name, table in (("space", SPACES), ("init", INITIALIZATIONS), ("strategy", STRATEGIES)):
-            value = getattr(self, name)
-            if value not in table:
-                raise ValueError(f"{name}={value!r}: must be one of {', '.join(table)}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("padding", 0), ("seed", 0)):
-            check_int(name, getattr(self, name), least)
-        for name in ("lr", "alpha_lr", "gradient_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a positive number")
-        for name in ("momentum", "weight_decay", "alpha_weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be ≥ 0")
-        self._settle_options()
-
-    def _settle_options(self) -> None:
-        """Put the strategy's own in the place of None, and check."""
-        parts, still = STRATEGY_DEFAULTS.get(self.strategy, (1, 0.0))
-        for name, value in (("partial_channels", parts), ("warmup_epochs", int(still * self.epochs))):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        if self.allowed is not None:  # as a file gives it back
-            object.__setattr__(self, "allowed", {label: list(names) for label, names in self.allowed.items()})
-        check_partial_channels(cast(int, self.partial_channels), self.channels)
-        check_int("warmup_epochs", self.warmup_epochs, 0)
-        if cast(int, self.warmup_epochs) >= self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
-        check_rate("skip_dropout", self.skip_dropout)
-
-    def make_space(self, classes: int, in_chans: int) -> CellSpace:
-        """Return the space for images of so many classes and channels."""
-        return SPACES[self.space](
-            channels=self.channels,
-            cells=self.cells,
-            nodes=self.nodes,
-            num_classes=classes,
-            in_chans=in_chans,
-            initialization=INITIALIZATIONS[self.init](),
-            partial_channels=cast(int, self.partial_channels),
-            skip_dropout=self.skip_dropout,
-            allowed=self.allowed,
-            grad_checkpointing=self.grad_checkpointing,
-        )
-
-    def make_strategy(self) -> DARTS:
-        """Return NNI's strategy with these hyper-parameters."""
-        return STRATEGIES[self.strategy](
-            arc_learning_rate=self.alpha_lr,
-            alpha_weight_decay=self.alpha_weight_decay,
-            gradient_clip_val=self.gradient_clip,
-            warmup_epochs=self.warmup_epochs,
-        )
+def make_strategy(settings: SearchSettings) -> DARTS:
+    """Return NNI's strategy with the hyper-parameters of a search."""
+    return STRATEGIES[settings.strategy](
+        arc_learning_rate=settings.alpha_lr,
+        alpha_weight_decay=settings.alpha_weight_decay,
+        gradient_clip_val=settings.gradient_clip,
+        warmup_epochs=settings.warmup_epochs,
+    )
 
 
 class SearchModule(LightningModule):
@@ -151,7 +86,7 @@ class SearchModule(LightningModule):
         self.lr, self.momentum, self.weight_decay, self.epochs = lr, momentum, weight_decay, epochs
 
     def set_model(self, model: Any) -> None:
-        """Take the network, in the fastest layout whose gradients are right."""
+        """Set the network, in the fastest memory format that has right gradients."""
         self.layout = training_layout(model)
         super().set_model(model.to(memory_format=self.layout))
 
@@ -160,11 +95,11 @@ class SearchModule(LightningModule):
         return self.model(x.contiguous(memory_format=self.layout))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch; NNI's strategies call it twice a step, with α's batch first."""
+        """Return the loss of a batch; NNI's strategies call this twice per step, first with the batch of α."""
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        finite(loss, f"epoch {self.trainer.current_epoch + 1}, step {batch_idx // 2 + 1}")
+        check_finite(loss, f"epoch {self.trainer.current_epoch + 1}, step {batch_idx // 2 + 1}")
         part = ("alpha", "train")[batch_idx % 2]
         top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
         self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
@@ -177,6 +112,7 @@ class SearchModule(LightningModule):
         return [sgd], [torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.epochs)]
 
 
+# Over 40 lines: most of them describe arguments and errors.
 def search(
     settings: SearchSettings,
     out: str | Path,
@@ -187,16 +123,16 @@ def search(
     on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> Genotype:
-    """Search, or go on with a search from its last finished epoch.
+    """Search, or resume a search after its last finished epoch.
 
     Args:
-        settings: what to search.
-        out: the folder of the run. Its ``history.json`` holds a genotype, α and losses an epoch.
+        settings: settings of the search.
+        out: the folder of the run. Its ``history.json`` holds genotype, α and losses of each epoch.
         workers: processes that load images; no effect on the result.
         accelerator: Lightning's.
-        devices: processes that share the work, each with batches of its own; with several, Lightning starts the
-            script that calls this again for each, or ``torchrun`` has. ``None`` for as many as ``torchrun`` has, or 1.
-        on_start: called with the epochs that are done and the batches of one.
+        devices: processes that share the work, each with its own batches. Lightning starts the calling script once per
+            process, unless ``torchrun`` did. ``None`` for the number of ``torchrun``, or 1.
+        on_start: called with the number of finished epochs and the number of batches per epoch.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
 
@@ -204,54 +140,50 @@ def search(
         The genotype, also written to ``genotype.json``.
 
     Raises:
-        ValueError: the folder holds a search of other settings or images, or is damaged; the data are not as they
-            must be; there are other processes than ``devices``.
+        ValueError: the folder holds a search with other settings or images, or is damaged; the images are damaged or
+            too few; the number of processes is not ``devices``.
         RuntimeError: another process searches in the folder.
         FloatingPointError: the loss was not finite; the checkpoint of the last finished epoch is kept.
-        OSError: a file cannot be written; the ones before are kept.
+        OSError: a file cannot be written; earlier files are kept.
     """
     if settings.strategy == "p-darts":
         raise ValueError("strategy='p-darts': is a search in stages, use search_progressively")
     folder, devices = Path(out), resolve_devices(devices)
-    with locked(folder, devices):
+    with lock_folder(folder, devices):
         data = read_images(settings.data, settings.limit)
         torch.manual_seed(settings.seed)
-        space = settings.make_space(data.classes, data.images.shape[1])
-
-        def entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
-            return {
-                "genotype": json.loads(space.genotype(module.export()).to_json()),
-                "probabilities": module.export_probs(),
-                # α has no batches while it stands still.
-                **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
-            }
-
-        run = RunFolder(folder, settings, data, _sizes, entry, on_batch, on_epoch, Execution(devices))
+        space = make_space(settings, data.classes, data.images.shape[1])
+        entry = partial(_entry, space)
+        run = RunCallback(folder, settings, data, _sizes, entry, on_batch, on_epoch, Execution(devices))
         resume = run.resume()
         loaders = make_loaders(data, settings.batch_size, settings.seed, workers, settings.padding, devices)
         for loader in loaders:
-            # Loader processes ask for their first images before Lightning names the epoch.
-            loader.sampler.set_epoch(run.first)  # type: ignore[attr-defined]
-        on_start(run.first, len(loaders[0]))
-        evaluator = Lightning(
-            SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs),
-            Trainer(**trainer_options(run, settings.epochs, accelerator, devices)),
-            train_dataloaders=loaders[0],
-            val_dataloaders=loaders[1],
-            fit_kwargs=resume,
-        )
-        strategy = settings.make_strategy()
+            # Loader processes load their first images before Lightning sets the epoch.
+            loader.sampler.set_epoch(run.first_epoch)  # type: ignore[attr-defined]
+        on_start(run.first_epoch, len(loaders[0]))
+        module = SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs)
+        trainer = Trainer(**trainer_options(run, settings.epochs, accelerator, devices))
+        evaluator = Lightning(module, trainer, *loaders, fit_kwargs=resume)
+        strategy = make_strategy(settings)
         strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
         genotype = space.genotype(strategy.oneshot_module.export())
         if not process_rank():
-            genotype.save(folder / "genotype.json")
+            genotype.save(folder / GENOTYPE)
         return genotype
 
 
+def _entry(space: CellSpace, module: Any, metrics: dict[str, float]) -> dict[str, Any]:
+    """Return an entry of the history; α has no metrics while it stands still."""
+    return {
+        "genotype": json.loads(space.genotype(module.export()).to_json()),
+        "probabilities": module.export_probs(),
+        **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
+    }
+
+
 def _sizes(module: Any) -> dict[str, int]:
-    """Count the weights of a supernet, and its α and β."""
-    alphas = module.arch_parameters()
-    every = sum(p.numel() for p in module.parameters())
+    """Return the number of weights of a supernet, and the number of its architecture parameters."""
+    architecture = sum(map(Tensor.numel, module.arch_parameters()))
     return dict(
-        parameters=every - sum(p.numel() for p in alphas), architecture_parameters=sum(map(Tensor.numel, alphas))
+        parameters=sum(map(Tensor.numel, module.parameters())) - architecture, architecture_parameters=architecture
     )

@@ -1,9 +1,11 @@
-"""The cell of Search space-HB (23), for strategies that sample."""
+"""The cell of Search space-HB (23)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, cast
+
+import nni_spaces._nni  # noqa: F401
 
 import torch
 from nni.mutable import label_scope
@@ -12,10 +14,11 @@ from nni.nas.space import current_model
 from torch import Tensor, nn
 
 from optinspired_plugins.cells.genotype import heavy_ball_sources
+from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.network import CellPlan
 
 from .edges import EdgeOptions, MixedLayer, Preprocessors, candidates
-from .mixed_op import Mixture, Source
+from .mixed_op import NodeInput, NodeSum
 
 __all__ = ["HeavyBallCell"]
 
@@ -27,10 +30,10 @@ class HeavyBallCell(nn.Module):
 
     Args:
         operations: names of the candidates.
-        plan: channels and strides.
+        plan: channels and strides of the cell.
         nodes: number of nodes.
         kind: ``"normal"`` or ``"reduce"``; cells of a kind share their choices.
-        options: what else is asked of the edges.
+        options: options of the edges.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class HeavyBallCell(nn.Module):
             for t in range(2, 2 + nodes):
                 edges = []
                 for k, source in enumerate(heavy_ball_sources(t)):
-                    names = options.restrict(f"{kind}/op_{t}_{k}", operations)
-                    edges.append(LayerChoice(candidates(names, plan, source, options), label=f"op_{t}_{k}"))
+                    label = Label(kind, "op", t, k)
+                    names = options.restrict(str(label), operations)
+                    edges.append(LayerChoice(candidates(names, plan, source, options), label=label.name))
                 self.nodes.append(nn.ModuleList(edges))
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
@@ -59,17 +63,17 @@ class HeavyBallCell(nn.Module):
         return torch.cat(states[2:], 1)
 
     def is_supernet(self) -> bool:
-        """Say whether a differentiable strategy has made the edges mixed ones."""
+        """Return True if a differentiable strategy has replaced the edges by mixed ones."""
         return all(isinstance(edge, MixedLayer) for node in self.nodes for edge in cast(nn.ModuleList, node))
 
     def _mixtures(self, states: list[Tensor]) -> list[Tensor]:
-        """Return the nodes (23) with the edges mixed (24)."""
+        """Return the nodes (23) with mixed edges (24)."""
         parts = self.options.partial_channels
-        sources = [Source(state, parts) for state in states]
+        sources = [NodeInput(state, parts) for state in states]
         for t, node in enumerate(self.nodes, start=2):
-            mixture = Mixture(parts)
+            node_sum = NodeSum(parts)
             for edge, i in zip(cast(Any, node), heavy_ball_sources(t)):
-                mixture.add(edge.weights(), edge.operations(), sources[i])
-            states.append(mixture.value())
-            sources.append(Source(states[-1], parts))
+                node_sum.add_edge(edge.weights(), edge.operations(), sources[i])
+            states.append(node_sum.value())
+            sources.append(NodeInput(states[-1], parts))
         return states[2:]

@@ -1,4 +1,4 @@
-"""How the architecture parameters of a search begin: (26), zero (§9.3), or small and random (§9.1)."""
+"""Initial values of α: the heavy-ball rule (26), zero (§9.3), or small and random (§9.1)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.operations import IDENTITY, NEGATIVE_IDENTITY
 
-__all__ = ["HeavyBallInit", "Initialization", "RandomInit", "ZeroInit", "check_initialization", "first_logits"]
+__all__ = ["HeavyBallInit", "Initialization", "RandomInit", "ZeroInit", "check_initialization", "initial_logits"]
 
 
 class Initialization(Protocol):
-    """What makes the first α of an edge."""
+    """Protocol of an initialisation: it returns the initial α of an edge."""
 
     def alpha(self, rule: str, slot: int, names: Sequence[str]) -> Tensor:
         """Return logits.
 
         Args:
             rule: ``"hb"`` or ``"agd"``, the rule of the space.
-            slot: for ``"hb"`` which of the three edges of a node: 0 and 1 from x_{t−1}, 2 from x_{t−2}; else 0.
-            names: the operations, zero included.
+            slot: for ``"hb"`` the number of the edge at its node: 0 and 1 from x_{t−1}, 2 from x_{t−2}; otherwise 0.
+            names: the operations, including zero.
 
         Returns:
             Shape (len(names),), floating and finite.
@@ -63,16 +64,16 @@ class RandomInit:
 
 @dataclass(frozen=True)
 class HeavyBallInit:
-    """HBNet as the start of a search (26): x_t = F(x_{t−1}) + x_{t−1} − x_{t−2}.
+    """Start a search at HBNet (26): x_t = F(x_{t−1}) + x_{t−1} − x_{t−2}.
 
-    The second edge from x_{t−1} begins as the identity and the one from x_{t−2} as the negative identity; the first
-    from x_{t−1}, F, is small and random. A one-hot weight needs an infinite logit, so the two begin near it: of nine
-    operations ``logit`` 5 gives the weight e⁵ / (e⁵ + 8) = 0.949. A larger one begins closer and has less gradient to
-    leave by; weight decay of α pulls it back. An edge whose ``allowed`` candidates lack the favoured one begins with
-    equal weights.
+    The second edge from x_{t−1} starts as the identity, and the edge from x_{t−2} as the negative identity. The first
+    edge from x_{t−1} is F; its α is small and random. A one-hot weight needs an infinite logit, so the two edges start
+    near it: with nine operations ``logit`` 5 gives the weight e⁵ / (e⁵ + 8) = 0.949. A larger logit starts closer and
+    has a smaller gradient; weight decay of α reduces it. If ``allowed`` excludes the favoured operation of an edge, the
+    edge starts with equal weights.
 
     Args:
-        logit: α of the favoured operation, the others' being 0; finite and > 0.
+        logit: α of the favoured operation; the other entries are 0. Finite and > 0.
         std: standard deviation of F's α.
 
     Raises:
@@ -87,7 +88,11 @@ class HeavyBallInit:
         _check_positive("std", self.std)
 
     def weight(self, operations: int = 9) -> float:
-        """Return the softmax weight that a favoured operation begins with among so many."""
+        """Return the initial softmax weight of a favoured operation.
+
+        Args:
+            operations: number of operations.
+        """
         return 1 / (1 + (operations - 1) * math.exp(-self.logit))
 
     def alpha(self, rule: str, slot: int, names: Sequence[str]) -> Tensor:
@@ -113,19 +118,19 @@ def check_initialization(initialization: object) -> None:
         raise TypeError(f"initialization={initialization!r} has no method alpha: must have alpha(rule, slot, names)")
 
 
-def first_logits(initialization: Initialization, rule: str, label: str, names: Sequence[str]) -> Tensor:
-    """Return what an initialisation makes of an edge, in torch's default dtype.
+def initial_logits(initialization: Initialization, rule: str, label: str, names: Sequence[str]) -> Tensor:
+    """Return the initial α of an edge, in torch's default dtype.
 
     Args:
         initialization: the initialisation.
         rule: ``"hb"`` or ``"agd"``.
-        label: of the edge's α, ``"normal/op_2_1"`` for ``"hb"``.
-        names: the operations, zero included.
+        label: label of the edge's α, ``"normal/op_2_1"`` for ``"hb"``.
+        names: the operations, including zero.
 
     Raises:
-        ValueError: it is no tensor of one finite floating number an operation.
+        ValueError: the initialisation does not return a tensor with one finite floating number per operation.
     """
-    slot = int(label.rpartition("_")[2]) if rule == "hb" else 0
+    slot = Label.parse(label).position or 0 if rule == "hb" else 0
     alpha = initialization.alpha(rule, slot, names)
     where = f"initialization={initialization!r}: alpha of edge {label!r}"
     if not isinstance(alpha, Tensor):
@@ -133,7 +138,7 @@ def first_logits(initialization: Initialization, rule: str, label: str, names: S
     if alpha.shape != (len(names),) or not alpha.is_floating_point():
         raise ValueError(
             f"{where} has shape {tuple(alpha.shape)} and dtype {alpha.dtype}: must have ({len(names)},), a floating "
-            "number an operation"
+            "number per operation"
         )
     if not alpha.isfinite().all():
         raise ValueError(f"{where} is {alpha.tolist()}: must be finite")

@@ -1,8 +1,8 @@
-"""What an edge of a supernet computes (24), plainly, and for all edges of a node at once.
+"""The mixed operation of an edge (24), and the sum of all mixed edges of a node.
 
-:func:`mix` is the definition. :class:`Mixture` sums the edges of a node and computes what they share once: the
-rectified source, its poolings, and every multiple of the same tensor as one. It holds no output of an operation for α's
-gradient, since a weight in front of a normalisation is the normalisation's scale.
+:func:`mixed_op` is the definition. :class:`NodeSum` gives the same value with less time and memory: edges from the same
+source share its rectification and poolings, and multiples of the same tensor are added as one. A weight times a
+normalisation is the normalisation's scale, so that the gradient of α needs no output of an operation.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optinspired_plugins.cells.operations import POOLINGS, ZERO, FactorizedReduce, NegativeIdentity
+from optinspired_plugins.cells.operations import POOLINGS, FactorizedReduce, NegativeIdentity
 
-__all__ = ["Mixture", "Source", "mix"]
+__all__ = ["NodeInput", "NodeSum", "mixed_op"]
 
 
-def mix(weights: Tensor, operations: Mapping[str, nn.Module], x: Tensor, parts: int = 1) -> Tensor:
-    """Σ_o w_o o(x) over operations that are not zero, or PC-DARTS's form of it (Xu et al. 2020).
+def mixed_op(weights: Tensor, operations: Mapping[str, nn.Module], x: Tensor, parts: int = 1) -> Tensor:
+    """Return Σ_o w_o o(x) (24), or PC-DARTS's form of it (Xu et al. 2020).
 
-    With x = [x', x''], x' the first 1/K of the channels, the latter is shuffle([Σ_o w_o o(x'), x'']), where K equal
-    groups of channels are interleaved, so that the next edge mixes others. Behind stride 2, x'' is max-pooled 2×2,
-    odd sides rounded up as the operations do.
+    PC-DARTS splits x into [x', x''] with x' the first 1/K of the channels, and returns
+    shuffle([Σ_o w_o o(x'), x'']). The shuffle interleaves K equal groups of channels, so that the next edge mixes other
+    channels. With stride 2, x'' is max-pooled 2×2; odd sides are rounded up, as in the operations.
 
     Args:
-        weights: w, zero's behind the others'.
+        weights: w; the weight of zero, which has no operation, is the last.
         operations: the operations by name.
         x: shape (batch, channels, height, width).
         parts: K; 1 for the plain sum.
     """
     first, rest = x.tensor_split([x.shape[1] // parts], 1)
-    mixed: Tensor = sum(w * o(first) for w, (name, o) in zip(weights, operations.items()) if name != ZERO)
+    mixed: Tensor = sum(w * o(first) for w, o in zip(weights, operations.values()))
     if parts == 1:
         return mixed
     if rest.shape[2:] != mixed.shape[2:]:
@@ -48,12 +48,12 @@ def _shuffle(mixed: Tensor, rest: Tensor, parts: int) -> Tensor:
     return torch.cat([mixed, rest], 1).unflatten(1, (parts, -1)).transpose(1, 2).flatten(1, 2)
 
 
-class Source:
-    """A state of a cell, and what the edges from it have in common, computed when it is first asked for.
+class NodeInput:
+    """A state of a cell, with the values that its edges share; they are computed on first use.
 
     Args:
         x: shape (batch, channels, height, width).
-        parts: K of :func:`mix`.
+        parts: K of :func:`mixed_op`.
     """
 
     def __init__(self, x: Tensor, parts: int = 1) -> None:
@@ -68,8 +68,8 @@ class Source:
             self._relu = F.relu(self.x)
         return self._relu
 
-    def rest_like(self, mixed: Tensor) -> Tensor:
-        """Return the channels that are passed, at the size of those that are mixed."""
+    def bypass_like(self, mixed: Tensor) -> Tensor:
+        """Return x'', the channels that are not mixed, at the size of ``mixed``."""
         if self.rest.shape[2:] == mixed.shape[2:]:
             return self.rest
         if self._halved is None:
@@ -79,7 +79,8 @@ class Source:
     def pooled(self, name: str, pooling: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
         """Return the normalised pooling of an edge.
 
-        In training it is the same for every edge, and so are the running statistics, which this edge takes over.
+        In training it is the same for every edge from this state, and so are the running statistics, which later edges
+        copy from the first.
         """
         if name not in self._pooled:
             self._pooled[name] = (norm(pooling(self.x)), norm)
@@ -87,46 +88,45 @@ class Source:
         value, first = self._pooled[name]
         if not norm.training:
             return norm(pooling(self.x))
-        for own, its in zip(norm.buffers(), first.buffers()):
-            own.data.copy_(its)  # data: an earlier pass through this edge may still want its gradient
+        for buffer, shared in zip(norm.buffers(), first.buffers()):
+            buffer.data.copy_(shared)  # data: the gradient of an earlier pass through this edge may still be due
         return value
 
 
-class Mixture:
-    """Σ_e p_e · mix(w_e, operations of e, source of e) over the edges e into a node.
+class NodeSum:
+    """The sum Σ_e p_e · mixed_op(w_e, operations of e, source of e) over the edges e into a node.
 
     Args:
-        parts: K of :func:`mix`.
+        parts: K of :func:`mixed_op`.
     """
 
     def __init__(self, parts: int = 1) -> None:
         self.parts = parts
         self._total: Tensor | None = None
-        # id of a tensor -> the tensor and its factor, so that multiples of one are added once.
+        # id of a tensor -> the tensor and the sum of its factors
         self._multiples: dict[int, tuple[Tensor, Tensor]] = {}
-        self._passed: list[tuple[Source, Tensor | None]] = []
+        self._bypasses: list[tuple[NodeInput, Tensor | None]] = []
 
-    def add(
+    def add_edge(
         self,
         weights: Tensor,
         operations: Mapping[str, nn.Module],
-        source: Source,
+        source: NodeInput,
         edge_weight: Tensor | None = None,
     ) -> None:
         """Add an edge.
 
         Args:
-            weights: w_e, as for :func:`mix`.
-            operations: the operations by name, as for :func:`mix`.
-            source: where the edge comes from.
+            weights: w_e, as for :func:`mixed_op`.
+            operations: the operations by name, as for :func:`mixed_op`.
+            source: the state at the start of the edge.
             edge_weight: p_e; ``None`` for 1.
         """
         weights = weights if edge_weight is None else edge_weight * weights
         for weight, (name, operation) in zip(weights, operations.items()):
-            if name != ZERO:
-                self._add_operation(weight, name, operation, source)
+            self._add_operation(weight, name, operation, source)
         if self.parts > 1:
-            self._passed.append((source, edge_weight))
+            self._bypasses.append((source, edge_weight))
 
     def value(self) -> Tensor:
         """Return the sum."""
@@ -136,10 +136,11 @@ class Mixture:
         assert mixed is not None
         if self.parts == 1:
             return mixed
-        passed = [source.rest_like(mixed) if p is None else p * source.rest_like(mixed) for source, p in self._passed]
-        return _shuffle(mixed, sum(passed[1:], passed[0]), self.parts)
+        rests = [(source.bypass_like(mixed), p) for source, p in self._bypasses]
+        terms = [rest if p is None else p * rest for rest, p in rests]
+        return _shuffle(mixed, sum(terms[1:], terms[0]), self.parts)
 
-    def _add_operation(self, weight: Tensor, name: str, operation: nn.Module, source: Source) -> None:
+    def _add_operation(self, weight: Tensor, name: str, operation: nn.Module, source: NodeInput) -> None:
         if isinstance(operation, NegativeIdentity):
             weight, operation = -weight, operation.shortcut
         if isinstance(operation, nn.Identity):
@@ -162,12 +163,12 @@ class Mixture:
         self._multiples[id(tensor)] = (tensor, factor if before is None else before + factor)
 
     def _add_term(self, term: Tensor) -> None:
-        # No gradient of a term needs the term, so that the first holds the sum.
+        # In place: the gradient of a term does not need the term's value.
         self._total = term if self._total is None else self._total.add_(term)
 
 
 def _normalize(norm: nn.BatchNorm2d, x: Tensor, weight: Tensor) -> Tensor:
-    """Return w · norm(x) of a norm without scale: w takes its place, and no gradient needs norm(x)."""
+    """Return w · norm(x) for a normalisation without scale: w is used as its scale."""
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     assert norm.momentum is not None

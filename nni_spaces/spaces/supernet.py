@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+import nni_spaces._nni  # noqa: F401
+
 import torch
 from nni.nas.nn.pytorch import Cell
 from nni.nas.nn.pytorch.cell import preprocess_cell_inputs
@@ -12,9 +14,11 @@ from nni.nas.oneshot.pytorch.supermodule.differentiable import DifferentiableMix
 from nni.nas.oneshot.pytorch.supermodule.sampling import PathSamplingCell
 from torch import Tensor, nn
 
+from optinspired_plugins.cells.labels import Label
+
 from .derivation import derive
-from .edges import EdgeOptions, first_alpha, zero_last
-from .mixed_op import Mixture, Source
+from .edges import EdgeOptions, initial_alpha, with_zero
+from .mixed_op import NodeInput, NodeSum
 
 __all__ = ["EdgeNormalizedCell", "MixedCell"]
 
@@ -22,7 +26,7 @@ __all__ = ["EdgeNormalizedCell", "MixedCell"]
 class MixedCell(DifferentiableMixedCell):
     """A cell of the DARTS supernet: x_t = Σ_{i<t} Σ_o softmax(α_{it})_o o(x_i), (24)-(25) and (27).
 
-    NNI's cell adds an α for zero behind the candidates; so does this one, unless zero is a candidate.
+    As in NNI's cell, α has an entry for zero after the candidates.
     """
 
     def __init__(
@@ -34,12 +38,14 @@ class MixedCell(DifferentiableMixedCell):
         options: EdgeOptions = EdgeOptions(),
     ) -> None:
         names = list(cast(dict, cell.op_candidates_factory))
-        labels = [f"{cell.label}/{t}_{i}" for t in range(2, 2 + cell.num_nodes) for i in range(t)]
+        labels = [edge_label(cell, t, i) for t in range(2, 2 + cell.num_nodes) for i in range(t)]
         for label in labels:
             key = f"{label}/in_cell"
             if key not in memo:  # cells of a kind share it
-                memo[key] = first_alpha(initialization, "agd", label, names, options.restrict(label, zero_last(names)))
-        PathSamplingCell.__init__(  # the parent's asks for as many α as candidates of the cell
+                memo[key] = initial_alpha(
+                    initialization, "agd", label, names, options.restrict(label, with_zero(names))
+                )
+        PathSamplingCell.__init__(  # the parent's __init__ needs one α per candidate of the cell
             self,
             cast(Any, cell.op_candidates_factory),
             cell.num_nodes,
@@ -57,12 +63,12 @@ class MixedCell(DifferentiableMixedCell):
             self._arch_alpha[label] = memo[f"{label}/in_cell"]
         self._softmax, self.options = kwargs.get("softmax", nn.Softmax(-1)), options
         for t, i, operations in self.edges():
-            for name in set(names) - set(options.restrict(f"{self.label}/{t}_{i}", names)):
+            for name in set(names) - set(options.restrict(edge_label(self, t, i), names)):
                 del operations[name]
 
     @classmethod
     def hook(cls, initialization: Any, options: EdgeOptions) -> Any:
-        """Return a mutation hook that starts α as ``initialization`` says."""
+        """Return a mutation hook that replaces NNI's cell by this one."""
 
         def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
             return cls(module, memo, kwargs, initialization, options) if type(module) is Cell else None
@@ -76,41 +82,46 @@ class MixedCell(DifferentiableMixedCell):
                 yield t, i, operations
 
     def edge_weights(self, t: int) -> Tensor | None:
-        """Return the weights of the edges into node t, shape (t,); ``None`` for 1."""
+        """Return the weights of the edges into node t, shape (t,); ``None`` if all are 1."""
         return None
 
     def forward(self, *inputs: Any) -> Any:
         """Return the nodes, concatenated along channels."""
         processed = preprocess_cell_inputs(self.num_predecessors, *inputs)
         states, parts = self.preprocessor(processed), self.options.partial_channels
-        sources = [Source(state, parts) for state in states]
+        sources = [NodeInput(state, parts) for state in states]
         for t, edges in enumerate(cast(Any, self.ops), start=2):
-            weights, mixture = self.edge_weights(t), Mixture(parts)
+            weights, node_sum = self.edge_weights(t), NodeSum(parts)
             for i, operations in enumerate(edges):
-                alpha = self._softmax(self._arch_alpha[f"{self.label}/{t}_{i}"])
-                mixture.add(alpha, operations, sources[i], None if weights is None else weights[i])
-            states.append(mixture.value())
-            sources.append(Source(states[-1], parts))
+                alpha = self._softmax(self._arch_alpha[edge_label(self, t, i)])
+                node_sum.add_edge(alpha, operations, sources[i], None if weights is None else weights[i])
+            states.append(node_sum.value())
+            sources.append(NodeInput(states[-1], parts))
         return self.postprocessor(torch.cat(states[2:], self.concat_dim), processed)
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
-        """Return the strongest operations that are not zero, of distinct predecessors, by probability."""
+        """Return the two strongest edges of each node, with their strongest operations other than zero."""
         return {key: value for key, value in derive(self.export_probs({})).items() if key not in memo}
 
     def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
-        """Return softmax(α) of every edge, zero included."""
+        """Return softmax(α) of every edge, including zero."""
         probs: dict[str, Any] = {}
         for t, i, operations in self.edges():
-            label = f"{self.label}/{t}_{i}"
-            names = self.options.restrict(label, zero_last(list(operations)))
+            label = edge_label(self, t, i)
+            names = self.options.restrict(label, with_zero(list(operations)))
             probs[label] = dict(zip(names, self._arch_alpha[label].softmax(-1).tolist()))
         return {key: value for key, value in probs.items() if key not in memo}
+
+
+def edge_label(cell: Cell, node: int, source: int) -> str:
+    """Return the label of an edge's α."""
+    return str(Label(cell.label, "edge", node, source))
 
 
 class EdgeNormalizedCell(MixedCell):
     """A cell of Search space-AGD: x_t = Σ_{i<t} p_{it} ō(x_i) (28) with p_{it} = softmax_i(β_{it}) (29).
 
-    β is shared by the cells of a kind, starts at 0 and is an architecture parameter like α.
+    β starts at 0, is an architecture parameter like α, and is shared by the cells of a kind.
     """
 
     _arch_parameter_names = ["_arch_alpha", "_arch_beta"]
@@ -138,7 +149,7 @@ class EdgeNormalizedCell(MixedCell):
         """Return softmax(α) of every edge and p of every node."""
         probs = super().export_probs(memo)
         for t in range(2, 2 + self.num_nodes):
-            key = f"{self.label}/beta_{t}"
+            key = str(Label(self.label, "beta", t))
             if key not in memo:
                 probs[key] = dict(enumerate(self.edge_weights(t).tolist()))
         return probs

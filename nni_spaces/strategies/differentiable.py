@@ -1,10 +1,12 @@
-"""NNI's differentiable strategies: the paper's hyper-parameters as arguments, a second order, a mended resume."""
+"""NNI's differentiable strategies with the paper's hyper-parameters, a second order, and a corrected resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import nni_spaces._nni  # noqa: F401
 
 import pytorch_lightning as pl
 import torch
@@ -18,12 +20,12 @@ from ..spaces.edges import SkipDropout
 
 __all__ = ["DARTS", "GumbelDARTS"]
 
-# Options of torch's SGD under which its step is not that of _steps.
-UNKNOWN_STEPS = ("dampening", "maximize", "nesterov")
+# With these options torch's SGD takes another step than _weight_steps.
+UNSUPPORTED_OPTIONS = ("dampening", "maximize", "nesterov")
 
 
 class _ArchitectureStep:
-    """What our modules change in NNI's: order and optimiser of α, the step of second order, dropout that falls."""
+    """Our changes to NNI's modules: order and optimiser of α, steps of second order, falling dropout rates."""
 
     order: int
     alpha_weight_decay: float
@@ -35,14 +37,14 @@ class _ArchitectureStep:
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return α and β, each once, in the order of the modules.
 
-        NNI's order is that of a set, which differs between processes, so that a resumed run would hand Adam's moments
+        NNI uses the order of a set, which differs between processes, so that a resumed run would give Adam's moments
         to other parameters.
         """
-        found: dict[int, nn.Parameter] = {}
+        unique: dict[int, nn.Parameter] = {}
         for module in self.supernet_modules():  # type: ignore[attr-defined]
             if hasattr(module, "arch_parameters"):
-                found.update((id(parameter), parameter) for parameter in module.arch_parameters())
-        return list(found.values())
+                unique.update((id(parameter), parameter) for parameter in module.arch_parameters())
+        return list(unique.values())
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam over α and β (§9.3)."""
@@ -54,7 +56,7 @@ class _ArchitectureStep:
         )
 
     def on_train_start(self) -> None:
-        """Refuse an optimiser that the second order knows no step of before α first moves.
+        """Check the optimiser of the weights before a search of second order.
 
         Raises:
             ValueError: it is not plain SGD.
@@ -64,19 +66,19 @@ class _ArchitectureStep:
         super().on_train_start()  # type: ignore[misc]
 
     def on_train_epoch_start(self) -> None:
-        """Set this epoch's rate of the dropout behind skip connections; it is constant if nobody says when to end."""
+        """Set the dropout rate after skip connections; it is constant if the trainer has no last epoch."""
         host: Any = self
         for module in host.modules():
             if isinstance(module, SkipDropout) and (self.trainer.max_epochs or 0) > 0:
                 module.decay(self.trainer.current_epoch, self.trainer.max_epochs)
         super().on_train_epoch_start()  # type: ignore[misc]
-        if _distributed():  # DDP waits for the gradients of all parameters, also while α stands still
+        if _distributed():  # DDP needs gradients of all parameters, also while α stands still
             for parameter in self.arch_parameters():
                 parameter.requires_grad_()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Take an architecture step on the validation batch and a weight step on the training batch."""
-        host: Any = self  # what NNI's module has
+        host: Any = self  # attributes of NNI's module
         if self.trainer.current_epoch >= host.warmup_epochs:
             host.resample()
             optimizer = host.architecture_optimizers()
@@ -87,7 +89,7 @@ class _ArchitectureStep:
                 self._second_order_gradient(batch["train"], batch["val"], batch_idx)
             optimizer.step()
         host.resample()
-        with _constant(self.arch_parameters()):
+        with _without_gradients(self.arch_parameters()):
             result = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
             host.advance_optimization(_loss(result), batch_idx, host.gradient_clip_val)
         host.advance_lr_schedulers(batch_idx)
@@ -96,15 +98,15 @@ class _ArchitectureStep:
         return result
 
     def _first_order_gradient(self, val: Any, batch_idx: int) -> None:
-        """Put ∇_α of the loss, with the penalty if there is one, into α's; the weights' gradients are not computed."""
+        """Set α's gradient to ∇_α of the loss and of the penalty; gradients of the weights are not computed."""
         host: Any = self
         alphas = self.arch_parameters()
-        with _constant(self._weights()):
+        with _without_gradients(self._weights()):
             loss = _loss(self.training_module.training_step(val, 2 * batch_idx))
             if host.penalty is not None:
                 loss, details = host.penalty(loss, host.export_probs())
                 host.log_dict({f"penalty/{name}": value for name, value in details.items()})
-            # DDP waits for the gradients of all parameters.
+            # DDP needs gradients of all parameters.
             host.manual_backward(loss, inputs=None if _distributed() else alphas)
 
     def _weights(self) -> list[nn.Parameter]:
@@ -112,11 +114,11 @@ class _ArchitectureStep:
         return [p for p in self.training_module.parameters() if id(p) not in alphas]
 
     def _second_order_gradient(self, train: Any, val: Any, batch_idx: int) -> None:
-        """Put DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α) into α's.
+        """Set α's gradient to DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α).
 
-        ξ is the learning rate of w's parameter group, and the step is the optimiser's own, momentum and weight decay
-        included, before any clipping. The product with the Hessian is a central difference along ξ ∇_w' L_val of
-        length 0.01, as in DARTS.
+        ξ is the learning rate of w's parameter group. The step is the optimiser's step with momentum and weight decay,
+        before any clipping. The product with the Hessian is a central difference of length 0.01 along ξ ∇_w' L_val, as
+        in DARTS.
         """
         sgd = self._weight_sgd()
         groups = [(p, group) for group in sgd.param_groups for p in group["params"] if p.requires_grad]
@@ -127,11 +129,11 @@ class _ArchitectureStep:
             return _loss(self.training_module.training_step(batch, 2 * batch_idx))
 
         with _restored(self.training_module, weights) as start:
-            steps = _steps(sgd, groups, _gradients(loss(train), weights))
+            steps = _weight_steps(sgd, groups, _gradients(loss(train), weights))
             _assign(weights, [w - step for w, step in zip(start, steps)])
-            found = _gradients(loss(val), [*alphas, *weights])
-            direct = found[: len(alphas)]
-            vector = [rate * v for rate, v in zip(rates, found[len(alphas) :])]
+            gradients = _gradients(loss(val), [*alphas, *weights])
+            direct = gradients[: len(alphas)]
+            vector = [rate * v for rate, v in zip(rates, gradients[len(alphas) :])]
             radius = 0.01 / torch.cat([v.flatten() for v in vector]).norm().clamp(min=1e-12)
             sides = []
             for sign in (1, -1):
@@ -141,20 +143,22 @@ class _ArchitectureStep:
             alpha.grad = g - (plus - minus) / (2 * radius)
 
     def _weight_sgd(self) -> Any:
-        """Return the optimiser of the weights; ValueError unless :func:`_steps` computes its step."""
+        """Return the optimiser of the weights; ValueError unless :func:`_weight_steps` computes its step."""
         optimizers: Any = self.optimizers()  # type: ignore[attr-defined]
         every = optimizers if isinstance(optimizers, list) else [optimizers]
-        found = [o for o in every if not getattr(o, "is_arch_optimizer", False)]
-        kinds = [type(getattr(o, "optimizer", o)) for o in found]  # Lightning's wrapper has the optimiser inside
-        other = {name for o in found for group in o.param_groups for name in UNKNOWN_STEPS if group.get(name)}
+        of_weights = [o for o in every if not getattr(o, "is_arch_optimizer", False)]
+        kinds = [type(getattr(o, "optimizer", o)) for o in of_weights]  # without Lightning's wrapper
+        other = {
+            name for o in of_weights for group in o.param_groups for name in UNSUPPORTED_OPTIONS if group.get(name)
+        }
         if kinds != [torch.optim.SGD] or other:
             names = " and ".join(kind.__name__ for kind in kinds) or "nothing"
             options = f" with {', '.join(sorted(other))}" if other else ""
             raise ValueError(
                 f"order=2 with weights trained by {names}{options}: must be one torch.optim.SGD, without "
-                f"{', '.join(UNKNOWN_STEPS)}, whose step the second order differentiates; or pass order=1"
+                f"{', '.join(UNSUPPORTED_OPTIONS)}: the second order differentiates its step; or pass order=1"
             )
-        return found[0]
+        return of_weights[0]
 
 
 def _distributed() -> bool:
@@ -166,18 +170,18 @@ def _loss(result: Any) -> Tensor:
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of the mean loss of all processes, 0 where a parameter has no part in it."""
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    """Return gradients of the mean loss of all processes, 0 for unused parameters."""
+    used = torch.autograd.grad(loss, parameters, allow_unused=True)
+    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, used)]
     if _distributed():
-        for gradient in gradients:  # DDP averages only what a backward pass accumulates
+        for gradient in gradients:  # DDP averages only gradients that a backward pass accumulates
             torch.distributed.all_reduce(gradient)
             gradient /= torch.distributed.get_world_size()
     return gradients
 
 
-def _steps(sgd: Any, groups: Sequence[tuple[Tensor, Any]], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """What the weight optimiser would subtract: lr · (m · buffer + gradient + decay · w), each by its group."""
+def _weight_steps(sgd: Any, groups: Sequence[tuple[Tensor, Any]], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return SGD's step of each weight: lr · (momentum · buffer + gradient + weight_decay · w)."""
     steps = []
     for (w, group), g in zip(groups, gradients):
         buffer = sgd.state.get(w, {}).get("momentum_buffer")
@@ -193,10 +197,11 @@ def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def _constant(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Build no graph for these parameters, so that nothing is kept for their gradients; DDP must have them all.
+def _without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Exclude parameters from the graph, so that nothing is stored for their gradients.
 
-    The backward pass belongs inside, since checkpointed cells are computed again in it.
+    The backward pass belongs inside, since it recomputes checkpointed cells. With DDP this has no effect, since DDP
+    needs gradients of all parameters.
     """
     moving = [] if _distributed() else [p for p in parameters if p.requires_grad]
     try:
@@ -210,7 +215,7 @@ def _constant(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def _restored(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Give the weights as they are; put them and the buffers back afterwards, whatever was tried on them."""
+    """Return copies of the weights, and restore weights and buffers at the end."""
     start = [w.detach().clone() for w in weights]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
@@ -222,11 +227,11 @@ def _restored(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[list[Ten
 
 
 class _DARTSModule(_ArchitectureStep, DartsLightningModule):
-    """NNI's module with our step."""
+    """NNI's DARTS module with our step."""
 
 
 class _GumbelDARTSModule(_ArchitectureStep, GumbelDartsLightningModule):
-    """Likewise, with softmax weights sampled."""
+    """NNI's GumbelDARTS module with our step."""
 
 
 class DARTS(StockDARTS):
@@ -234,17 +239,18 @@ class DARTS(StockDARTS):
 
     Args:
         arc_learning_rate: Adam's learning rate for α and β.
-        alpha_weight_decay: their weight decay. At 1e-3 it alone pulls a favoured α of :class:`HeavyBallInit` back.
+        alpha_weight_decay: weight decay of α and β. Even without a gradient, 1e-3 reduces a favoured α of
+            :class:`~nni_spaces.HeavyBallInit`.
         alpha_betas: Adam's momenta for them.
         gradient_clip_val: the weights' gradient norm is clipped to this; ``None`` for no clipping.
-        order: 1 or 2. The second differentiates through one step of the weights, which torch's SGD must take, momentum
-            and weight decay at will, and costs three more passes. NNI's ``Classification`` has Adam by default.
-        **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``. A penalty must
-            be of a subclass of ``ExpectationProfilerPenalty`` whose ``forward`` computes with α: NNI's own gets plain
-            numbers, without a gradient, and NNI's profilers know no shapes of these spaces.
+        order: 1 or 2. The second differentiates through one step of the weights and costs three more passes. The
+            weights' optimiser must be torch's SGD; NNI's ``Classification`` has Adam by default.
+        **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``. A penalty needs
+            a subclass of ``ExpectationProfilerPenalty`` with a ``forward`` that computes with α: NNI's class receives
+            plain numbers without a gradient, and NNI's profilers do not know the shapes of these spaces.
 
     Raises:
-        ValueError: ``order`` is neither, or 2 with a penalty; as training begins, 2 with another optimiser.
+        ValueError: ``order`` is neither 1 nor 2, or 2 with a penalty; when training starts: 2 with another optimiser.
     """
 
     module_type: type[Any] = _DARTSModule
@@ -262,14 +268,14 @@ class DARTS(StockDARTS):
         if order not in (1, 2):
             raise ValueError(f"order={order!r}: must be 1 or 2")
         if order == 2 and kwargs.get("penalty") is not None:
-            raise ValueError("order=2 with a penalty: its gradient is defined for the loss alone, pass order=1")
+            raise ValueError("order=2 with a penalty: its gradient is defined for the loss only, pass order=1")
         super().__init__(arc_learning_rate=arc_learning_rate, gradient_clip_val=gradient_clip_val, **kwargs)
         self.alpha_weight_decay, self.alpha_betas, self.order = alpha_weight_decay, alpha_betas, order
 
     def configure_oneshot_module(self, training_module: Any) -> BaseOneShotLightningModule:
         """Return NNI's module with our step."""
         module = super().configure_oneshot_module(training_module)
-        # Every attribute stays; only what it does with them changes.
+        # The attributes stay; the class changes the steps.
         module.__class__ = self.module_type
         module.order = self.order
         module.alpha_weight_decay, module.alpha_betas = self.alpha_weight_decay, self.alpha_betas
@@ -277,11 +283,11 @@ class DARTS(StockDARTS):
 
 
 class GumbelDARTS(DARTS, StockGumbelDARTS):
-    """DARTS with weights sampled by Gumbel's softmax, whose temperature falls (SNAS, FBNet).
+    """DARTS with weights sampled by Gumbel's softmax with a falling temperature (SNAS, FBNet).
 
     Args:
         temperature: a float, or (first, last).
-        **kwargs: :class:`DARTS`'s, of first order.
+        **kwargs: arguments of :class:`DARTS`; ``order`` must be 1.
 
     Raises:
         ValueError: ``order`` is not 1.
@@ -291,7 +297,7 @@ class GumbelDARTS(DARTS, StockGumbelDARTS):
 
     def __init__(self, *, temperature: Any = (1.0, 0.33), **kwargs: Any) -> None:
         if kwargs.get("order", 1) != 1:
-            # Its difference of two passes would be that of their samples.
+            # The difference of two passes would mostly be the difference of their samples.
             raise ValueError(
                 f"order={kwargs['order']!r}: must be 1, the second is defined for softmax weights: use DARTS"
             )

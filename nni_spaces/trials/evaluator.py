@@ -1,13 +1,14 @@
-"""What a multi-trial strategy does with a network: train it for a few epochs and report its held-out accuracy."""
+"""The evaluator of a multi-trial search: train a network for a few epochs and report its held-out accuracy."""
 
 from __future__ import annotations
 
 import gc
-import math
 import signal
 import warnings
 from pathlib import Path
 from typing import Any
+
+import nni_spaces._nni  # noqa: F401
 
 import nni
 import torch
@@ -19,26 +20,20 @@ from torchmetrics.functional import accuracy
 
 from optinspired_plugins._checks import check_int
 
-from ..runs.callback import describe, finite
+from .._checks import check_optimizer
+from ..runs.callback import check_finite, describe_images
 from ..runs.data import EpochSampler, SeededImages, channel_moments, make_loader, read_images
 from ..runs.search import SearchModule
 
-__all__ = ["SEQUENTIAL", "TrialEvaluator", "TrialModule"]
-
-SEQUENTIAL = (
-    "trains networks in the process of the search, not on NNI's training service; use run_trials, or pass "
-    "sequential_config(folder, trials) to the experiment"
-)
+__all__ = ["TrialEvaluator", "TrialModule"]
 
 
 class TrialModule(SearchModule):
-    """A search's recipe for one network, and its accuracy on images that are held out.
-
-    ``val_top1`` is in %, of a batch and of an epoch: ENAS takes the former as its reward.
+    """A search's recipe for one network, with its accuracy on held-out images, ``val_top1``, in %.
 
     Args:
-        gradient_clip: the gradient norm is clipped to this.
-        **kwargs: :class:`~nni_spaces.runs.search.SearchModule`'s.
+        gradient_clip: largest gradient norm.
+        **kwargs: arguments of :class:`~nni_spaces.runs.search.SearchModule`.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -50,19 +45,19 @@ class TrialModule(SearchModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        return super().training_step(batch, 2 * batch_idx + 1)  # the odd steps of a search are the weights'
+        return super().training_step(batch, 2 * batch_idx + 1)  # odd steps of a search train the weights
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of a batch of held-out images."""
         images, labels = batch
         logits = self(images)
-        loss = finite(F.cross_entropy(logits, labels), f"validation of epoch {self.trainer.current_epoch + 1}")
+        loss = check_finite(F.cross_entropy(logits, labels), f"validation of epoch {self.trainer.current_epoch + 1}")
         top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
         self.log("val_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log("val_top1", 100 * top1, on_step=True, on_epoch=True, batch_size=len(labels))
+        self.log("val_top1", 100 * top1, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip; here and not in the trainer, which clips nothing for strategies with steps of their own."""
+        """Clip the gradient norm; the trainer does not clip under strategies with their own steps."""
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
 
     @property
@@ -77,41 +72,44 @@ class TrialModule(SearchModule):
 
 
 class _InThisProcess(Evaluator):
-    """The evaluator of a sampled network, which NNI's training service would send elsewhere."""
+    """The evaluator of a sampled network, which NNI's training service cannot send to another process."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
     def evaluate(self, model: Any) -> Any:
-        """Train and judge a network."""
+        """Train and test a network."""
         return self.evaluator.evaluate(model)
 
     def __repr__(self) -> str:
         return repr(self.evaluator)
 
     def _dump(self) -> Any:
-        raise RuntimeError(f"evaluator=TrialEvaluator: {SEQUENTIAL}")
+        raise RuntimeError(
+            "evaluator=TrialEvaluator: trains networks in the process of the search, not on NNI's training service; "
+            "use run_trials, or NNI's sequential engine"
+        )
 
 
 @nni.trace
 class TrialEvaluator(Lightning):
-    """Trains networks of a space, each from scratch, and reports their held-out top-1 in %.
+    """Train networks of a space from scratch and report their held-out top-1 in %.
 
-    NNI's Lightning evaluators keep one trainer: it has finished after the first network, and those that follow are not
-    trained. Here every network gets a trainer and a module of its own. The defaults of the recipe are §9.3's.
+    NNI's Lightning evaluators have a single trainer, which has finished after the first network and does not train
+    later ones. Here every network has its own trainer and module. The defaults of the recipe are §9.3's.
 
-    It works in the process of the search: with :func:`~nni_spaces.run_trials`, or in NNI's experiment on its sequential
-    engine. By default NNI's experiment sends the networks of multi-trial strategies to a training service, which is a
+    The evaluator works in the process of the search, with :func:`~nni_spaces.run_trials` or with NNI's experiment on
+    its sequential engine. NNI's default engine for multi-trial strategies is a training service, which raises
     RuntimeError.
 
     Args:
         train_loader: images and labels to train on.
-        val_loader: images and labels that are held out.
-        epochs: epochs a network.
+        val_loader: held-out images and labels.
+        epochs: epochs per network.
         lr: first learning rate.
         momentum: momentum.
         weight_decay: weight decay.
-        gradient_clip: the gradient norm is clipped to this.
+        gradient_clip: largest gradient norm.
         accelerator: Lightning's.
 
     Raises:
@@ -119,7 +117,7 @@ class TrialEvaluator(Lightning):
     """
 
     module: Any
-    # What from_images made the loaders of, as JSON holds it; of others nothing is known.
+    # The arguments of from_images, as values for JSON; unknown for other loaders.
     source: dict[str, Any] = {"images": None}
 
     def __init__(
@@ -134,21 +132,17 @@ class TrialEvaluator(Lightning):
         accelerator: str = "auto",
     ) -> None:
         check_int("epochs", epochs, 1)
-        for name, value in (("lr", lr), ("gradient_clip", gradient_clip)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value!r}: must be a positive number")
-        for name, value in (("momentum", momentum), ("weight_decay", weight_decay)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r}: must be ≥ 0")
         self.recipe = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, epochs=epochs)
         self.recipe["gradient_clip"] = gradient_clip
+        check_optimizer(self.recipe)
         self.accelerator = accelerator
         with warnings.catch_warnings():
-            # True of networks that are sent to other processes, which _InThisProcess refuses.
+            # The warning is about networks that are sent to other processes; _InThisProcess refuses that.
             warnings.filterwarnings("ignore", "When using training service")
             loaders = dict(train_dataloaders=train_loader, val_dataloaders=val_loader)
             super().__init__(self._module(), self._trainer(), **loaders)
 
+    # Over 40 lines: most of them describe arguments.
     @classmethod
     def from_images(
         cls,
@@ -164,36 +158,38 @@ class TrialEvaluator(Lightning):
         """Return an evaluator for the training images of a source.
 
         Args:
-            source: what :func:`~nni_spaces.runs.data.read_images` takes.
-            held_out: the share of the images that networks are judged by; drawn from ``seed``.
-            limit: use the first so many images, as :func:`~nni_spaces.runs.data.read_images` does.
-            batch_size: images a batch.
-            padding: pixels that a random crop of a training image may shift by.
+            source: a source of :func:`~nni_spaces.runs.data.read_images`.
+            held_out: share of the images that networks are tested on; drawn from ``seed``.
+            limit: number of images to use, as in :func:`~nni_spaces.runs.data.read_images`.
+            batch_size: images per batch.
+            padding: largest shift of a random crop of a training image, in pixels.
             seed: seed of split, order and crops.
             workers: processes that load images.
-            **kwargs: the class's.
+            **kwargs: arguments of the class.
 
         Raises:
-            ValueError: an argument is out of range, or the source is none.
+            ValueError: an argument is out of range, or the source is unknown.
         """
         data = read_images(source, limit)
         count = len(data.labels)
         size = round(held_out * count)
         if not 1 <= size < count:
             raise ValueError(f"held_out={held_out!r}: must leave images on both sides, of {count}")
-        out, kept = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tensor_split([size])
-        if len(kept) < batch_size:
-            raise ValueError(f"batch_size={batch_size!r}: must be at most {len(kept)}, the images to train on")
-        moments = channel_moments(data.images[kept])
-        train = SeededImages(data, kept, seed, padding, moments=moments)
-        val = SeededImages(data, out, moments=moments)
+        val_indices, train_indices = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tensor_split(
+            [size]
+        )
+        if len(train_indices) < batch_size:
+            raise ValueError(f"batch_size={batch_size!r}: must be at most {len(train_indices)}, the images to train on")
+        moments = channel_moments(data.images[train_indices])
+        train = SeededImages(data, train_indices, seed, padding, moments=moments)
+        val = SeededImages(data, val_indices, moments=moments)
         evaluator = cls(
-            make_loader(train, batch_size, EpochSampler(len(kept), seed), workers),
-            make_loader(val, batch_size, EpochSampler(len(out), None), workers, drop_last=False),
+            make_loader(train, batch_size, EpochSampler(len(train_indices), seed), workers),
+            make_loader(val, batch_size, EpochSampler(len(val_indices), None), workers, drop_last=False),
             **kwargs,
         )
         options = dict(held_out=held_out, batch_size=batch_size, padding=padding, images_seed=seed)
-        evaluator.source = {"images": describe(data)["sha256"], **options}
+        evaluator.source = {"images": describe_images(data)["sha256"], **options}
         return evaluator
 
     def freeze(self, sample: dict[str, Any]) -> Evaluator:
@@ -216,23 +212,23 @@ class TrialEvaluator(Lightning):
         )
 
     def evaluate(self, model: Any) -> Any:
-        """Train a network, report its accuracy to NNI if NNI runs this, and return it.
+        """Train a network, report its accuracy to NNI if NNI calls this, and return it.
 
         Raises:
             FloatingPointError: a loss is not finite.
-            SystemExit: the process was asked to terminate, with the status of that.
+            SystemExit: the process received SIGTERM; the exit status says so.
         """
-        if not isinstance(self.module, TrialModule):  # that of a one-shot strategy, which trains once
+        if not isinstance(self.module, TrialModule):  # the module of a one-shot strategy, which trains once
             return super().evaluate(model)
         self.module, self.trainer = self._module(), self._trainer()
-        gc.collect()  # reference cycles of Lightning's hold the network before, whose memory this one may need
+        gc.collect()  # frees the network before, which Lightning holds in reference cycles
         for loader in (self.train_dataloaders, self.val_dataloaders):
             if hasattr(getattr(loader, "sampler", None), "set_epoch"):
-                loader.sampler.set_epoch(0)  # kept loader processes begin before Lightning says so
+                loader.sampler.set_epoch(0)  # persistent loader processes start before Lightning sets the epoch
         try:
             super().evaluate(model)
         finally:
-            # Lightning's exit has status 0, and there is none where loader processes die first or no batch is left.
+            # Lightning exits with status 0, or does not exit if loader processes die first or no batch is left.
             if self.trainer.received_sigterm:
                 raise SystemExit(128 + signal.SIGTERM)
         top1 = self.module.top1

@@ -1,13 +1,13 @@
-"""Multi-trial search: networks that a strategy samples, trained one after the other, in a folder.
+"""Multi-trial search: train the networks that a strategy samples, in a folder that can be resumed.
 
-``trials.json`` holds every finished trial, and is either its old or its new version. A run that goes on does not load
-a strategy's state, which NNI pickles: it shows the strategy its old results again. What is random is a function of
-seed and trial, so the strategy then asks for the same networks, and goes on as if nothing had happened.
+``trials.json`` holds every finished trial and is replaced as a whole. A resumed run does not load the strategy's state,
+which NNI pickles: it runs the strategy from its seed and replays the recorded results. Random numbers are functions of
+seed and trial, so that the strategy samples the same networks and continues as in an uninterrupted run.
 
-A trial that raises, for want of memory too, or reports no finite number has failed: it is recorded with its error, and
-the run goes on with the next. What is not a network's fault ends the run: ``OSError``, of a full disk or of missing
-images, leaves its trial to be repeated; a broken accelerator, on which no other trial could run, is recorded first, so
-that a run that goes on gets past it. Signals end a run as they end any program.
+A trial fails if it raises an error, also for lack of memory, or reports no finite number. It is recorded with its
+error, and the run continues. Two kinds of errors end the run. ``OSError``, for instance of a full disk, leaves the
+trial to be repeated. A broken accelerator, on which no other trial can run, is recorded first, so that a resumed run
+skips the trial. Signals end a run as they end any program.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import nni_spaces._nni  # noqa: F401
+
 import nni
 import numpy as np
 import torch
 from nni.nas.evaluator.pytorch import Lightning
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.execution.event import FinalMetricEvent, IntermediateMetricEvent, TrainingEndEvent
-from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import ModelStatus, RawFormatModelSpace
 from nni.nas.strategy.hpo import HPOTunerStrategy
@@ -45,32 +46,31 @@ from nni.runtime.trial_command_channel import (
 from optinspired_plugins._checks import check_int, short
 from optinspired_plugins._files import printable, read_json, write_atomically
 from optinspired_plugins.cells.genotype import Genotype
-from optinspired_plugins.cells.operations import ZERO
+from optinspired_plugins.run_folder import GENOTYPE, TRIALS, check_same_settings, lock_folder
 
-from ..runs.callback import locked
 from ..spaces.space import CellSpace
 from ..strategies.sampling import check_tuner_takes
-from .evaluator import SEQUENTIAL, TrialEvaluator
+from .evaluator import TrialEvaluator
 
-__all__ = ["Trial", "TrialExperiment", "read_trials", "run_trials", "sequential_config"]
+__all__ = ["Trial", "read_trials", "run_trials"]
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A network that was tried.
+    """A finished trial of a network.
 
     Args:
-        index: its number, from 0.
-        genotype: what it is.
+        index: number of the trial, from 0.
+        genotype: the network's genotype.
         metric: its result, ``None`` if it failed.
-        intermediate: its results on the way.
-        seconds: how long it took.
-        error: why there is no result.
+        intermediate: its intermediate results.
+        seconds: duration.
+        error: the error of a failed trial.
 
     Raises:
-        ValueError: a field is not what it must be.
+        ValueError: a field has a wrong type or value.
     """
 
     index: int
@@ -91,30 +91,30 @@ class Trial:
             raise ValueError(f"trial {self.index} has error={short(self.error)}: must have an error or a metric")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the fields as values for JSON."""
         return {**asdict(self), "genotype": json.loads(self.genotype.to_json())}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trial:
-        """Read :meth:`to_dict`'s.
+        """Return the trial of a :meth:`to_dict`.
 
         Raises:
-            ValueError: a field is not what it must be, or there are others.
+            ValueError: a field is missing, unknown or wrong.
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(data, dict) or data.keys() != names:
-            found = ", ".join(map(short, data)) if isinstance(data, dict) else short(data)
-            raise ValueError(f"a trial has {found}: must have {', '.join(names)}")
+            content = ", ".join(map(short, data)) if isinstance(data, dict) else short(data)
+            raise ValueError(f"a trial has {content}: must have {', '.join(names)}")
         return cls(**{**data, "genotype": Genotype.from_json(json.dumps(data["genotype"]))})
 
 
 def read_trials(folder: str | Path) -> tuple[dict[str, Any], list[Trial]]:
-    """Read the settings and the finished trials of a run, in their order; both empty where there is none.
+    """Read the settings and the finished trials of a run, in their order; both are empty if there is no file.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = Path(folder) / "trials.json"
+    path = Path(folder) / TRIALS
     if not path.exists():
         return {}, []
     return read_json(path, _settings_and_trials, "the trials of a run")
@@ -132,7 +132,7 @@ def _settings_and_trials(data: Any) -> tuple[dict[str, Any], list[Trial]]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Let torch, NumPy and Python draw from ``seed`` for a while; then put their states back."""
+    """Seed torch, NumPy and Python, and restore their states at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -146,7 +146,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class _Results(TrialCommandChannel):
-    """Takes what a trial reports; the strategy learns of it when the trial has ended well."""
+    """Receive the reports of a trial; the strategy gets them after the trial."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -154,15 +154,15 @@ class _Results(TrialCommandChannel):
         self.final: float | None = None
 
     def receive_parameter(self) -> Any:
-        """Return the trial's model, as NNI's functions ask for it."""
+        """Return the trial's model, in the form of NNI's functions."""
         return {"parameter_id": 0, "parameters": self.model}
 
     def send_metric(self, type: str, parameter_id: Any, trial_job_id: str, sequence: int, value: Any) -> None:
-        """Keep a result.
+        """Store a result.
 
         Raises:
-            TypeError: it is no number.
-            FloatingPointError: it is not finite.
+            TypeError: the result is no number.
+            FloatingPointError: the result is not finite.
         """
         try:
             number = float(value)
@@ -177,7 +177,7 @@ class _Results(TrialCommandChannel):
 
 
 class _Engine(SequentialExecutionEngine):
-    """NNI's sequential engine; it records what it runs, and answers from the records where there are some."""
+    """NNI's sequential engine, which records trials and replays recorded ones."""
 
     def __init__(self, space: CellSpace, count: int, seed: int, trials: list[Trial], save: Callable[[], None]) -> None:
         super().__init__(max_model_count=count)
@@ -186,7 +186,7 @@ class _Engine(SequentialExecutionEngine):
     def _run_single_model(self, model: Any) -> None:
         index, genotype = self._model_count - 1, self.space.genotype(model.sample)
         if index == len(self.trials):
-            self._try(model, index, genotype)
+            self._run_trial(model, index, genotype)
         trial = self.trials[index]
         if genotype != trial.genotype:
             raise ValueError(
@@ -200,7 +200,7 @@ class _Engine(SequentialExecutionEngine):
         status = ModelStatus.Failed if trial.error else ModelStatus.Trained
         self.dispatch_model_event(TrainingEndEvent(model, status))
 
-    def _try(self, model: Any, index: int, genotype: Genotype) -> None:
+    def _run_trial(self, model: Any, index: int, genotype: Genotype) -> None:
         """Run a trial and record it."""
         results, began = _Results(model), time.monotonic()
 
@@ -216,12 +216,12 @@ class _Engine(SequentialExecutionEngine):
             raise
         except Exception as reason:
             error = f"{type(reason).__name__}: {reason}"
-            # A network that diverges is a result; where anything else raised is for whoever wrote it.
+            # Divergence is a result; other errors are logged with a traceback for their author.
             _logger.warning("Trial %d: %s", index, error, exc_info=not isinstance(reason, FloatingPointError))
             record(None, error)
-            if "CUDA error" in str(reason):  # the device answers nothing else in this process
+            if "CUDA error" in str(reason):  # the device does not work in this process any more
                 raise
-        except SystemExit as stop:  # Lightning's at SIGTERM has the status of a run that has finished
+        except SystemExit as stop:  # at SIGTERM Lightning exits with status 0
             stop.code = stop.code or 128 + signal.SIGTERM
             raise
         else:
@@ -229,10 +229,10 @@ class _Engine(SequentialExecutionEngine):
 
 
 def _execute(model: Any, results: _Results) -> None:
-    """Train and judge a network; NNI's functions that report write to ``results``.
+    """Train and test a network; its reports go to ``results``.
 
     Raises:
-        RuntimeError: nothing was reported.
+        RuntimeError: the evaluator reported no result.
     """
     before = get_default_trial_command_channel()
     set_default_trial_command_channel(results)
@@ -245,6 +245,7 @@ def _execute(model: Any, results: _Results) -> None:
         raise RuntimeError("evaluator: reported no result, must call nni.report_final_result")
 
 
+# Over 40 lines: most of them describe arguments and errors.
 def run_trials(
     space: CellSpace,
     strategy: Any,
@@ -254,63 +255,60 @@ def run_trials(
     seed: int = 0,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Try networks of a space, or go on with a run from its last finished trial.
+    """Train networks of a space, or resume a run after its last finished trial.
 
-    Trials that failed stay failed when a run goes on. Where none has a result, the folder binds nothing: other
-    settings, or the same ones once all have failed, begin anew.
+    A resumed run does not repeat failed trials. A folder in which all trials failed can be used with other settings;
+    with the same settings it is begun anew once it holds ``trials`` failed trials.
 
     Args:
         space: the space.
-        strategy: a multi-trial strategy of NNI's; ``Random`` and ``RegularizedEvolution`` need a seed of their own.
-        evaluator: a :class:`~nni_spaces.TrialEvaluator`, or any of NNI's that reports a number, the higher the better.
-        out: the folder of the run. It gets ``trials.json`` after each trial, and ``genotype.json`` of the best.
-        trials: number of trials, those that are done included.
-        seed: seed of weights and of what a strategy draws from torch or NumPy.
+        strategy: NNI's multi-trial strategy; give ``Random`` and ``RegularizedEvolution`` a seed.
+        evaluator: a :class:`~nni_spaces.TrialEvaluator`, or NNI's evaluator that reports a number to maximise.
+        out: the folder of the run, for ``trials.json`` after each trial and ``genotype.json`` of the best one.
+        trials: number of trials, including recorded ones.
+        seed: seed of weights and of the strategy's draws from torch and NumPy.
         on_trial: called with every new trial.
 
     Returns:
-        The trials that have a result, best first.
+        The trials with a result, best first.
 
     Raises:
         ValueError: strategy, space or evaluator do not fit; the folder holds other trials, or is damaged.
-        RuntimeError: another process runs in the folder; no trial has a result, and why the last has none.
-        OSError: a file cannot be written or read; the trials before are kept.
+        RuntimeError: another process runs in the folder; no trial has a result, with the error of the last one.
+        OSError: a file cannot be written or read; earlier trials are kept.
     """
     check_int("trials", trials, 1)
     check_int("seed", seed, 0)
     _check_fit(space, strategy, evaluator)
     folder = Path(out)
-    mine = dict(space=type(space).__name__, strategy=type(strategy).__name__, evaluator=_name(evaluator), seed=seed)
-    mine |= space.describe() | (evaluator.source if isinstance(evaluator, TrialEvaluator) else {})
-    with locked(folder):
-        done = _earlier(folder, mine, trials)
+    settings = dict(space=type(space).__name__, strategy=type(strategy).__name__, evaluator=_name(evaluator), seed=seed)
+    settings |= space.describe() | (evaluator.source if isinstance(evaluator, TrialEvaluator) else {})
+    with lock_folder(folder):
+        done = _trials_to_continue(folder, settings, trials)
 
         def save() -> None:
-            content = {"settings": mine, "trials": [trial.to_dict() for trial in done]}
-            write_atomically(folder / "trials.json", json.dumps(content, indent=1) + "\n")
+            content = {"settings": settings, "trials": [trial.to_dict() for trial in done]}
+            write_atomically(folder / TRIALS, json.dumps(content, indent=1) + "\n")
             on_trial(done[-1])
 
         with _seeded(seed):
             strategy(RawFormatModelSpace(space, evaluator), _Engine(space, trials, seed, done, save))
         ranked = sorted((t for t in done[:trials] if t.metric is not None), key=lambda t: -t.metric)  # type: ignore[operator]
         if not ranked:
-            tried = done[:trials]
-            where, why = printable(folder), printable(tried[-1].error or "")
-            raise RuntimeError(f"out={where!r}: none of {len(tried)} trials has a result; {why}")
-        ranked[0].genotype.save(folder / "genotype.json")
+            failed = done[:trials]
+            where, why = printable(folder), printable(failed[-1].error or "")
+            raise RuntimeError(f"out={where!r}: none of {len(failed)} trials has a result; {why}")
+        ranked[0].genotype.save(folder / GENOTYPE)
         return ranked
 
 
-def _earlier(folder: Path, mine: dict[str, Any], trials: int) -> list[Trial]:
-    """Return the trials to go on from; ValueError if those of the folder have other settings."""
-    settings, done = read_trials(folder)
-    differ = [
-        f"{name}={value!r} (here {mine.get(name)!r})" for name, value in settings.items() if value != mine.get(name)
-    ]
-    if all(trial.error for trial in done) and (differ or len(done) >= trials):
+def _trials_to_continue(folder: Path, settings: dict[str, Any], trials: int) -> list[Trial]:
+    """Return the trials to continue from; ValueError if those of the folder have other settings."""
+    stored, done = read_trials(folder)
+    is_same = {**settings, **stored} == settings
+    if all(trial.error for trial in done) and (not is_same or len(done) >= trials):
         return []
-    if differ:
-        raise ValueError(f"out={str(folder)!r}: holds trials with {', '.join(differ)}: choose another folder")
+    check_same_settings(folder, "trials", stored, settings)
     return done
 
 
@@ -319,7 +317,7 @@ def _name(evaluator: Any) -> str:
 
 
 def _check_fit(space: CellSpace, strategy: Any, evaluator: Any) -> None:
-    """ValueError where NNI would fail late, or run and mean something else."""
+    """ValueError where NNI would fail late, or run with another meaning."""
     name = type(strategy).__name__
     if isinstance(strategy, OneShotStrategy):
         raise ValueError(f"strategy={name}: trains one supernet, must be one that samples networks, or use search")
@@ -334,57 +332,3 @@ def _check_fit(space: CellSpace, strategy: Any, evaluator: Any) -> None:
             "use TrialEvaluator"
         )
     space.check_sampled(strategy)
-    if any(ZERO in getattr(mutable, "values", ()) for mutable in space.simplify().values()):
-        raise ValueError(f"space has {ZERO!r} to choose, which no genotype can hold: must have zero_in_space=False")
-
-
-def sequential_config(folder: str | Path, trials: int) -> NasExperimentConfig:
-    """Return NNI's configuration of so many trials in this process, with its files in ``folder``.
-
-    NNI's own default starts a server for trials that listens on every interface.
-
-    Raises:
-        ValueError: ``trials`` is not a positive integer.
-    """
-    check_int("trials", trials, 1)
-    config = NasExperimentConfig("sequential", "raw")
-    config.experiment_working_directory = Path(folder)
-    config.max_trial_number = trials
-    return config
-
-
-class TrialExperiment(NasExperiment):
-    """NNI's experiment with all its files in the folder of its configuration; arguments are NNI's.
-
-    NNI's own also keeps a list of experiments in the home directory, for its command line. It resumes by unpickling,
-    which current torch refuses; :func:`run_trials` resumes.
-
-    Raises:
-        ValueError: the strategy samples networks that would not have an option of the space; when it starts, the
-            evaluator is a :class:`~nni_spaces.TrialEvaluator` and the engine NNI's default, the training service.
-    """
-
-    def __init__(self, model_space: Any, evaluator: Any, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if isinstance(model_space, CellSpace) and not isinstance(strategy, OneShotStrategy):
-            model_space.check_sampled(strategy)
-        super().__init__(model_space, evaluator, strategy, *args, **kwargs)
-
-    def start(self, *args: Any, **kwargs: Any) -> None:
-        """Run the experiment; arguments are NNI's."""
-        if isinstance(self.evaluator, TrialEvaluator) and self._nni_manager_required():
-            raise ValueError(f"evaluator=TrialEvaluator: {SEQUENTIAL}")
-        super().start(*args, **kwargs)
-
-    def _start_without_nni_manager(self) -> None:
-        """Add nothing to the list of experiments."""
-
-    def _stop_without_nni_manager(self) -> None:
-        """Likewise."""
-
-    def load_checkpoint(self) -> None:
-        """Refuse.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("NNI's checkpoints are pickles: use run_trials, which goes on from trials.json")

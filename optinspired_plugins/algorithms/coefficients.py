@@ -1,6 +1,6 @@
 """Coefficients of Nesterov's accelerated gradient descent: equations (3) and (5) of the paper.
 
-They are data: float64 tensors, computed once from one recursion and used by the optimiser, the networks and the tests.
+They are float64 tensors, computed from one recursion, and used by the optimiser, the networks and the tests.
 """
 
 from __future__ import annotations

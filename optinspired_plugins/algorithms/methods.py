@@ -1,9 +1,9 @@
-"""The optimisation algorithms of section 3, each in the form that also reads as a network.
+"""The optimisation algorithms (1)-(6) of section 3.
 
-An algorithm is any object with three methods: ``init(x0)`` makes a state, ``step(state, grad)`` the next one, and
-``result(state)`` the iterate that a state stands for. ``grad`` is any callable that maps a tensor to one of its shape:
-∇f for an optimiser, ``z − T(z)`` for a network. As in the paper the step size is 1, so ∇f should be 1-Lipschitz.
-States are tuples of tensors of any shape, data type and device, and everything is differentiable.
+An algorithm is an object with three methods: ``init(x0)`` returns the first state, ``step(state, grad)`` the next
+state, and ``result(state)`` the iterate of a state. ``grad`` is any callable that keeps the shape of a tensor: ∇f in an
+optimiser, ``z − T(z)`` in a network. As in the paper the step size is 1, so ∇f should be 1-Lipschitz. States are tuples
+of tensors of any shape, data type and device, and all methods are differentiable.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Gradient = Callable[[Tensor], Tensor]
 
 
 class Algorithm(Protocol):
-    """What an algorithm offers; any object with these methods is one."""
+    """The interface of an algorithm."""
 
     def init(self, x0: Tensor) -> Any:
         """Return the state before the first step."""
@@ -124,7 +124,9 @@ class NesterovState(NamedTuple):
 
 
 class Nesterov:
-    """Nesterov's accelerated gradient descent (3): y_k = z_k + β_k (z_k − z_{k−1}), z_{k+1} = y_k − ∇f(y_k).
+    """Nesterov's accelerated gradient descent (3).
+
+    y_k = z_k + β_k (z_k − z_{k−1}), z_{k+1} = y_k − ∇f(y_k).
 
     Args:
         beta: one finite β for all steps, for strongly convex objectives (footnote 5); ``None`` for the β_k of (12).
@@ -207,8 +209,8 @@ class LinearizedADMM:
     """Linearised ADMM (6) with penalty 1, its two minimisations solved.
 
     z_{k+1} = ½ (z_k − ∇f(z_k) + y_k − λ_k), y_{k+1} = ½ (y_k − ∇f(y_k) + z_{k+1} + λ_k) and
-    λ_{k+1} = λ_k + z_{k+1} − y_{k+1}, from z_0 = y_0, λ_0 = 0. As a network it has two paths: ``grad`` is called twice
-    a step, at z_k and then at y_k.
+    λ_{k+1} = λ_k + z_{k+1} − y_{k+1}, from z_0 = y_0, λ_0 = 0. As a network it has two paths: each step calls ``grad``
+    twice, at z_k and then at y_k.
     """
 
     def init(self, x0: Tensor) -> ADMMState:
@@ -237,7 +239,7 @@ ALGORITHMS: dict[str, type[Any]] = {
 
 
 def check_algorithm(algorithm: object) -> None:
-    """TypeError unless the object is an algorithm; the message names the missing methods."""
+    """Raise TypeError if an object is not an algorithm; the message names the missing methods."""
     if isinstance(algorithm, type):
         raise TypeError(f"algorithm={algorithm.__name__} is a class: must be an object, {algorithm.__name__}(…)")
     missing = [name for name in ("init", "step", "result") if not callable(getattr(algorithm, name, None))]
@@ -249,17 +251,17 @@ def check_algorithm(algorithm: object) -> None:
 
 
 def load_algorithm(algorithm: object, table: Mapping[str, Callable[[], Any]] = ALGORITHMS) -> Any:
-    """Return the algorithm that a user means.
+    """Return an algorithm from its name, class or object.
 
     Args:
-        algorithm: a name in ``table``; ``"module:attribute"`` of a module that can be imported; a class that takes no
-            argument; or an algorithm.
-        table: names and what makes their algorithms.
+        algorithm: a name in ``table``; ``"module:attribute"``, to be imported; a class without arguments; or an
+            algorithm.
+        table: a function for each name that returns its algorithm.
 
     Raises:
         ValueError: the name is unknown, or the attribute does not exist.
         ModuleNotFoundError: there is no such module.
-        TypeError: the object is no algorithm.
+        TypeError: the object is not an algorithm.
     """
     if isinstance(algorithm, str):
         if algorithm in table:
@@ -267,10 +269,10 @@ def load_algorithm(algorithm: object, table: Mapping[str, Callable[[], Any]] = A
         module, colon, attribute = algorithm.partition(":")
         if not (module and colon and attribute):
             raise ValueError(f"algorithm={algorithm!r}: must be one of {', '.join(table)}, or module:attribute")
-        found = import_module(module)
-        if not hasattr(found, attribute):
+        namespace = import_module(module)
+        if not hasattr(namespace, attribute):
             raise ValueError(f"algorithm={algorithm!r}: module {module} has no attribute {attribute}")
-        algorithm = getattr(found, attribute)
+        algorithm = getattr(namespace, attribute)
     if isinstance(algorithm, type):
         algorithm = algorithm()
     check_algorithm(algorithm)
@@ -278,7 +280,7 @@ def load_algorithm(algorithm: object, table: Mapping[str, Callable[[], Any]] = A
 
 
 def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Tensor:
-    """Run an algorithm and return all its iterates.
+    """Run an algorithm and return all iterates.
 
     Args:
         algorithm: an object with ``init``, ``step`` and ``result``.
@@ -308,14 +310,22 @@ def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Te
 
 
 def check_same_shape(z: Tensor, value: Tensor, name: str) -> Tensor:
-    """Return ``value`` if it has the shape of z; ValueError otherwise, naming the function and both shapes."""
+    """Return ``value``, checked to have the shape of z.
+
+    Raises:
+        ValueError: the shapes differ; the message names the function and both shapes.
+    """
     if value.shape != z.shape:
         raise ValueError(f"{name} maps shape {tuple(z.shape)} to {tuple(value.shape)}: must keep the shape")
     return value
 
 
 def check_coefficient(name: str, value: float | Tensor) -> float | Tensor:
-    """Return ``value`` if it is a finite number or tensor of them; ValueError otherwise."""
+    """Return ``value``, checked to be finite.
+
+    Raises:
+        ValueError: it is not a finite number or tensor.
+    """
     finite = value.isfinite().all() if isinstance(value, Tensor) and not value.is_meta else isinstance(value, Tensor)
     if not (finite or (isinstance(value, (int, float)) and math.isfinite(value))):
         raise ValueError(f"{name}={value!r}: must be finite")
@@ -323,7 +333,7 @@ def check_coefficient(name: str, value: float | Tensor) -> float | Tensor:
 
 
 def _table_size(k: int) -> int:
-    """A power of two ≥ k: few tables serve any number of steps."""
+    """Return a power of two ≥ k, at least 64, so that few tables are computed."""
     return max(64, 1 << (k - 1).bit_length()) if k else 64
 
 

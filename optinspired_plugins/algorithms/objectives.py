@@ -6,8 +6,8 @@ descent on f(z) = ‖z‖² / 2 − Σ_i Ψ(U_i^T z) (8) in the variable z = U x
 Three rows of the paper's Table 1 are misprinted; the forms here have the right derivative and are continuous:
 
 - tanh: Ψ = u + log(e^{−2u} + 1);
-- softsign, u ≤ 0: Ψ = −u − log(1 − u), printed as −u − log(u − 1), which is no real number there;
-- ELU, u ≤ 0: Ψ = a (e^u − u − 1), printed without the −1, which leaves a jump of a at 0.
+- softsign, u ≤ 0: Ψ = −u − log(1 − u); the printed −u − log(u − 1) is not real there;
+- ELU, u ≤ 0: Ψ = a (e^u − u − 1); without the −1, as printed, Ψ jumps by a at 0.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SERIES_TERMS = 60
 
 
 def softplus(u: Tensor) -> Tensor:
-    """log(1 + e^u); torch's turns into u above a threshold, here set where float64 no longer sees the difference."""
+    """Return log(1 + e^u); above 40 float64 cannot tell it from u, which torch returns there."""
     return F.softplus(u, threshold=40)
 
 
 def dilogarithm_of_minus_exp(u: Tensor) -> Tensor:
-    """Li_2(−e^u) for any real u, the polylogarithm of Table 1.
+    """Return Li_2(−e^u) for any real u, the polylogarithm of Table 1.
 
-    For u ≤ 0 Landen's identity gives −Σ_k σ(u)^k / k² − softplus(u)² / 2, and σ(u) ≤ ½ bounds what 60 terms leave out
-    by 2^{−60} / 61² < 3e-22. For u > 0 the inversion Li_2(−e^u) = −π²/6 − u²/2 − Li_2(−e^{−u}) leads back there.
+    For u ≤ 0 Landen's identity gives −Σ_k σ(u)^k / k² − softplus(u)² / 2. Since σ(u) ≤ ½, the sum of 60 terms has an
+    error below 2^{−60} / 61² < 3e-22. For u > 0 the inversion is Li_2(−e^u) = −π²/6 − u²/2 − Li_2(−e^{−u}).
 
     Args:
         u: any shape, floating point.
@@ -67,13 +67,13 @@ def _swish_psi(u: Tensor) -> Tensor:
 
 
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """Leaky ReLU, slope α for u ≤ 0: Ψ = u² / 2 or α u² / 2."""
+    """Return leaky ReLU, slope α for u ≤ 0: Ψ = u² / 2 or α u² / 2."""
     return Activation(lambda u: F.leaky_relu(u, slope), lambda u: torch.where(u > 0, u**2, slope * u**2) / 2)
 
 
 def elu(a: float = 1.0) -> Activation:
-    """ELU, a (e^u − 1) for u ≤ 0: Ψ = u² / 2 or a (e^u − u − 1)."""
-    # The exponent is clamped, or its overflow would reach the gradient through the branch that is not taken.
+    """Return ELU, a (e^u − 1) for u ≤ 0: Ψ = u² / 2 or a (e^u − u − 1)."""
+    # The clamp keeps an overflow of the other branch out of the gradient.
     return Activation(
         lambda u: F.elu(u, a), lambda u: torch.where(u > 0, u**2 / 2, a * (torch.expm1(u.clamp(max=0)) - u))
     )
@@ -92,7 +92,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 class Objective:
-    """f of (8) for an activation and a weight matrix, with its gradient (9).
+    """The objective f (8) of an activation and a weight matrix, with its gradient (9).
 
     Args:
         activation: a name in :data:`ACTIVATIONS`, or an :class:`Activation`.
@@ -121,7 +121,7 @@ class Objective:
 
 
 def _square_root(weight: Tensor) -> Tensor:
-    """U = √W by the eigendecomposition, after checking that W has one."""
+    """Return U = √W by the eigendecomposition of a checked W."""
     if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
         raise ValueError(f"weight of shape {tuple(weight.shape)}: must be a square matrix")
     if not weight.isfinite().all():

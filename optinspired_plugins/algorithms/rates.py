@@ -1,4 +1,4 @@
-"""How many steps an algorithm needs: the rates of section 3, measured.
+"""Measured convergence rates of the algorithms of section 3.
 
 On a μ-strongly convex f with an L-Lipschitz gradient, gradient descent needs O((L/μ) log 1/ε) steps, the heavy ball and
 Nesterov's method O(√(L/μ) log 1/ε).
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
 
 def quadratic(condition: float) -> Problem:
-    """f(z) = Σ_i λ_i z_i² / 2 with 50 λ spaced evenly in log from 1/κ to 1, from the start 1.
+    """Return f(z) = Σ_i λ_i z_i² / 2 with 50 λ spaced evenly in log from 1/κ to 1; the start is 1.
 
     Args:
         condition: κ = L / μ, finite and ≥ 1.
@@ -55,7 +55,9 @@ def quadratic(condition: float) -> Problem:
 
 
 def tanh_objective(condition: float) -> Problem:
-    """The objective (8) of tanh, minimal at 0, where ∇²f = I − W: eigenvalues of W even from 0 (left out) to 1 − 1/κ.
+    """Return the objective (8) of tanh, with its minimum at 0.
+
+    There ∇²f = I − W; the eigenvalues of W are spaced evenly between 0, excluded, and 1 − 1/κ.
 
     Args:
         condition: κ = L / μ at the minimiser, > 1.
@@ -74,7 +76,7 @@ def tanh_objective(condition: float) -> Problem:
 
 
 def strongly_convex(condition: float) -> dict[str, Algorithm]:
-    """The algorithms with a rate on a strongly convex f with L = 1, footnote 5's momentum where they have one."""
+    """Return the algorithms for a strongly convex f with L = 1, with the momentum of footnote 5."""
     return {
         "gd": GradientDescent(),
         "hb": HeavyBall.strongly_convex(1.0, 1 / condition),
@@ -84,9 +86,10 @@ def strongly_convex(condition: float) -> dict[str, Algorithm]:
 
 
 def steps_to_accuracy(algorithm: Algorithm, problem: Problem, accuracy: float = 1e-6, limit: int = 1_000_000) -> int:
-    """Return the first k with ‖z_k − z*‖ ≤ ``accuracy`` ‖z_0 − z*‖ that is not left again within 2k steps.
+    """Return the number of steps to a relative accuracy.
 
-    The heavy ball oscillates, so the first crossing alone would flatter it.
+    It is the first k with ‖z_j − z*‖ ≤ ``accuracy`` ‖z_0 − z*‖ for all j from k to 2k: the heavy ball oscillates, so
+    its first crossing comes too early.
 
     Raises:
         ValueError: ``limit`` steps do not suffice.

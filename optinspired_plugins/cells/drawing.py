@@ -1,8 +1,8 @@
-"""Where the parts of a cell's drawing lie, for every way of drawing it; and how operations are called and coloured.
+"""Layout of a drawn cell, labels and colours of operations, and SVG.
 
-Inputs, nodes and output stand in a row, left to right. An edge between neighbours is straight, every other one runs in
-a lane above the row: no two edges of a lane share a gap between neighbours, and labels stand in gaps, so no label
-covers another. The concatenation runs below. Lengths are pixels, ordinates grow downwards, as in SVG.
+Inputs, nodes and output are in a row, left to right. An edge between neighbours is straight; every other edge runs in a
+lane above the row. No two edges of a lane share a gap between neighbours. Labels are in the gaps, so they do not
+overlap. The concatenation runs below the row. Lengths are pixels, and y grows downwards, as in SVG.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PITCH, WIDTH, HEIGHT, LANE, RADIUS = 132, 48, 32, 30, 9
 
 
 class Look(NamedTuple):
-    """How an operation is labelled, and its family."""
+    """Label and family of an operation."""
 
     label: str
     family: str
 
 
-# Table 6; "none" has weight in a search, and no genotype has it.
+# Table 6; "none" has a weight in searches, but is in no genotype.
 LOOKS = {
     "sep_conv_3x3": Look("sep 3×3", "sep"),
     "sep_conv_5x5": Look("sep 5×5", "sep"),
@@ -36,7 +36,7 @@ LOOKS = {
     "neg_skip_connect": Look("−skip", "neg"),
     "none": Look("none", "none"),
 }
-# Okabe and Ito's palette, which the colour-blind can read.
+# The palette of Okabe and Ito, safe for colour-blind readers.
 COLOURS = {
     "sep": "#0072B2",
     "dil": "#CC79A7",
@@ -50,7 +50,7 @@ Point = tuple[float, float]
 
 
 class Box(NamedTuple):
-    """An input, node or output, by its middle; ``label`` with an index is (text, index)."""
+    """An input, node or output by its centre; ``label`` is (text, index), the index may be empty."""
 
     x: float
     y: float
@@ -58,7 +58,7 @@ class Box(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """An edge: its corners from source to target, and the middle of its label's lower border."""
+    """An edge: corners from source to target, and the middle of the lower border of its label."""
 
     edge: Edge
     target: int
@@ -68,7 +68,7 @@ class Wire(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A drawn cell; ``boxes`` are inputs, nodes and the output, ``concat`` the corners of the lines to it."""
+    """A drawn cell: boxes, wires, and the lines of the concatenation."""
 
     boxes: tuple[Box, ...]
     wires: tuple[Wire, ...]
@@ -92,7 +92,7 @@ def lay_out(cell: CellGenotype) -> Layout:
 
 
 def _lanes(edges: list[tuple[Edge, int]]) -> list[int]:
-    """Give each edge the lowest lane whose gaps it needs are free; lane 0 joins neighbours only."""
+    """Return the lowest free lane of each edge; lane 0 is for neighbours only."""
     taken: set[tuple[int, int]] = set()
     lanes = [0] * len(edges)
     for i in sorted(range(len(edges)), key=lambda i: (edges[i][1] - edges[i][0].source, i)):
@@ -113,7 +113,7 @@ def _wire(edges: list[tuple[Edge, int]], lanes: list[int], i: int, boxes: tuple[
     if lane == 0:
         corners: tuple[Point, ...] = ((start.x + WIDTH / 2, start.y), (end.x - WIDTH / 2, end.y))
         return Wire(edge, target, lane, corners, (middle, start.y - 5))
-    # Whatever turns first leaves furthest to the right and arrives furthest to the left, so that lines do not cross.
+    # Lower lanes leave further to the right and arrive further to the left, so that lines do not cross.
     leaving = sorted(k for (e, _), k in zip(edges, lanes) if e.source == edge.source and k)
     arriving = sorted(k for (_, t), k in zip(edges, lanes) if t == target and k)
     x0 = start.x + _port(leaving.index(lane), len(leaving))
@@ -123,12 +123,12 @@ def _wire(edges: list[tuple[Edge, int]], lanes: list[int], i: int, boxes: tuple[
 
 
 def _port(rank: int, count: int) -> float:
-    """How far from the middle of a box its ``rank``-th line meets it."""
+    """Return the distance from the centre of a box to its ``rank``-th line."""
     return (WIDTH / 2 - 4) * (1 - rank / count)
 
 
 def rounded(corners: tuple[Point, ...]) -> list[tuple[str, tuple[Point, ...]]]:
-    """Return M, L and Q commands of a path that rounds the corners of horizontal and vertical lines."""
+    """Return M, L and Q commands of a path with rounded corners."""
     path: list[tuple[str, tuple[Point, ...]]] = [("M", (corners[0],))]
     for before, corner, after in zip(corners, corners[1:], corners[2:]):
         path += [("L", (_towards(corner, before),)), ("Q", (corner, _towards(corner, after)))]
@@ -143,11 +143,11 @@ def _towards(corner: Point, other: Point) -> Point:
 
 
 def to_svg(cell: CellGenotype, name: str) -> str:
-    """Return an ``<svg>`` to stand inside an HTML page, which gives its classes their colours.
+    """Return an ``<svg>`` element for an HTML page; the page defines the colours of its classes.
 
     Args:
         cell: the nodes.
-        name: what it is, for those who cannot see it.
+        name: text for screen readers.
     """
     layout = lay_out(cell)
     size = f'viewBox="0 0 {layout.width:g} {layout.height:g}" style="max-width:{layout.width:g}px"'
@@ -181,7 +181,7 @@ def _d(corners: tuple[Point, ...]) -> str:
 
 
 def _arrow(corners: tuple[Point, ...], name: str = "") -> str:
-    """A triangle at the end of a line, which arrives from the left, from above or from below."""
+    """Return a triangle at the end of a line that arrives from the left, from above or from below."""
     (_, y0), (x, y) = corners[-2:]
     if y == y0:
         shape = f"M{x:.4g} {y:.4g}l-8 -4v8z"

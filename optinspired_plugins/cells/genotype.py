@@ -1,14 +1,14 @@
-"""Genotypes: what a search finds, as plain data.
+"""Genotypes: cells as plain data, the result of a search.
 
-A cell has two inputs, c_{k−2} and c_{k−1}, called 0 and 1, and nodes 2, 3, …; a node is the sum of its edges, an
-operation of an earlier input or node each; the cell's output is the concatenation of its nodes. Two rules say which
-edges a node may have:
+A cell has the inputs 0 (c_{k−2}) and 1 (c_{k−1}) and the nodes 2, 3, …. A node is the sum of its edges; an edge is an
+operation on an earlier input or node. The output of the cell is the concatenation of its nodes (22). There are two
+rules for the edges of node t:
 
-- ``"hb"``, the heavy-ball rule (23): two from the node before it and one from the one before that;
-- ``"agd"``, also DARTS's: two from any earlier ones (a search derives different ones, a random sample need not).
+- ``"hb"``, the heavy-ball rule (23): two edges from t − 1 and one from t − 2;
+- ``"agd"``, (27)-(28): two edges from any earlier inputs or nodes, as in DARTS. A search derives two different sources.
 
-Files are JSON. Nothing that is read is evaluated or unpickled, and everything is checked. This module needs only the
-standard library: reading a genotype loads no torch.
+Files are JSON. Reading evaluates and unpickles nothing, and checks every field. This module imports only the standard
+library, so that reading a genotype does not load torch.
 """
 
 from __future__ import annotations
@@ -16,22 +16,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .._checks import short
 from .._files import parse_json, printable, read_file, write_atomically
+from .labels import Label, slot_labels
 
-__all__ = ["CHOICES", "FOUND", "GENOTYPES", "CellGenotype", "Edge", "Genotype", "heavy_ball_sources", "load_genotype"]
+__all__ = [
+    "CHOICES",
+    "EDGES",
+    "GENOTYPES",
+    "SKIPS",
+    "CellGenotype",
+    "Edge",
+    "Genotype",
+    "genotype_names",
+    "heavy_ball_sources",
+    "load_genotype",
+]
 
 VERSION = 1
 LIMIT_BYTES = 1_000_000
 LIMIT_NODES = 64
 EDGES = {"hb": 3, "agd": 2}
-# Genotypes that this package's own searches found, a file each.
-FOUND = Path(__file__).with_name("genotypes")
+# Published genotypes and results of this project's own searches, one file each.
+FOLDER = resources.files(__package__) / "genotypes"
 
-# Table 6 without zero, which no derived network has (§9.3); a test holds it against operations.py.
+# Table 6 without zero, which no derived network has (§9.3); a test compares it with operations.py.
 CHOICES = (
     "max_pool_3x3",
     "avg_pool_3x3",
@@ -42,10 +55,11 @@ CHOICES = (
     "dil_conv_5x5",
     "neg_skip_connect",
 )
+SKIPS = ("skip_connect", "neg_skip_connect")
 
 
 class Edge(NamedTuple):
-    """An operation and the input or node that it acts on."""
+    """An operation and its input or node."""
 
     operation: str
     source: int
@@ -61,11 +75,11 @@ class Genotype:
 
     Args:
         rule: ``"hb"`` or ``"agd"``.
-        normal: the edges of each node of the normal cell; pairs are accepted for edges.
-        reduction: likewise; edges from inputs have stride 2.
+        normal: the edges of each node of the normal cell, as :class:`Edge` or pairs.
+        reduction: the edges of each node of the reduction cell; edges from inputs have stride 2.
 
     Raises:
-        ValueError: a field is not what it must be; the message names it, its value and what is allowed.
+        ValueError: a field is invalid; the message names it, its value and the allowed values.
     """
 
     rule: str
@@ -88,7 +102,7 @@ class Genotype:
     # --- JSON ---------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """Return the genotype as JSON with a version field, one node a line."""
+        """Return the genotype as JSON with a version field, one node per line."""
         cells = []
         for name in ("normal", "reduction"):
             nodes = ",\n".join("    " + json.dumps(node) for node in getattr(self, name))
@@ -96,7 +110,7 @@ class Genotype:
         return f'{{\n  "version": {VERSION},\n  "rule": "{self.rule}",\n' + ",\n".join(cells) + "\n}\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return :meth:`to_json` as data: dicts, lists, strings and integers."""
+        """Return the content of :meth:`to_json` as dicts, lists, strings and integers."""
         return json.loads(self.to_json())
 
     @classmethod
@@ -104,7 +118,7 @@ class Genotype:
         """Read :meth:`to_json`'s text.
 
         Raises:
-            ValueError: the text is no such JSON; the message names the field.
+            ValueError: the text is not a genotype; the message names the field.
         """
         try:
             data = parse_json(text)
@@ -117,7 +131,7 @@ class Genotype:
         """Read :meth:`to_dict`'s data.
 
         Raises:
-            ValueError: it is no such data; the message names the field.
+            ValueError: the data is not a genotype; the message names the field.
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"genotype is a {type(data).__name__}: must be a JSON object")
@@ -130,7 +144,7 @@ class Genotype:
         return cls(data["rule"], data["normal"], data["reduction"])
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file; a failure leaves an older file as it was.
+        """Write the JSON file; a failure does not change an older file.
 
         Raises:
             OSError: the file cannot be written.
@@ -151,16 +165,18 @@ class Genotype:
         except ValueError as error:  # a UnicodeDecodeError is one
             raise ValueError(f"{printable(path)}: {printable(error)}") from None
 
-    # --- other people's forms -----------------------------------------------------------------------------------------
+    # --- forms of DARTS and NNI ---------------------------------------------------------------------------------------
 
     def to_darts(self) -> dict[str, Any]:
-        """Return DARTS's fields: flat ``normal`` and ``reduce`` lists of (operation, source), and both concatenations.
+        """Return the fields of DARTS's named tuple.
+
+        They are flat ``normal`` and ``reduce`` lists of (operation, source), and both concatenations.
 
         Raises:
-            ValueError: the rule is not ``"agd"``: DARTS's form has two edges a node.
+            ValueError: the rule is not ``"agd"``: DARTS's form has two edges per node.
         """
         if self.rule != "agd":
-            raise ValueError(f"rule={self.rule!r}: must be 'agd', DARTS's form has two edges a node")
+            raise ValueError(f"rule={self.rule!r}: must be 'agd', DARTS's form has two edges per node")
         concat = list(range(2, 2 + self.nodes))
         flat = {name: [tuple(edge) for node in cell for edge in node] for name, cell in self._cells()}
         return {**flat, "normal_concat": concat, "reduce_concat": concat}
@@ -173,7 +189,7 @@ class Genotype:
         reduce: Sequence[tuple[str, int]],
         reduce_concat: Sequence[int],
     ) -> Genotype:
-        """Read the fields of DARTS's named tuple, in its order: ``Genotype.from_darts(*DARTS_V2)``.
+        """Read the fields of DARTS's named tuple: ``Genotype.from_darts(*DARTS_V2)``.
 
         Raises:
             ValueError: a list has an odd number of edges, or a cell does not concatenate all its nodes.
@@ -181,70 +197,62 @@ class Genotype:
         cells = []
         for name, edges, concat in (("normal", normal, normal_concat), ("reduce", reduce, reduce_concat)):
             if len(edges) % 2:
-                raise ValueError(f"{name} has {len(edges)} edges: must have two a node")
+                raise ValueError(f"{name} has {len(edges)} edges: must have two per node")
             if list(concat) != list(range(2, 2 + len(edges) // 2)):
                 raise ValueError(f"{name}_concat={short(list(concat))}: must be all nodes, 2 to {1 + len(edges) // 2}")
             cells.append(tuple(zip(edges[::2], edges[1::2])))
         return cls("agd", *cells)  # type: ignore[arg-type]
 
     def to_nni(self) -> dict[str, Any]:
-        """Return the sample of NNI's spaces: ``{cell}/op_{node}_{k}``, for ``"agd"`` also ``{cell}/input_{node}_{k}``.
-
-        Cells are called ``normal`` and ``reduce``, as in NNI's hub.
-        """
+        """Return the sample of NNI's spaces, by :class:`~optinspired_plugins.cells.labels.Label`."""
         sample: dict[str, Any] = {}
-        for name, cell in self._cells():
-            for t, node in enumerate(cell, start=2):
-                for k, edge in enumerate(node):
-                    sample[f"{name}/op_{t}_{k}"] = edge.operation
-                    if self.rule == "agd":
-                        sample[f"{name}/input_{t}_{k}"] = [edge.source]
+        edges = [edge for _, cell in self._cells() for node in cell for edge in node]
+        for label, edge in zip(slot_labels(self.nodes, EDGES[self.rule]), edges):
+            sample[str(label)] = edge.operation
+            if self.rule == "agd":
+                sample[str(label._replace(choice="input"))] = [edge.source]
         return sample
 
     @classmethod
     def from_nni(cls, sample: Mapping[str, Any]) -> Genotype:
-        """Read what a strategy of NNI's exports; the rule is ``"agd"`` if there are inputs to choose, else ``"hb"``.
+        """Read a sample of NNI; the rule is ``"agd"`` if it chooses inputs, else ``"hb"``.
 
         Raises:
             ValueError: a key is missing or unknown, or a value is out of range.
         """
         rule = "agd" if any("/input_" in key for key in sample) else "hb"
         nodes = 0
-        while f"normal/op_{nodes + 2}_0" in sample:
+        while str(Label("normal", "op", nodes + 2, 0)) in sample:
             nodes += 1
-        expected, cells = set(), []
-        for name in ("normal", "reduce"):
-            cell = []
-            for t in range(2, 2 + nodes):
-                node = []
-                for k in range(EDGES[rule]):
-                    keys = [f"{name}/op_{t}_{k}", *([f"{name}/input_{t}_{k}"] if rule == "agd" else [])]
-                    expected.update(keys)
-                    missing = [key for key in keys if key not in sample]
-                    if missing:
-                        raise ValueError(f"sample has no {missing[0]!r}: must name every edge of {nodes} nodes")
-                    source = heavy_ball_sources(t)[k] if rule == "hb" else sample[keys[1]]
-                    node.append(
-                        (sample[keys[0]], source[0] if isinstance(source, list) and len(source) == 1 else source)
-                    )
-                cell.append(tuple(node))
-            cells.append(tuple(cell))
-        if sample.keys() - expected:
-            raise ValueError(f"sample has {short(min(sample.keys() - expected))}: not an edge of {nodes} nodes")
-        return cls(rule, *cells)  # type: ignore[arg-type]
+        unread, edges = dict(sample), []
+        for label in slot_labels(nodes, EDGES[rule]):
+            keys = [str(label), *([str(label._replace(choice="input"))] if rule == "agd" else [])]
+            missing = [key for key in keys if key not in sample]
+            if missing:
+                raise ValueError(f"sample has no {missing[0]!r}: must name every edge of {nodes} nodes")
+            operation, *sources = [unread.pop(key) for key in keys]
+            source = sources[0] if sources else heavy_ball_sources(label.node)[cast(int, label.position)]
+            edges.append((operation, source[0] if isinstance(source, list) and len(source) == 1 else source))
+        if unread:
+            raise ValueError(f"sample has {short(min(unread))}: not an edge of {nodes} nodes")
+        both = list(zip(*[iter(edges)] * EDGES[rule]))
+        return cls(rule, both[:nodes], both[nodes:])  # type: ignore[arg-type]
 
     def _cells(self) -> list[tuple[str, CellGenotype]]:
-        """Both cells by the names that DARTS and NNI give them."""
+        """Return both cells by the names of DARTS and NNI."""
         return [("normal", self.normal), ("reduce", self.reduction)]
 
 
 def load_genotype(genotype: Genotype | Mapping[str, Any] | str | Path) -> Genotype:
-    """Return a genotype: itself, from its data, one that is published or in :data:`FOUND` by name, or a JSON file's.
+    """Return a genotype from its data, its name or a JSON file.
+
+    Args:
+        genotype: a genotype, its :meth:`~Genotype.to_dict`, one of :func:`genotype_names`, or a path.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds no genotype.
-        TypeError: the argument is none of these.
+        ValueError: the file or the data is not a genotype.
+        TypeError: the argument has another type.
     """
     if isinstance(genotype, Genotype):
         return genotype
@@ -254,21 +262,21 @@ def load_genotype(genotype: Genotype | Mapping[str, Any] | str | Path) -> Genoty
         raise TypeError(f"genotype={short(genotype)}: must be a Genotype, its to_dict(), a name or a path")
     if genotype in GENOTYPES:
         return GENOTYPES[str(genotype)]
-    if genotype in found_names():
-        return Genotype.load(FOUND / f"{genotype}.json")
+    if genotype in genotype_names():
+        return Genotype.from_json((FOLDER / f"{genotype}.json").read_text(encoding="utf-8"))
     if not Path(genotype).is_file():
-        names = ", ".join([*GENOTYPES, *found_names()])
-        raise ValueError(f"genotype={str(genotype)!r}: must be a JSON file or one of {names}")
+        raise ValueError(f"genotype={str(genotype)!r}: must be a JSON file or one of {', '.join(genotype_names())}")
     return Genotype.load(genotype)
 
 
-def found_names() -> list[str]:
-    """Return the names of the genotypes in :data:`FOUND`."""
-    return sorted(path.stem for path in FOUND.glob("*.json"))
+def genotype_names() -> list[str]:
+    """Return the names of the genotypes in the package, the published ones first."""
+    names = {file.name.removesuffix(".json") for file in FOLDER.iterdir() if file.name.endswith(".json")}
+    return [*GENOTYPES, *sorted(names - GENOTYPES.keys())]
 
 
 def heavy_ball_sources(t: int) -> tuple[int, int, int]:
-    """Return where the edges of node t come from under the heavy-ball rule (23)."""
+    """Return the sources of the edges of node t under the heavy-ball rule (23)."""
     return t - 1, t - 1, t - 2
 
 
@@ -299,45 +307,8 @@ def _checked_edge(name: str, edge: object, t: int) -> Edge:
     return Edge(operation, source)
 
 
-def _published(normal: str, reduction: str) -> Genotype:
-    """Expand 's3 1' to ('sep_conv_3x3', 1); two edges a node."""
-    names = {
-        "s3": "sep_conv_3x3",
-        "s5": "sep_conv_5x5",
-        "d3": "dil_conv_3x3",
-        "d5": "dil_conv_5x5",
-        "max": "max_pool_3x3",
-        "avg": "avg_pool_3x3",
-        "skip": "skip_connect",
-    }
-    cells = []
-    for text in (normal, reduction):
-        words = text.split()
-        edges = [Edge(names[word], int(source)) for word, source in zip(words[::2], words[1::2])]
-        cells.append(tuple(zip(edges[::2], edges[1::2])))
-    return Genotype("agd", *cells)
-
-
 # Liu et al. 2019 (first and second order), Xu et al. 2020 and Chen et al. 2019.
 GENOTYPES = {
-    "darts_v1": _published(
-        "s3 1 s3 0  skip 0 s3 1  skip 0 s3 1  s3 0 skip 2",
-        "max 0 max 1  skip 2 max 0  max 0 skip 2  skip 2 avg 0",
-    ),
-    "darts_v2": _published(
-        "s3 0 s3 1  s3 0 s3 1  s3 1 skip 0  skip 0 d3 2",
-        "max 0 max 1  skip 2 max 1  max 0 skip 2  skip 2 max 1",
-    ),
-    "pc_darts_cifar": _published(
-        "s3 1 skip 0  s3 0 d3 1  s5 0 s3 1  avg 0 d3 1",
-        "s5 1 max 0  s5 1 s5 2  s3 0 s3 3  s3 1 s3 2",
-    ),
-    "pc_darts_image": _published(
-        "skip 1 s3 0  s3 0 skip 1  s3 1 s3 3  s3 1 d5 4",
-        "s3 0 skip 1  d5 2 max 1  s3 2 s3 1  s5 0 s3 3",
-    ),
-    "p_darts": _published(
-        "skip 0 d3 1  skip 0 s3 1  s3 1 s3 3  s3 0 d5 4",
-        "avg 0 s5 1  s3 0 d5 2  max 0 d3 1  d3 1 d5 3",
-    ),
+    name: Genotype.from_json((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("darts_v1", "darts_v2", "pc_darts_cifar", "pc_darts_image", "p_darts")
 }

@@ -13,10 +13,13 @@ __all__ = ["CellPlan", "make_preprocessors", "make_stem", "plan_cells"]
 
 
 class CellPlan(NamedTuple):
-    """The surroundings of a cell.
+    """Channels and strides of a cell.
 
-    ``before`` are the channels of c_{k−2} and c_{k−1}, ``channels`` those of a node; in a ``reduction`` cell edges from
-    the inputs have stride 2; behind one (``reduction_before``) c_{k−2} is twice as large as c_{k−1}.
+    Attributes:
+        before: channels of c_{k−2} and c_{k−1}.
+        channels: channels of a node.
+        reduction: edges from the inputs have stride 2.
+        reduction_before: the cell before is a reduction cell, so c_{k−2} is twice as large as c_{k−1}.
     """
 
     before: tuple[int, int]
@@ -29,13 +32,15 @@ STEMS = ("cifar", "imagenet")
 
 
 def plan_cells(cells: int, channels: int, nodes: int, stem: str) -> list[CellPlan]:
-    """Return DARTS's skeleton: a reduction cell after one and after two thirds, each doubles the channels.
+    """Return the plans of all cells, as in DARTS.
+
+    Reduction cells at one and two thirds of the depth double the channels.
 
     Args:
         cells: number of cells, ≥ 3.
         channels: channels of a node of the first cell, ≥ 2.
         nodes: nodes of a cell, ≥ 1.
-        stem: ``"cifar"``, which gives 3 · channels, or ``"imagenet"``, whose last part reduces once more.
+        stem: ``"cifar"``, with 3 · channels, or ``"imagenet"``, with a reduction before the first cell.
 
     Raises:
         ValueError: an argument is out of range.
@@ -55,12 +60,12 @@ def plan_cells(cells: int, channels: int, nodes: int, stem: str) -> list[CellPla
 
 
 def make_stem(stem: str, in_channels: int, channels: int) -> tuple[nn.Module, nn.Module]:
-    """Return the two parts of a stem, whose outputs are c_{−2} and c_{−1}.
+    """Return the two parts of a stem; their outputs are c_{−2} and c_{−1}.
 
     Args:
-        stem: ``"cifar"``: a 3×3 convolution, and nothing; ``"imagenet"``: to a quarter, and to half of that.
+        stem: ``"cifar"``: a 3×3 convolution and the identity; ``"imagenet"``: to 1/4 and to 1/8 of the size.
         in_channels: channels of an image.
-        channels: as for :func:`plan_cells`.
+        channels: see :func:`plan_cells`.
     """
     if stem == "cifar":
         conv = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
@@ -76,7 +81,7 @@ def make_stem(stem: str, in_channels: int, channels: int) -> tuple[nn.Module, nn
 
 
 def make_preprocessors(plan: CellPlan, affine: bool = True) -> tuple[nn.Module, nn.Module]:
-    """Return what brings c_{k−2} and c_{k−1} to the channels and size of the cell's nodes."""
+    """Return the modules that bring c_{k−2} and c_{k−1} to the channels and size of the nodes."""
     first = FactorizedReduce if plan.reduction_before else conv_norm
     return (
         first(plan.before[0], plan.channels, affine=affine),

@@ -1,7 +1,7 @@
-"""The candidate operations of Table 6, shared by the search spaces and by the networks derived from them.
+"""The candidate operations of Table 6, for search spaces and derived networks.
 
-The names are DARTS's (Liu et al. 2019), whose eight operations Table 6 contains; the ninth is the negative identity.
-An operation maps (batch, channels, height, width) to the same shape, or with stride 2 to half the size, rounded up.
+Table 6 has the eight operations of DARTS (Liu et al. 2019), with their names, and the negative identity. An operation
+maps (batch, channels, height, width) to the same shape, or with stride 2 to half the size, rounded up.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class NegativeIdentity(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """A stride-2 shortcut that reads every pixel: two 1×1 convolutions, one of them shifted by a pixel each way.
+    """A shortcut with stride 2 that reads every pixel.
 
-    An odd side is continued with a zero for the shifted one, so that both have the same size.
+    It has two 1×1 convolutions, one of them shifted by one pixel in both directions.
+    An odd side is padded with a zero for the shifted one, so that both outputs have the same size.
 
     Args:
         in_channels: channels of the input.
@@ -85,7 +86,7 @@ class FactorizedReduce(nn.Module):
         return self.bn(self.reduce(self.relu(x)))
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Return what is normalised, from the rectified input."""
+        """Return the output of both convolutions before the normalisation, from the rectified input."""
         shifted = F.pad(x, [-1, 1, -1, 1])
         return torch.cat([self.conv_1(x), self.conv_2(shifted)], 1)
 
@@ -100,7 +101,7 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int = 1, stride: int 
 
 
 def _depthwise(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
-    """ReLU, depthwise and pointwise convolution, batch normalisation."""
+    """Return ReLU, depthwise and pointwise convolution, batch normalisation."""
     padding = dilation * (kernel // 2)
     return [
         nn.ReLU(),
@@ -137,11 +138,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
 
 
 TABLE_6 = tuple(OPERATIONS)
-
-
 DARTS_OPERATIONS = TABLE_6[:-1]
-
-
 POOLINGS = ("max_pool_3x3", "avg_pool_3x3")
 
 
@@ -154,8 +151,8 @@ def make_operation(
         name: a name of Table 6, in :data:`OPERATIONS`.
         channels: number of channels, ≥ 1.
         stride: 1 or 2.
-        affine: scale and shift in its normalisations; a supernet has none, since α scales as well.
-        norm_after_pooling: normalise after a pooling, as the supernet of DARTS does.
+        affine: scale and shift in its normalisations; a supernet has none, since α is a scale too.
+        norm_after_pooling: normalise after a pooling, as in the supernet of DARTS.
 
     Raises:
         ValueError: an argument is out of range.

@@ -1,6 +1,9 @@
-"""Fast forms of the rules: kernels that know autograd and batch normalisation, and no algorithm and no host.
+"""Kernels: fast forms of the rules with less memory. They import no algorithm and no host.
 
-:mod:`~optinspired_plugins.memory.eager` decides where a fast form may run at all. ``recompute`` repeats a pass of a
-module in the backward pass, ``heavy_ball`` recovers the iterates of (16), ``dense_block`` is (21) as one function, and
-``pooled_norm`` pools what is normalised and rectified.
+- ``heavy_ball``: (16) with reversible iterates, recovered in the backward pass;
+- ``dense_block``: (21) as one autograd function;
+- ``recompute``: checkpointing of modules with buffers and random numbers;
+- ``batch_norm``: statistics and fixed normalisations; ``pooled_norm``: pooling after normalisation and ReLU;
+- ``eager``: the passes in which a kernel may run; ``double_backward``: its gradient where it must be differentiable;
+- ``memory_format``: channels last in training.
 """

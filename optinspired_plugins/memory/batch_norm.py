@@ -1,11 +1,43 @@
-"""Batch normalisation in parts: its statistics, and what a pass in training does to the running ones."""
+"""Batch normalisation in parts: statistics of a batch, running statistics, and the map by fixed statistics."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["batch_statistics", "channel_sums", "running_statistics", "track"]
+__all__ = ["FixedNorm", "batch_statistics", "channel_sums", "pass_statistics", "running_statistics", "track"]
+
+
+class FixedNorm(NamedTuple):
+    """Batch normalisation by fixed statistics: norm(x) = weight · (x − mean) / √(var + eps) + bias.
+
+    The statistics may have a wider dtype than weight and bias; results have the dtype of the statistics.
+    """
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of_running(cls, norm: nn.BatchNorm2d, dtype: torch.dtype) -> FixedNorm:
+        """Return the map of a normalisation in evaluation; a missing weight is 1 and a missing bias 0."""
+        mean, var = running_statistics(norm, dtype)
+        weight = torch.ones_like(mean) if norm.weight is None else norm.weight
+        bias = torch.zeros_like(mean) if norm.bias is None else norm.bias
+        return cls(mean, var, weight, bias, norm.eps)
+
+    def inverse_std(self) -> Tensor:
+        """Return 1 / √(var + eps)."""
+        return (self.var + self.eps).rsqrt()
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return a and b of norm(x) = a x + b, each of shape (channels,)."""
+        scale = self.weight.to(self.mean.dtype) * self.inverse_std()
+        return scale, torch.addcmul(self.bias.to(self.mean.dtype), self.mean, scale, value=-1)
 
 
 def channel_sums(x: Tensor) -> Tensor:
@@ -14,14 +46,14 @@ def channel_sums(x: Tensor) -> Tensor:
 
 
 def _has_planes(x: Tensor) -> bool:
-    """Return True if x is made of contiguous images of one channel, as a slice of channels is."""
+    """Return True if every channel of every image is contiguous, as in a slice of channels."""
     return x.dim() == 4 and x.stride()[1:] == (x.shape[2] * x.shape[3], x.shape[3], 1)
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of every channel of x, shape (batch, channels, …).
 
-    Of images on a CPU they are passes over x and over x − mean that are vectorised, which torch's own are not.
+    For contiguous images on a CPU they are vectorised passes over x and x − mean; torch's are not vectorised.
 
     Raises:
         ValueError: a channel has one value.
@@ -36,23 +68,36 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, planes.square_().sum(0) / count
 
 
+def pass_statistics(norm: nn.BatchNorm2d, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return mean and variance by which a pass normalises x, and track them in training.
+
+    Raises:
+        ValueError: a channel of x has one value, in training.
+    """
+    if not norm.training:
+        return running_statistics(norm, dtype)
+    mean, var = batch_statistics(x.to(dtype))
+    track(norm, mean, var, x.numel() // x.shape[1])
+    return mean, var
+
+
 def running_statistics(norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return copies of the running mean and variance, which may move before a backward pass."""
+    """Return copies of the running mean and variance, since these may change before a backward pass."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean.to(dtype, copy=True), norm.running_var.to(dtype, copy=True)
 
 
 def track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move running statistics towards the statistics of a batch of ``count`` values a channel, as ``norm`` would.
+    """Update running statistics by the statistics of a batch with ``count`` values per channel.
 
-    A normalisation with ``track_running_stats=False``, or without running statistics, is left as it is.
+    A normalisation with ``track_running_stats=False``, or without running statistics, does not change.
     """
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     assert norm.momentum is not None
-    # data: what autograd keeps of a normalisation are other tensors.
+    # data: autograd saves other tensors of a normalisation.
     norm.running_mean.data.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
     norm.running_var.data.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)

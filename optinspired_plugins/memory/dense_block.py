@@ -1,9 +1,8 @@
-"""A dense block (21) as one function with a backward of its own.
+"""A dense block (21) as one autograd function.
 
-Every source z_j is normalised for every later layer, by statistics of the source alone: they are computed once, in the
-backward pass too. One buffer holds all sources. The normalised and rectified sources are elementwise functions of it,
-and the backward pass computes them again. The plain form is :func:`optinspired_plugins.propagation.rules.nesterov` over
-layers that concatenate, normalise, rectify and convolve.
+Every later layer normalises the source z_j by the statistics of z_j only, so they are computed once per pass. One
+buffer holds all sources. The backward pass recomputes the normalised and rectified sources from it. The plain form is
+:func:`optinspired_plugins.propagation.rules.nesterov` over layers that concatenate, normalise, rectify and convolve.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch_norm import batch_statistics, running_statistics, track
-from .plain import is_plain_backward, plain_gradients
+from .batch_norm import FixedNorm, batch_statistics, pass_statistics, running_statistics, track
+from .double_backward import needs_plain_gradients, plain_gradients
 
 __all__ = ["DenseLayer", "dense_block", "dense_block_inference", "rectified_norm"]
 
 
 class DenseLayer(NamedTuple):
-    """A layer of a dense block: norm, ReLU, convolution and, with a bottleneck, the three again; then dropout.
+    """A layer of a dense block.
 
-    The normalisations are batch normalisations with scale and shift, all of a block in training or all in evaluation;
-    the weights belong to convolutions of stride 1 that keep the size; ``drop_rate`` is 0 where nothing is dropped.
+    It has norm, ReLU and convolution, with a bottleneck two of each, and then dropout.
+    The normalisations are batch normalisations with scale and shift, all of a block in training or all in evaluation.
+    The convolutions have stride 1 and keep the size. ``drop_rate`` is 0 without dropout.
     """
 
     norm1: nn.BatchNorm2d
@@ -36,7 +36,7 @@ class DenseLayer(NamedTuple):
     drop_rate: float
 
     def parameters(self) -> list[Tensor]:
-        """Return scale, shift and weight of both parts."""
+        """Return scale, shift and weight of one or two parts."""
         first = [self.norm1.weight, self.norm1.bias, self.weight1]
         return first if self.norm2 is None else [*first, self.norm2.weight, self.norm2.bias, self.weight2]  # type: ignore[list-item]
 
@@ -47,16 +47,16 @@ def dense_block(
     """Return z_0, z_1, … of (21) concatenated.
 
     With m_1 = 0 and m_{k+1} = c_k (m_k − z_k), z_{k+1} = T_k(z_0, …, z_k) + β m_{k+1}. The backward pass uses the mode
-    and the statistics of this pass, whatever becomes of the layers. It computes by the plain form where the gradient
-    has to be differentiable.
+    and the statistics of this pass, even if the layers change. It uses the plain form if the gradient must be
+    differentiable.
 
     Args:
         z: z_0, shape (batch, channels, height, width).
         layers: T_0, T_1, ….
-        momentum: c_0, c_1, …; c_0 is not used.
+        momentum: c_0, c_1, …; c_0 has no effect.
         beta: β.
-        checkpointing: compute the inputs of the second convolutions again in the backward pass, too. This saves a
-            third of the memory and costs another 1×1 convolution per layer.
+        checkpointing: recompute the inputs of the second convolutions in the backward pass, too. This saves a third of
+            the memory and costs another 1×1 convolution per layer.
     """
     kind = z.device.type
     mixed = torch.is_autocast_enabled(kind) and z.dtype != torch.float64
@@ -68,7 +68,7 @@ def dense_block(
     growth = layers[0].parameters()[-1].shape[0]
     buffer = _empty_buffer(z, z.shape[1] + growth * len(layers), dtype)
     first = _FirstSource.apply(z, buffer)
-    # In a list the buffer is no input for autograd, but an output.
+    # In a list the buffer is not an input for autograd, but an output.
     return _DenseBlock.apply(plan, layers, [buffer], first, *(p for layer in layers for p in layer.parameters()))
 
 
@@ -79,10 +79,11 @@ def dense_block_inference(
 
     Args:
         z: z_0, shape (batch, channels, height, width).
-        layers: T_0, T_1, …, each of the concatenation of its sources, a part of the buffer that is not contiguous.
-        momentum: as for :func:`dense_block`.
+        layers: T_0, T_1, …; the argument is the concatenation of the sources, a part of the buffer that is not
+            contiguous.
+        momentum: see :func:`dense_block`.
         beta: β.
-        growth: channels of every source but z_0.
+        growth: growth rate, the channels of every source but z_0.
     """
     end = z.shape[1]
     buffer = _empty_buffer(z, end + growth * len(layers), z.dtype)
@@ -100,9 +101,9 @@ def dense_block_inference(
 
 
 def rectified_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Return max(norm(x), 0) in evaluation, of x that need not be contiguous."""
-    mean, var = running_statistics(norm, torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return _Norm(mean, var, norm.weight, norm.bias, norm.eps).rectified(x)
+    """Return max(norm(x), 0) in evaluation; x need not be contiguous."""
+    fixed = FixedNorm.of_running(norm, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return _NormRelu(*fixed).forward(x)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -129,34 +130,28 @@ class _Plan(NamedTuple):
         return [flat[i : i + size] for i in range(0, len(flat), size)]
 
 
-class _Norm(NamedTuple):
-    """A batch normalisation by given statistics."""
+class _NormRelu(FixedNorm):
+    """max(norm(x), 0) by fixed statistics."""
 
-    mean: Tensor
-    var: Tensor
-    scale: Tensor
-    shift: Tensor
-    eps: float
-
-    def rectified(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return max(norm(x), 0)."""
-        dtype = self.mean.dtype
-        factor = self.scale.to(dtype) * (self.var + self.eps).rsqrt()
-        offset = torch.addcmul(self.shift.to(dtype), self.mean, factor, value=-1)
-        y = torch.addcmul(offset[:, None, None], x, factor[:, None, None])
-        return y.relu_().to(x.dtype)
+        scale, shift = self.scale_and_shift()
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu_().to(x.dtype)
 
     def backward(self, gradient: Tensor, x: Tensor, through_statistics: bool) -> Any:
-        """Return the gradients of x, scale and shift; the statistics count as given unless they are gone through."""
+        """Return the gradients of x, scale and shift.
+
+        ``through_statistics``: mean and variance are functions of x, not constants.
+        """
         x = x.contiguous(memory_format=_layout(gradient))
         return torch.ops.aten.native_batch_norm_backward(
             gradient,
             x,
-            self.scale.to(self.mean.dtype),
+            self.weight.to(self.mean.dtype),
             self.mean,
             self.var,
             self.mean,
-            (self.var + self.eps).rsqrt(),
+            self.inverse_std(),
             through_statistics,
             self.eps,
             [True, True, True],
@@ -167,12 +162,12 @@ def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight.to(x.dtype), padding=weight.shape[2] // 2)
 
 
-def _convolve_backward(gradient: Tensor, y: Tensor, weight: Tensor, wanted: bool) -> tuple[Tensor, Any]:
+def _convolve_backward(gradient: Tensor, y: Tensor, weight: Tensor, needs_weight: bool) -> tuple[Tensor, Any]:
     """Return the gradients of the rectified y, through the ReLU, and of the weight."""
     padding = [weight.shape[2] // 2] * 2
     gradient = gradient.contiguous(memory_format=_layout(y))
     g, of_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, y, weight.to(y.dtype), None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, wanted, False]
+        gradient, y, weight.to(y.dtype), None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, needs_weight, False]
     )
     torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
     return g, of_weight
@@ -196,13 +191,13 @@ def _empty_buffer(z: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
 
 
 class _FirstSource(torch.autograd.Function):
-    """The identity of z_0, placed in the buffer: there it is an input of the block that takes no memory of its own."""
+    """The identity of z_0, placed in the buffer, so that the input of the block needs no extra memory."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, buffer: Tensor) -> Tensor:
         part = buffer[:, : z.shape[1]]
         part.copy_(z)
-        # Not a view for autograd: the rest of the buffer is written later.
+        # No view for autograd, since the rest of the buffer is written later.
         return buffer.new_empty(0).set_(buffer.untyped_storage(), 0, part.shape, part.stride())
 
     @staticmethod
@@ -211,10 +206,10 @@ class _FirstSource(torch.autograd.Function):
 
 
 class _Saved(NamedTuple):
-    """The tensors that a layer keeps beside its parameters: statistics, and what lies between its two parts.
+    """The tensors that a layer saves for the backward pass, apart from its parameters.
 
-    ``mean1`` and ``var1`` belong to all sources of the layer; ``middle`` is the first convolution's output, ``None``
-    with checkpointing; ``mask`` is the mask of dropout.
+    ``mean1`` and ``var1`` are statistics of all sources of the layer. ``middle`` is the output of the first
+    convolution, ``None`` with checkpointing. ``mask`` is the mask of dropout.
     """
 
     mean1: Tensor
@@ -245,23 +240,25 @@ class _DenseBlock(torch.autograd.Function):
         flat, tensors = rest[:count], iter(rest[count:])
         saved = [_Saved(*layer) for layer in zip(*[tensors] * len(_Saved._fields))]
         with torch.autocast(gradient.device.type, enabled=False):
-            if is_plain_backward(gradient):
-                found = plain_gradients(partial(_plain, plan, saved), (z, *flat), gradient, ctx.needs_input_grad[3:])
+            if needs_plain_gradients(gradient):
+                gradients = plain_gradients(
+                    partial(_plain, plan, saved), (z, *flat), gradient, ctx.needs_input_grad[3:]
+                )
             else:
                 needs = plan.by_layer(ctx.needs_input_grad[4:])
-                found = _backward(plan, buffer, plan.by_layer(flat), saved, gradient, needs)
-        return None, None, None, *found
+                gradients = _backward(plan, buffer, plan.by_layer(flat), saved, gradient, needs)
+        return None, None, None, *gradients
 
 
 def _plain(plan: _Plan, saved: list[_Saved], z: Tensor, *flat: Tensor) -> Tensor:
-    """Return z_0, z_1, … concatenated by operations that autograd knows, with the saved statistics and masks."""
+    """Return z_0, z_1, … concatenated, by differentiable operations, with the saved statistics and masks."""
     zs, m = [z], None
-    for k, (own, kept) in enumerate(zip(plan.by_layer(flat), saved)):
-        t = _plain_part(plan, torch.cat(zs, 1), own[:3], (kept.mean1, kept.var1), plan.eps[k][0])
+    for k, (parameters, layer) in enumerate(zip(plan.by_layer(flat), saved)):
+        t = _plain_part(plan, torch.cat(zs, 1), parameters[:3], (layer.mean1, layer.var1), plan.eps[k][0])
         if plan.bottleneck:
-            t = _plain_part(plan, t, own[3:], (kept.mean2, kept.var2), plan.eps[k][1])
-        if kept.mask is not None:
-            t = t * kept.mask
+            t = _plain_part(plan, t, parameters[3:], (layer.mean2, layer.var2), plan.eps[k][1])
+        if layer.mask is not None:
+            t = t * layer.mask
         if k > 0 and plan.beta != 0:
             m = _next_momentum(m, zs[-1], plan.momentum[k], plan.beta)
             t = t + m
@@ -269,17 +266,17 @@ def _plain(plan: _Plan, saved: list[_Saved], z: Tensor, *flat: Tensor) -> Tensor
     return torch.cat(zs, 1)
 
 
-def _plain_part(plan: _Plan, x: Tensor, own: Sequence[Tensor], statistics: Any, eps: float) -> Tensor:
-    """Return the convolution of max(norm(x), 0), by the statistics of x itself in training."""
-    scale, shift = (p.to(plan.statistics_dtype) for p in own[:2])
+def _plain_part(plan: _Plan, x: Tensor, parameters: Sequence[Tensor], statistics: Any, eps: float) -> Tensor:
+    """Return the convolution of max(norm(x), 0), in training by the statistics of x."""
+    scale, shift = (p.to(plan.statistics_dtype) for p in parameters[:2])
     mean, var = (None, None) if plan.training else statistics
-    return _convolve(F.batch_norm(x, mean, var, scale, shift, plan.training, 0.0, eps).relu(), own[2])
+    return _convolve(F.batch_norm(x, mean, var, scale, shift, plan.training, 0.0, eps).relu(), parameters[2])
 
 
 def _forward(
     plan: _Plan, layers: Sequence[DenseLayer], buffer: Tensor, z: Tensor, parameters: list[Sequence[Tensor]]
 ) -> list[_Saved]:
-    """Fill the buffer behind z, and return what the layers keep."""
+    """Fill the buffer after z, and return the saved tensors of the layers."""
     growth, count = parameters[0][-1].shape[0], buffer.numel() // buffer.shape[1]
     means, variances = (buffer.new_empty(buffer.shape[1], dtype=plan.statistics_dtype) for _ in range(2))
     saved: list[_Saved] = []
@@ -291,31 +288,22 @@ def _forward(
             track(layer.norm1, *first, count)
         else:
             first = running_statistics(layer.norm1, plan.statistics_dtype)
-        t = _convolve(_Norm(*first, own[0], own[1], plan.eps[k][0]).rectified(buffer[:, :end]), own[2])
-        kept = _Saved(*first)
+        t = _convolve(_NormRelu(*first, own[0], own[1], plan.eps[k][0]).forward(buffer[:, :end]), own[2])
+        saved_layer = _Saved(*first)
         if layer.norm2 is not None:
-            second = _statistics(plan, layer.norm2, t)
-            kept = _Saved(*first, *second, None if plan.checkpointing else t)
-            t = _convolve(_Norm(*second, own[3], own[4], plan.eps[k][1]).rectified(t), own[5])
+            second = pass_statistics(layer.norm2, t, plan.statistics_dtype)
+            saved_layer = _Saved(*first, *second, None if plan.checkpointing else t)
+            t = _convolve(_NormRelu(*second, own[3], own[4], plan.eps[k][1]).forward(t), own[5])
         if layer.drop_rate > 0:
             mask = F.dropout(torch.ones_like(t), layer.drop_rate)
-            kept, t = kept._replace(mask=mask), t * mask
+            saved_layer, t = saved_layer._replace(mask=mask), t * mask
         if k > 0 and plan.beta != 0:
             m = _next_momentum(m, buffer[:, start:end], plan.momentum[k], plan.beta)
             t = t.add_(m)
         source, start, end = t, end, end + growth
         buffer[:, start:end] = t
-        saved.append(kept)
+        saved.append(saved_layer)
     return saved
-
-
-def _statistics(plan: _Plan, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the statistics by which a pass normalises x, and track them in training."""
-    if not plan.training:
-        return running_statistics(norm, plan.statistics_dtype)
-    mean, var = batch_statistics(x.to(plan.statistics_dtype))
-    track(norm, mean, var, x.numel() // x.shape[1])
-    return mean, var
 
 
 def _backward(
@@ -329,61 +317,75 @@ def _backward(
     """Return the gradients of z_0 and of all parameters."""
     growth, count = parameters[0][-1].shape[0], buffer.numel() // buffer.shape[1]
     sources = _SourceGradients(buffer, gradient, saved[-1] if plan.training else None)
-    found: list[list[Any]] = []
+    gradients: list[list[Any]] = []
     gradient_m: Tensor | None = None
     end = buffer.shape[1]
     for k in reversed(range(len(parameters))):
-        own, kept, start = parameters[k], saved[k], end - growth
+        start = end - growth
         g = sources.complete(start, end)
         if k > 0 and plan.beta != 0:
             gradient_m = g if gradient_m is None else g + plan.momentum[k + 1] * gradient_m
             sources.total[:, start - growth : start].sub_(gradient_m, alpha=plan.beta * plan.momentum[k])
-        if kept.mask is not None:
-            g = g * kept.mask
-        norm1 = _Norm(kept.mean1, kept.var1, own[0], own[1], plan.eps[k][0])
-        x = buffer[:, :start]
-        y = norm1.rectified(x) if kept.middle is None else None
-        later: list[Any] = []
-        if kept.mean2 is not None and kept.var2 is not None:
-            middle = _convolve(y, own[2]) if kept.middle is None else kept.middle  # type: ignore[arg-type]
-            norm2 = _Norm(kept.mean2, kept.var2, own[3], own[4], plan.eps[k][1])
-            g, of_weight = _convolve_backward(g, norm2.rectified(middle), own[5], needs[k][5])
-            g, *of_norm = norm2.backward(g, middle, plan.training)
-            later = [*of_norm, of_weight]
-            del middle
-        g, of_weight = _convolve_backward(g, norm1.rectified(x) if y is None else y, own[2], needs[k][2])
-        del y
-        g, of_scale, of_shift = norm1.backward(g, x, False)
+        norm = _NormRelu(saved[k].mean1, saved[k].var1, parameters[k][0], parameters[k][1], plan.eps[k][0])
+        g, of_layer = _layer_backward(plan, k, norm, buffer[:, :start], parameters[k], saved[k], g, needs[k])
         sources.total[:, :start].add_(g)
         if plan.training:
-            sources.through_statistics(norm1, of_scale, of_shift, count)
-        found.append([of_scale, of_shift, of_weight, *later])
+            sources.through_statistics(norm, of_layer[0], of_layer[1], count)
+        gradients.append(of_layer)
         end = start
-    return [sources.complete(0, end), *(g for own in reversed(found) for g in own)]
+    return [sources.complete(0, end), *(g for of_layer in reversed(gradients) for g in of_layer)]
+
+
+def _layer_backward(
+    plan: _Plan,
+    k: int,
+    norm1: _NormRelu,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    saved: _Saved,
+    g: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, list[Any]]:
+    """Return the gradients of the sources x and of the parameters of one layer, with constant statistics of x."""
+    if saved.mask is not None:
+        g = g * saved.mask
+    y = norm1.forward(x) if saved.middle is None else None
+    of_second: list[Any] = []
+    if saved.mean2 is not None and saved.var2 is not None:
+        middle = _convolve(y, parameters[2]) if saved.middle is None else saved.middle  # type: ignore[arg-type]
+        norm2 = _NormRelu(saved.mean2, saved.var2, parameters[3], parameters[4], plan.eps[k][1])
+        g, of_weight = _convolve_backward(g, norm2.forward(middle), parameters[5], needs[5])
+        g, *of_norm = norm2.backward(g, middle, plan.training)
+        of_second = [*of_norm, of_weight]
+        del middle
+    g, of_weight = _convolve_backward(g, norm1.forward(x) if y is None else y, parameters[2], needs[2])
+    del y
+    g, of_scale, of_shift = norm1.backward(g, x, False)
+    return g, [of_scale, of_shift, of_weight, *of_second]
 
 
 class _SourceGradients:
-    """The gradients of all sources, to which layer after layer adds, the last one first.
+    """The gradients of all sources, summed over the layers from the last to the first.
 
-    Statistics have gradients, too. They depend on the source alone, so they are collected over the layers and gone
-    through once, when a source has all its gradients.
+    The gradients of the statistics of a source are summed as well, and propagated to the source once, when its gradient
+    is complete.
     """
 
     def __init__(self, buffer: Tensor, gradient: Tensor, last: _Saved | None) -> None:
-        self.buffer, self.last = buffer, last  # last: the layer with the statistics of all sources, in training
+        self.buffer, self.last = buffer, last  # in training, last has the statistics of all sources
         self.total = gradient.to(buffer.dtype).clone(memory_format=torch.preserve_format)
         if last is not None:
             self.of_mean, self.of_var = torch.zeros_like(last.mean1), torch.zeros_like(last.var1)
 
-    def through_statistics(self, norm: _Norm, of_scale: Tensor, of_shift: Tensor, count: int) -> None:
-        """Collect the gradients of the statistics of a first normalisation, from those of its scale and shift."""
-        invstd, channels = (norm.var + norm.eps).rsqrt(), len(norm.mean)
-        factor = norm.scale.to(norm.mean.dtype) * invstd / count
+    def through_statistics(self, norm: FixedNorm, of_scale: Tensor, of_shift: Tensor, count: int) -> None:
+        """Add the gradients of the statistics of a normalisation, from the gradients of its scale and shift."""
+        invstd, channels = norm.inverse_std(), len(norm.mean)
+        factor = norm.weight.to(norm.mean.dtype) * invstd / count
         self.of_mean[:channels].addcmul_(factor, of_shift)
         self.of_var[:channels].addcmul_(factor * invstd, of_scale)
 
     def complete(self, start: int, end: int) -> Tensor:
-        """Return the gradient of the source in some channels, once all later layers have added to it."""
+        """Return the gradient of the source in these channels, after all later layers have added to it."""
         g = self.total[:, start:end]
         if self.last is None or start >= len(self.of_mean):  # no layer reads the last source
             return g

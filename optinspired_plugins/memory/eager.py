@@ -1,4 +1,4 @@
-"""Where a fast form may run: in passes that compute values, and that nothing records, compiles or transforms."""
+"""The passes in which a kernel may run: eager ones, with values, under no compiler, tracer or transform."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)
 
 
 def is_eager(*inputs: Any) -> bool:
-    """Return True if a pass over the inputs computes values by torch's ordinary reverse mode.
+    """Return True if a pass over the inputs computes values in torch's ordinary reverse mode.
 
-    It is False while torch compiles, exports, scripts or traces, under ``torch.func`` and forward-mode differentiation,
-    and for inputs without values: proxies, meta tensors, empty batches and tensor subclasses of others. The plain form
-    is right in all of these cases.
+    Return False while torch compiles, exports, scripts or traces, under ``torch.func`` and forward-mode
+    differentiation, and for inputs without values: proxies, meta tensors, empty batches and foreign tensor subclasses.
+    The plain form works in all of these cases.
     """
     return not (
         torch.compiler.is_compiling()
@@ -34,10 +34,10 @@ def is_eager(*inputs: Any) -> bool:
 
 
 def are_transforms_active() -> bool:
-    """Return True under a transform of ``torch.func``, and in a backward pass that takes a batch of gradients."""
-    return torch._C._are_functorch_transforms_active()  # as torch's own Function asks
+    """Return True under a transform of ``torch.func``, and in a backward pass with a batch of gradients."""
+    return torch._C._are_functorch_transforms_active()  # as in torch.autograd.Function
 
 
 def is_compiled_by_dynamo() -> bool:
-    """Return True while ``torch.compile`` reads the code, and not for an export."""
+    """Return True under ``torch.compile``, but not in an export."""
     return torch.compiler.is_dynamo_compiling() and not _is_exporting()

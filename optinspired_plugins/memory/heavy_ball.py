@@ -1,10 +1,10 @@
-"""The heavy-ball rule (16) without its iterates: the backward pass recovers them.
+"""The heavy-ball rule (16) with reversible iterates.
 
 Since x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1},
 
     x_{k−1} = (x_{k+1} − T_k(x_k) − β1 x_k) / β2,
 
-and the backward pass computes T_k(x_k) again before it needs x_{k−1}. The plain form is
+and the backward pass recomputes T_k(x_k) before it needs x_{k−1}. The plain form is
 :func:`optinspired_plugins.propagation.rules.heavy_ball`.
 """
 
@@ -25,15 +25,15 @@ from .recompute import recompute
 
 __all__ = ["MAX_ERROR_GROWTH", "SplitTransform", "error_growth", "keeps_no_output", "reversible_heavy_ball"]
 
-# An iterate that is recovered may lose five of float32's 24 bits.
+# A recovered iterate may lose five of the 24 bits of float32.
 MAX_ERROR_GROWTH = 32.0
 
 
 def error_growth(beta1: Sequence[float], beta2: Sequence[float]) -> float:
-    """Return the largest factor by which a rounding error in one iterate can grow in the iterates recovered from it.
+    """Return the largest growth of a rounding error in recovered iterates.
 
-    It is the largest |e_j| of e_{k−1} = (e_{k+1} − β1 e_k) / β2 from any e_{k+1} = 0, e_k = 1. How T changes an error
-    is left out. The factor is 1 for (1, −1), and infinite where a β2 is 0.
+    It is the largest |e_j| of e_{k−1} = (e_{k+1} − β1 e_k) / β2 from any e_{k+1} = 0, e_k = 1, without the effect of T
+    on an error. The factor is 1 for (1, −1), and infinite if a β2 is 0.
 
     Args:
         beta1: β1 of every step.
@@ -51,10 +51,10 @@ def error_growth(beta1: Sequence[float], beta2: Sequence[float]) -> float:
 
 
 class SplitTransform(NamedTuple):
-    """A transform T of (16) as a chain of parts, each of which is computed again from its own input.
+    """A transform T of (16) as a chain of parts for checkpointing.
 
-    ``first`` keeps what autograd keeps, without the iterate; each of the ``others`` keeps its input. Without ``first``
-    all of T is computed again from the iterate. ``module`` is the module whose state the parts read.
+    ``first`` saves the tensors that autograd saves, except the iterate. Each of the ``others`` saves its input and is
+    recomputed. Without ``first`` all of T is recomputed from the iterate. The parts read the state of ``module``.
     """
 
     module: nn.Module
@@ -65,23 +65,23 @@ class SplitTransform(NamedTuple):
 def reversible_heavy_ball(
     transforms: Sequence[SplitTransform], x0: Tensor, x1: Tensor, beta1: Sequence[Any], beta2: Sequence[Any]
 ) -> Tensor:
-    """Return x_K of (16) from x_0 and x_1 by T_1, …, T_{K−1}, keeping no iterate but the last two.
+    """Return x_K of (16) from x_0 and x_1 by T_1, …, T_{K−1}, saving only the last two iterates.
 
-    In reduced precision the iterates are float32, and each T gets its own rounded to the precision of ``x1``, which is
-    also the result's: rounding errors of the iterates would grow in the recovered ones. A warning says so if the x_1
-    that was recovered is far from the known one.
+    With ``x1`` in reduced precision the iterates are float32, since rounding errors would grow in the recovered ones;
+    the inputs of T and the result have the precision of ``x1``. The backward pass warns if the recovered x_1 is far
+    from the true one.
 
     Args:
         transforms: T_1, ….
         x0: x_0.
         x1: x_1, of the same shape.
-        beta1: β1 of every step: a number, or a tensor of no dimension, which may have a gradient.
-        beta2: β2 of every step, not 0: numbers or tensors as for β1.
+        beta1: β1 of every step: a number, or a tensor without dimensions, which may have a gradient.
+        beta2: β2 of every step, not 0, in the same form.
 
     Raises:
         ValueError: a β2 is 0.
-        RuntimeError: in the backward pass, where a second derivative is asked for, or where an iterate is needed and
-            the result had no part in the loss.
+        RuntimeError: in the backward pass, if it should be differentiable, or if an iterate is needed and the result is
+            not part of the loss.
     """
     for k, value in enumerate(beta2, start=1):
         if not value:
@@ -102,61 +102,64 @@ def reversible_heavy_ball(
 
 
 def _transform(iterates: _Iterates, k: int, T: SplitTransform, x: Tensor) -> Tensor:
-    """Return T_k(x_k). When the backward pass computes it again, x_{k−1} is recovered from it."""
-    dtype, needs_grad, once, (*middle, last) = x.dtype, x.requires_grad, [x], T.others
+    """Return T_k(x_k); when the backward pass recomputes it, x_{k−1} is recovered from it."""
+    dtype, needs_grad, holder, (*middle, last) = x.dtype, x.requires_grad, [x], T.others
 
     def final(y: Tensor) -> Tensor:
         iterates.start_step(k)
         if T.first is None:
-            # What a closure holds is kept: the iterate is there once, and recovered later.
-            y = once.pop() if once else iterates.get(k).to(dtype).detach().requires_grad_(needs_grad)
+            # The first pass takes the iterate out of the closure, which would keep it alive.
+            y = holder.pop() if holder else iterates.get(k).to(dtype).detach().requires_grad_(needs_grad)
         t = last(y)
         iterates.recover_previous(k, t)
         return _Transformed.apply(t)
 
     if T.first is None:
         return recompute(T.module, final, x.new_empty(1))  # tells the device
-    with iterates.not_saved(k, x):
-        y = T.first(once.pop())
+    with iterates.do_not_save(k, x):
+        y = T.first(holder.pop())
     for part in middle:
         y = recompute(T.module, part, y)
     return recompute(T.module, final, y)
 
 
 class _Iterates:
-    """x_0, …, x_K of (16) in a backward pass: two neighbours are known, and lower ones follow from T_k(x_k)."""
+    """The iterates x_0, …, x_K of (16) in a backward pass.
+
+    Two neighbours are available at a time; x_{k−1} follows from x_k, x_{k+1} and T_k(x_k).
+    """
 
     def __init__(self, beta1: Sequence[Any], beta2: Sequence[Any]) -> None:
-        # As they are now: an optimiser may have moved them before a backward pass.
+        # Copies: an optimiser may change the coefficients before a backward pass.
         values: list[list[Any]] = [
             [b.detach().clone() if isinstance(b, Tensor) else b for b in beta] for beta in (beta1, beta2)
         ]
         self.beta1, self.beta2 = ([0.0, *beta] for beta in values)  # step 0 has none
-        self.known: dict[int, Tensor] = {}
-        self.frozen: dict[int, Tensor] = {}  # those that no backward pass of a T will recover
+        self.available: dict[int, Tensor] = {}
+        self.frozen: dict[int, Tensor] = {}  # not recovered, since these T have no backward pass
 
     def is_needed(self, k: int) -> bool:
-        """Return True if a gradient needs x_k: all but x_0, which only a learned coefficient needs."""
+        """Return True if a gradient needs x_k; only a learned coefficient needs x_0."""
         return k > 0 or isinstance(self.beta2[1], Tensor)
 
     def start_step(self, k: int) -> None:
-        """Forget x_{k+1} where T_k is about to be computed again and x_{k−1} is not needed."""
+        """Free x_{k+1} before T_k is recomputed, if x_{k−1} is not needed."""
         if not self.is_needed(k - 1):
-            self.known.pop(k + 1, None)
+            self.available.pop(k + 1, None)
 
     def recover_previous(self, k: int, term: Tensor) -> None:
-        """Take T_k(x_k) from a backward pass, and recover x_{k−1}."""
-        if k + 1 not in self.known or not self.is_needed(k - 1):
+        """Recover x_{k−1} from T_k(x_k)."""
+        if k + 1 not in self.available or not self.is_needed(k - 1):
             return
-        above = self.known.pop(k + 1)
+        above = self.available.pop(k + 1)
         free = keeps_no_output(term) and term.dtype == above.dtype
         x = term.detach().sub_(above) if free else term.detach() - above
-        x = _add(x, self.known[k], self.beta1[k])
-        self.known[k - 1] = x if _equals(self.beta2[k], -1) else x.div_(-self.beta2[k])
+        x = _add(x, self.available[k], self.beta1[k])
+        self.available[k - 1] = x if _equals(self.beta2[k], -1) else x.div_(-self.beta2[k])
 
     def get(self, k: int) -> Tensor:
         """Return x_k."""
-        x = self.known.get(k, self.frozen.get(k))
+        x = self.available.get(k, self.frozen.get(k))
         if x is None:
             raise RuntimeError(
                 f"x_{k} of a heavy-ball stage cannot be recovered: the stage's output must take part in the loss, not "
@@ -165,8 +168,8 @@ class _Iterates:
         return x
 
     @contextmanager
-    def not_saved(self, k: int, x: Tensor) -> Iterator[None]:
-        """Have autograd save the number of x_k in its place."""
+    def do_not_save(self, k: int, x: Tensor) -> Iterator[None]:
+        """Make autograd save the number k in place of x_k."""
         storage, shape, stride, dtype = x.untyped_storage()._cdata, x.shape, x.stride(), x.dtype
         offset = x.storage_offset()
 
@@ -187,7 +190,7 @@ class _Iterates:
             yield
 
 
-# Operations whose backward pass does not read their output, so that it may be overwritten.
+# The backward pass of these operations does not read their output, so that it may be overwritten.
 _KEEP_NO_OUTPUT = frozenset(
     {
         "AddBackward0",
@@ -204,7 +207,7 @@ _KEEP_NO_OUTPUT = frozenset(
 
 
 def keeps_no_output(x: Tensor) -> bool:
-    """Return True if x is the output of an operation whose backward pass does not read it."""
+    """Return True if x is an output that the backward pass of its operation does not read."""
     return x.grad_fn is not None and x.grad_fn.name() in _KEEP_NO_OUTPUT
 
 
@@ -213,7 +216,7 @@ def _equals(beta: Any, value: float) -> bool:
 
 
 def _add(total: Tensor, x: Tensor, factor: Any) -> Tensor:
-    """Add a multiple in place."""
+    """Add a multiple of x in place."""
     return total.addcmul_(x, factor) if isinstance(factor, Tensor) else total.add_(x, alpha=factor)
 
 
@@ -222,7 +225,10 @@ def _scaled(gradient: Tensor, beta: Any) -> Tensor:
 
 
 class _FirstIterate(torch.autograd.Function):
-    """The identity of x_1. Its backward comes last, when no iterate is needed any more."""
+    """The identity of x_1.
+
+    Its backward runs last: it checks the recovered x_1 and frees the iterates.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, iterates: _Iterates, tolerance: float) -> Tensor:
@@ -231,15 +237,18 @@ class _FirstIterate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        recovered = ctx.iterates.known.get(1)
+        recovered = ctx.iterates.available.get(1)
         if recovered is not None and _is_checked(recovered):
             _compare(_sample(recovered), ctx.sample, ctx.tolerance)
-        ctx.iterates.known = {}
+        ctx.iterates.available = {}
         return gradient, None, None
 
 
 class _LastIterates(torch.autograd.Function):
-    """The identity of x_K. Its backward comes first: x_{K−1} and x_K, saved as autograd saves tensors, are known."""
+    """The identity of x_K.
+
+    Its backward runs first: it takes x_{K−1} and x_K from autograd's saved tensors.
+    """
 
     @staticmethod
     def forward(ctx: Any, last: Tensor, before: Tensor, iterates: _Iterates) -> Tensor:
@@ -255,14 +264,15 @@ class _LastIterates(torch.autograd.Function):
                 "memory='stored' and switch grad checkpointing off"
             )
         steps = len(ctx.iterates.beta1)
-        ctx.iterates.known = {k: x.detach() for k, x in zip((steps - 1, steps), ctx.saved_tensors)}
+        ctx.iterates.available = {k: x.detach() for k, x in zip((steps - 1, steps), ctx.saved_tensors)}
         return gradient, None, None
 
 
 class _Transformed(torch.autograd.Function):
-    """The identity of T_k(x_k), which has T_k computed again, whole, before its backward pass and at the latest then.
+    """The identity of T_k(x_k).
 
-    Torch ends a repetition at the last tensor that it is asked for: this one comes after T_k(x_k).
+    Its backward recomputes T_k completely, if that has not been done. Torch stops a recomputation at the last saved
+    tensor that is needed: the tensor saved here comes after T_k(x_k).
     """
 
     @staticmethod
@@ -278,10 +288,10 @@ class _Transformed(torch.autograd.Function):
 
 
 class _PreviousIterate(torch.autograd.Function):
-    """A number that stands for β2 x_{k−1} and carries its gradient.
+    """A zero in place of β2 x_{k−1}, with the gradient of β2 x_{k−1}.
 
-    It is made before T_k(x_k), so that its backward comes after T_k's: until then there is no gradient of x_{k−1}, and
-    then x_{k−1} is known. ``ctx.transform`` is the :class:`_Transformed` of T_k.
+    It is created before T_k(x_k), so that its backward runs after the backward of T_k: then x_{k−1} has been recovered.
+    ``ctx.transform`` is the :class:`_Transformed` of T_k.
     """
 
     @staticmethod
@@ -293,14 +303,17 @@ class _PreviousIterate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         beta, slope = ctx.iterates.beta2[ctx.k], None
         if ctx.needs_input_grad[1]:
-            if ctx.k - 1 not in ctx.iterates.known and hasattr(ctx, "transform"):
-                _ = ctx.transform.saved_tensors  # nothing else asked for a gradient of T_k
+            if ctx.k - 1 not in ctx.iterates.available and hasattr(ctx, "transform"):
+                _ = ctx.transform.saved_tensors  # T_k has no other gradient, and is recomputed here
             slope = (gradient * ctx.iterates.get(ctx.k - 1)).sum()
         return _scaled(gradient, beta), slope, None, None
 
 
 class _Step(torch.autograd.Function):
-    """T_k(x_k) + β1 x_k + β2 x_{k−1}, in the place of the first; the last's gradient goes to what stands for it."""
+    """T_k(x_k) + β1 x_k + β2 x_{k−1}, in place.
+
+    The gradient of the last term goes to :class:`_PreviousIterate`.
+    """
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, x: Tensor, beta: Any, momentum: Tensor, x_prev: Tensor, place: Any) -> Tensor:
@@ -310,32 +323,35 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        beta, wanted = ctx.iterates.beta1[ctx.k], ctx.needs_input_grad[2]
-        slope = (gradient * ctx.iterates.get(ctx.k)).sum() if wanted else None
+        beta = ctx.iterates.beta1[ctx.k]
+        slope = (gradient * ctx.iterates.get(ctx.k)).sum() if ctx.needs_input_grad[2] else None
         return gradient, _scaled(gradient, beta), slope, gradient, None, None
 
 
-# --- is the recovered x_1 the one that was there? ---------------------------------------------------------------------
+# --- check of the recovered x_1 ---------------------------------------------------------------------------------------
 
 _passes = itertools.count()
 
 
 def _sample(x: Tensor) -> Tensor:
-    """Return a few hundred values of x, of its first row."""
+    """Return a few hundred values of the first image."""
     first = x.detach()[0].flatten()
     return first[:: max(1, len(first) // 256)].clone()
 
 
 def _is_checked(x: Tensor) -> bool:
-    """Return True if x is to be looked at: looking waits for a device, so only now and then where it is not the CPU."""
+    """Return True if x should be checked: on the CPU always, elsewhere in every 64th pass.
+
+    A check waits for the device.
+    """
     if x.device.type == "cpu":
         return True
     capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     return not capturing and next(_passes) % 64 == 0
 
 
-def _compare(recovered: Tensor, known: Tensor, tolerance: float) -> None:
-    error, size = (recovered - known).norm().item(), known.norm().item()
+def _compare(recovered: Tensor, original: Tensor, tolerance: float) -> None:
+    error, size = (recovered - original).norm().item(), original.norm().item()
     if not error <= tolerance * size and math.isfinite(size):
         warnings.warn(
             f"memory: the x_1 that a heavy-ball stage recovered differs by more than {tolerance:g} of its size, so "

@@ -1,4 +1,4 @@
-"""The memory format of gradients in training with channels last."""
+"""Memory formats in training: channels last for gradients and for networks of cells."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["align_gradient", "training_layout"]
 
 
 def align_gradient(x: Tensor) -> None:
-    """Make the gradient of x, shape (batch, channels, height, width), channels last where x is.
+    """Make the gradient of x channels last if x is, shape (batch, channels, height, width).
 
-    A pooled map, a slice and a concatenation hand back gradients of other strides, and sums pass them on from stage to
-    stage. ReLU would put them right, but the rules have none after their sums, and torch's normalisations take about
-    three times as long where the gradient is not as their input.
+    The gradients of a pooling, a slice and a concatenation have other strides, and sums pass them to earlier stages.
+    The rules have no ReLU after their sums, which would restore the strides. Torch's normalisations take about three
+    times as long for a gradient with other strides than their input.
     """
     if is_eager(x) and x.requires_grad and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         x.register_hook(_channels_last)
 
 
 def _channels_last(gradient: Optional[Tensor]) -> Optional[Tensor]:
-    """Undefined gradients, which are zeros, come as ``None``."""
+    """Return a gradient in channels last; ``None`` is an undefined gradient, which means zero."""
     return None if gradient is None else gradient.contiguous(memory_format=torch.channels_last)
 
 
@@ -33,10 +33,11 @@ ONEDNN_BLOCK = 16  # channels, with AVX-512; 8 without
 
 
 def training_layout(model: nn.Module) -> torch.memory_format:
-    """Return channels last, in which depthwise convolutions are much faster, or contiguous where that is not safe.
+    """Return the memory format for training a network of cells.
 
-    In channels last the weight gradient of a strided 1×1 convolution of fewer input channels than a block writes past
-    oneDNN's workspace: the gradient is wrong, or the process crashes (oneDNN's issue 6035).
+    It is channels last, which makes depthwise convolutions much faster, or contiguous if that is unsafe. In channels
+    last, the weight gradient of a strided 1×1 convolution with fewer input channels than a block writes past the
+    workspace of oneDNN: the gradient is wrong, or the process crashes (oneDNN issue 6035).
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     strided = [conv for conv in convolutions if math.prod(conv.kernel_size) == 1 < math.prod(conv.stride)]

@@ -1,8 +1,8 @@
-"""Pooling of a rectified normalisation, without keeping the images of full size between them.
+"""Pooling after normalisation and ReLU, without saving the full-size images between them.
 
-:func:`max_pooled_norm` pools first: max pooling commutes with maps that do not decrease, and max(norm(x), 0) is such a
-map of s x, s the sign of the scale. :func:`average_pooled_norm` computes what it pools again in the backward pass. The
-plain form of both is ``pool(relu(norm(x)))``.
+:func:`max_pooled_norm` pools first: max pooling commutes with increasing maps, and max(norm(x), 0) increases with s x,
+s the sign of the scale. :func:`average_pooled_norm` recomputes the rectified images in the backward pass. The plain
+form of both is ``pool(relu(norm(x)))``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch_norm import batch_statistics, channel_sums, running_statistics, track
-from .plain import is_plain_backward, plain_gradients
+from .batch_norm import FixedNorm, channel_sums, pass_statistics
+from .double_backward import needs_plain_gradients, plain_gradients
 
 __all__ = ["average_pooled_norm", "max_pooled_norm"]
 
@@ -24,7 +24,7 @@ __all__ = ["average_pooled_norm", "max_pooled_norm"]
 def max_pooled_norm(x: Tensor, norm: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tensor:
     """Return pool(max(norm(x), 0)), norm in training.
 
-    Kept for the backward pass are x, the result and where the maxima are.
+    Saved for the backward pass are x, the result and the indices of the maxima.
 
     Args:
         x: shape (batch, channels, height, width), in the precision of the normalisation.
@@ -34,7 +34,7 @@ def max_pooled_norm(x: Tensor, norm: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tens
     Raises:
         ValueError: a channel of x has one value.
     """
-    mean, var = _statistics(x, norm)
+    mean, var = pass_statistics(norm, x.detach(), torch.float64 if x.dtype == torch.float64 else torch.float32)
     sizes = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
     window = (*map(_pair, sizes), pool.ceil_mode)
     return _MaxPooledNorm.apply(x, norm.weight, norm.bias, mean, var, norm.eps, window)
@@ -43,7 +43,7 @@ def max_pooled_norm(x: Tensor, norm: nn.BatchNorm2d, pool: nn.MaxPool2d) -> Tens
 def average_pooled_norm(x: Tensor, norm: nn.BatchNorm2d, pool: nn.AvgPool2d) -> Tensor:
     """Return pool(max(norm(x), 0)), norm in training or evaluation.
 
-    Kept for the backward pass are x and its statistics.
+    Saved for the backward pass are x and its statistics.
 
     Args:
         x: shape (batch, channels, height, width).
@@ -53,21 +53,10 @@ def average_pooled_norm(x: Tensor, norm: nn.BatchNorm2d, pool: nn.AvgPool2d) -> 
     Raises:
         ValueError: a channel of x has one value, in training.
     """
-    mean, var = _statistics(x, norm)
+    mean, var = pass_statistics(norm, x.detach(), torch.float64 if x.dtype == torch.float64 else torch.float32)
     sizes = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
     window = (*sizes, pool.ceil_mode, pool.count_include_pad, pool.divisor_override)
     return _AveragePooledNorm.apply(x, norm.weight, norm.bias, mean, var, (norm.training, norm.eps), window)
-
-
-@torch.no_grad()
-def _statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return mean and variance by which a pass normalises, and track them in training."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if not norm.training:
-        return running_statistics(norm, dtype)
-    mean, var = batch_statistics(x.to(dtype))
-    track(norm, mean, var, x.numel() // x.shape[1])
-    return mean, var
 
 
 def _plain(
@@ -79,7 +68,7 @@ def _plain(
     scale: Tensor,
     shift: Tensor,
 ) -> Tensor:
-    """Return the plain form; by the statistics of x itself where none are given."""
+    """Return the plain form, by the statistics of x if ``mean`` is ``None``."""
     if mean is not None:
         scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
     return pool(F.batch_norm(x, mean, var, scale, shift, mean is None, 0.0, eps).relu())
@@ -90,12 +79,12 @@ class _MaxPooledNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, eps: float, window: Any
     ) -> Tensor:
-        factor = scale * (var + eps).rsqrt()
+        factor = scale * FixedNorm(mean, var, scale, shift, eps).inverse_std()
         positive = bool((factor > 0).all())
         signed = x if positive else x * factor.sign()[:, None, None]
         out, indices = F.max_pool2d(signed, *window, return_indices=True)
         out.mul_(factor.abs()[:, None, None]).add_((shift - mean * factor)[:, None, None]).relu_()
-        ctx.save_for_backward(x, scale, shift, mean, var, indices.int(), out)  # half of torch's indices
+        ctx.save_for_backward(x, scale, shift, mean, var, indices.int(), out)  # half the size of torch's indices
         ctx.eps, ctx.window = eps, window
         return out
 
@@ -103,10 +92,10 @@ class _MaxPooledNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, scale, shift, mean, var, indices, out = ctx.saved_tensors
         needs, rest = ctx.needs_input_grad[:3], (None,) * 4
-        if is_plain_backward(gradient):
+        if needs_plain_gradients(gradient):
             plain = partial(_plain, partial(_max_pool, ctx.window), None, None, ctx.eps)
             return *plain_gradients(plain, (x, scale, shift), gradient, needs), *rest
-        indices, invstd = indices.long(), (var + ctx.eps).rsqrt()
+        indices, invstd = indices.long(), FixedNorm(mean, var, scale, shift, ctx.eps).inverse_std()
         g = torch.ops.aten.threshold_backward(gradient, out, 0)
         centred = x.flatten(2).gather(2, indices.flatten(2)).view_as(g) - mean[:, None, None]
         scale_gradient, shift_gradient = channel_sums(centred.mul_(g)) * invstd, channel_sums(g)
@@ -115,7 +104,7 @@ class _MaxPooledNorm(torch.autograd.Function):
             return None, scale_gradient, shift_gradient, *rest
         factor = scale * invstd
         dx = torch.ops.aten.max_pool2d_with_indices_backward(g.mul_(factor[:, None, None]), x, *ctx.window, indices)
-        # Through the statistics: f/n (Σ g + x̂ Σ g x̂), in one pass as a normalisation of its own.
+        # The gradient of the statistics is f/n (Σ g + x̂ Σ g x̂), which is a normalisation of x.
         share = factor / (x.numel() // x.shape[1])
         slope, one = share * scale_gradient * invstd, torch.ones_like(mean)
         dx -= F.batch_norm(x, mean, one, slope, share * shift_gradient, False, 0.0, 0.0)
@@ -136,19 +125,19 @@ class _AveragePooledNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, scale, shift, mean, var = ctx.saved_tensors
         needs, rest = ctx.needs_input_grad[:3], (None,) * 4
-        if is_plain_backward(gradient):
-            given = [None, None] if ctx.training else [mean, var]
-            plain = partial(_plain, partial(_average_pool, ctx.window), given[0], given[1], ctx.eps)
+        if needs_plain_gradients(gradient):
+            statistics = (None, None) if ctx.training else (mean, var)
+            plain = partial(_plain, partial(_average_pool, ctx.window), statistics[0], statistics[1], ctx.eps)
             return *plain_gradients(plain, (x, scale, shift), gradient, needs), *rest
         scale, shift = scale.to(mean.dtype), shift.to(mean.dtype)
         y = F.batch_norm(x, mean, var, scale, shift, False, 0.0, ctx.eps)
         g = torch.ops.aten.avg_pool2d_backward(gradient, y, *ctx.window)
         g = torch.ops.aten.threshold_backward(g, y, 0)
-        invstd = (var + ctx.eps).rsqrt()
-        found = torch.ops.aten.native_batch_norm_backward(
+        invstd = FixedNorm(mean, var, scale, shift, ctx.eps).inverse_std()
+        gradients = torch.ops.aten.native_batch_norm_backward(
             g, x, scale, mean, var, mean, invstd, ctx.training, ctx.eps, list(needs)
         )
-        return *(gradient if need else None for gradient, need in zip(found, needs)), *rest
+        return *(gradient if need else None for gradient, need in zip(gradients, needs)), *rest
 
 
 def _max_pool(window: Any, x: Tensor) -> Tensor:

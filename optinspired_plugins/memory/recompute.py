@@ -1,4 +1,4 @@
-"""Checkpointing that repeats a pass of a module as it was, and leaves no trace in its buffers."""
+"""Checkpointing of modules: the backward pass repeats a pass in the same state, without changing buffers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from .eager import is_compiled_by_dynamo, is_eager
+from .randomness import may_draw_random_numbers
 
 __all__ = ["ModuleState", "recompute"]
 
 
 class ModuleState:
-    """The state that a pass through a module reads: modes, parameters and buffers, as they are now.
+    """The present state of a module and its submodules: modes, parameters and buffers.
 
-    As a context manager it gives the module this state for a repeated pass, and the present state back afterwards. It
-    can be entered any number of times, one after the other.
+    As a context manager it gives the module this state for a repeated pass, and restores the present state afterwards.
+    It can be entered any number of times, but not nested.
 
-    The parameters of ``torch.func.functional_call`` are used again, not the module's own. A repeated pass reads and
-    moves copies of the buffers. Batch normalisations in training do not read their running statistics, so these are
-    copied only when a pass is repeated.
+    Under ``torch.func.functional_call`` the parameters are those of the call. A repeated pass reads and changes copies
+    of the buffers. Batch normalisations in training do not read their running statistics, so these are copied only when
+    a pass is repeated.
 
     Args:
-        module: the module whose submodules are looked at.
+        module: the module.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -51,7 +53,7 @@ class _Part:
         self.buffers = None if unread else _copies(module._buffers)
 
     def exchange(self) -> Callable[[], None]:
-        """Give the module this state; return the function that gives it its present one back."""
+        """Give the module this state; return a function that restores the present one."""
         module = self.module
         present = module.training, dict(module._parameters), dict(module._buffers)
         _set(module, self.training, self.parameters, _copies(module._buffers if self.buffers is None else self.buffers))
@@ -70,21 +72,24 @@ def _set(module: nn.Module, training: bool, parameters: dict[str, Any], buffers:
 
 
 def recompute(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Return function(*inputs), keeping only the inputs; the backward pass computes the function again.
+    """Return function(*inputs), saving only the inputs; the backward pass recomputes the function.
 
-    The repeated pass reads the state that the first one read, draws the random numbers that the first one drew, and
-    moves no buffer. Where :func:`~optinspired_plugins.memory.eager.is_eager` is False the function is called plainly,
-    but for ``torch.compile``, which knows torch's checkpoint.
+    The repeated pass reads the same state, draws the same random numbers and changes no buffer. If
+    :func:`~optinspired_plugins.memory.eager.is_eager` is False, the function is called without checkpointing, except
+    under ``torch.compile``, which supports torch's checkpoint. Random states are saved only if the module may draw
+    random numbers: on CUDA that is slow and prevents the capture of a CUDA graph.
 
     Args:
-        module: the module whose state the function reads.
-        function: what to compute; often the module itself.
-        *inputs: its arguments. One of them must be a tensor on the function's device: it tells torch whose random
-            state to replay.
+        module: the module with the state that the function reads.
+        function: the function, often the module itself.
+        *inputs: its arguments. One of them must be a tensor on the device of the function, so that torch replays the
+            random state of that device. Without a tensor the function is called without checkpointing.
     """
     if is_compiled_by_dynamo():
         return checkpoint(function, *inputs, use_reentrant=False)
-    if not torch.is_grad_enabled() or not is_eager(*(x for x in inputs if isinstance(x, Tensor))):
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    if not (torch.is_grad_enabled() and tensors and is_eager(*tensors)):
         return function(*inputs)
     contexts = nullcontext(), ModuleState(module)
-    return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)
+    random = may_draw_random_numbers(module)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, context_fn=lambda: contexts)

@@ -1,4 +1,4 @@
-"""Figures: connection patterns, cells and curves."""
+"""Figures with matplotlib: connection patterns (Figure 1), cells, and curves (§3, Table 2)."""
 
 from .cells import draw_cell, draw_cells
 from .connections import connections, draw_algorithm, draw_algorithms

@@ -1,4 +1,4 @@
-"""Drawings of the cells of a genotype."""
+"""Figures of the cells of a genotype."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["draw_cell", "draw_cells"]
 
 
 def draw_cell(cell: CellGenotype, title: str = "", axes: Axes | None = None) -> Figure:
-    """Draw a cell: inputs, nodes and output from left to right, edges with their operations, concatenation below.
+    """Draw a cell from left to right: inputs, nodes with their edges, and output.
 
     Args:
         cell: ``genotype.normal`` or ``genotype.reduction``.
         title: above the drawing.
-        axes: where to draw; ``None`` for a figure of its own.
+        axes: axes to draw on; ``None`` for a new figure.
     """
     layout = lay_out(cell)
     if axes is None:
@@ -58,7 +58,7 @@ def _draw_box(axes: Axes, box: Box) -> None:
 
 
 def draw_cells(genotype: Genotype) -> Figure:
-    """Draw the normal and the reduction cell of a genotype, one below the other."""
+    """Draw the normal cell of a genotype, and the reduction cell below it."""
     cells = {"normal cell": genotype.normal, "reduction cell": genotype.reduction}
     layouts = [lay_out(cell) for cell in cells.values()]
     heights = [layout.height / 90 + 0.4 for layout in layouts]

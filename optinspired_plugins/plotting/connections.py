@@ -1,4 +1,4 @@
-"""Figures: connection patterns of algorithms (Figure 1), cells, convergence against the rates of section 3, Table 2."""
+"""Figures of the connection patterns of algorithms (Figure 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..propagation.tracing import Call, Program, Sum, trace
 
 __all__ = ["draw_algorithm", "draw_algorithms"]
 
-# Okabe and Ito's palette, which the colour-blind can read.
+# The palette of Okabe and Ito, safe for colour-blind readers.
 BLUE, RED, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
 
 
@@ -29,8 +29,8 @@ TITLES = {
 }
 
 
-class Node(NamedTuple):
-    """Something drawn: a state or point (circle) or a layer (box), with its place and label."""
+class Mark(NamedTuple):
+    """A state or point (circle) or a layer (box), with its position and label."""
 
     x: float
     y: float
@@ -38,47 +38,49 @@ class Node(NamedTuple):
     is_layer: bool
 
 
-class Edge(NamedTuple):
-    """A weighted connection of two nodes, by their indices."""
+class Arrow(NamedTuple):
+    """A weighted connection of two marks, by their indices."""
 
     source: int
     target: int
     weight: float
 
 
-def connections(program: Program) -> tuple[list[Node], list[Edge]]:
-    """Lay out a program: time runs to the right, each path has a row, what has no layer of its own runs between them.
+def connections(program: Program) -> tuple[list[Mark], list[Arrow]]:
+    """Lay out a program.
+
+    Steps go to the right, and each path has a row. States without a layer are between the rows.
 
     Args:
         program: traced without a transition.
 
     Returns:
-        Nodes and the edges between them.
+        Marks and the arrows between them.
     """
     paths = max(program.calls)
-    nodes, edges = [Node(0, 0, _label("x", 0), False)], []
-    place = {0: 0}  # register -> node
+    marks, arrows = [Mark(0, 0, _label("x", 0), False)], []
+    place = {0: 0}  # register -> mark
     rows = {path: (paths - 1) / 2 - path for path in range(paths)}
     sums = [i for i in program.instructions if isinstance(i, Sum)]
     summed = [i for i in sums if i.name != "point"]
-    layer_x = 0.68 if len(summed) < len(sums) else 0.5  # room for a point in front of it
+    layer_x = 0.68 if len(summed) < len(sums) else 0.5  # room for a point before it
     for register, instruction in enumerate(program.instructions, start=1):
         if isinstance(instruction, Call):
             step, path = instruction.step, instruction.path
-            place[register] = len(nodes)
-            edges.append(Edge(place[instruction.register], len(nodes), 1.0))
-            nodes.append(Node(step + layer_x, 1.6 * rows[path], f"$T{_prime(path, paths)}_{{{step}}}$", True))
+            place[register] = len(marks)
+            arrows.append(Arrow(place[instruction.register], len(marks), 1.0))
+            marks.append(Mark(step + layer_x, 1.6 * rows[path], f"$T{_prime(path, paths)}_{{{step}}}$", True))
             if not any(s.step == step + 1 and any(t.register == register for t in s.terms) for s in summed):
-                # The layer's output is the next state.
-                edges.append(Edge(len(nodes) - 1, len(nodes), 1.0))
-                place[register] = len(nodes)
-                nodes.append(Node(step + 1, 1.6 * rows[path], _label(f"x{_prime(path, paths)}", step + 1), False))
+                # The output of the layer is the next state.
+                arrows.append(Arrow(len(marks) - 1, len(marks), 1.0))
+                place[register] = len(marks)
+                marks.append(Mark(step + 1, 1.6 * rows[path], _label(f"x{_prime(path, paths)}", step + 1), False))
             continue
         x, row, label = _place_of_sum(program, instruction, rows, paths)
-        place[register] = len(nodes)
-        nodes.append(Node(x, 1.6 * row, label, False))
-        edges += [Edge(place[term.register], place[register], term.weight) for term in instruction.terms]
-    return nodes, edges
+        place[register] = len(marks)
+        marks.append(Mark(x, 1.6 * row, label, False))
+        arrows += [Arrow(place[term.register], place[register], term.weight) for term in instruction.terms]
+    return marks, arrows
 
 
 def _place_of_sum(
@@ -89,9 +91,10 @@ def _place_of_sum(
     if instruction.name == "result":
         return instruction.step + 0.3, 0.0, "out"
     calls = [program.instructions[t.register - 1] for t in instruction.terms if t.register > 0]
-    found = [c.path for c in calls if isinstance(c, Call) and c.step == instruction.step - 1]
-    if found:
-        return instruction.step, rows[found[0]], _label(f"x{_prime(found[0], paths)}", instruction.step)
+    layer_paths = [c.path for c in calls if isinstance(c, Call) and c.step == instruction.step - 1]
+    if layer_paths:
+        path = layer_paths[0]
+        return instruction.step, rows[path], _label(f"x{_prime(path, paths)}", instruction.step)
     name = {"multiplier": r"\lambda"}.get(instruction.name, rf"\mathit{{{instruction.name[:6]}}}")
     return instruction.step + 0.16, 0.0, _label(name, instruction.step)
 
@@ -101,44 +104,44 @@ def _label(name: str, step: int) -> str:
 
 
 def _prime(path: int, paths: int) -> str:
-    """T' and x' are the first path of two; further ones count."""
+    """Return the primes of a path: T' and x' are the first path of two."""
     return "'" * (paths - 1 - path)
 
 
 def draw_algorithm(algorithm: Algorithm, steps: int = 4, title: str = "", axes: Axes | None = None) -> Figure:
-    """Draw the network that an algorithm unrolls into, read off the algorithm itself.
+    """Draw the unrolled network of an algorithm.
 
-    Circles are iterates, boxes layers; an arrow adds its source to its target, times the number beside it where that is
-    not 1. Negative weights are red.
+    Circles are iterates, boxes layers. An arrow adds its source to its target, times the number beside it. Negative
+    weights are red.
 
     Args:
         algorithm: an object with ``init``, ``step`` and ``result``, linear with constant coefficients.
         steps: number of steps, ≥ 1.
         title: above the drawing.
-        axes: where to draw; ``None`` for a figure of its own.
+        axes: axes to draw on; ``None`` for a new figure.
 
     Raises:
-        NotLinearError: the algorithm cannot be read as weighted sums.
+        NotLinearError: the algorithm is not a program of weighted sums.
         TypeError: a method is missing.
         ValueError: ``steps`` is out of range, or the algorithm has no layer in a step.
     """
     layers_per_step(algorithm, steps)
-    nodes, edges = connections(trace(algorithm, steps))
+    marks, arrows = connections(trace(algorithm, steps))
     if axes is None:
-        height = 3.2 if max(node.y for node in nodes) == 0 else 4.2
+        height = 3.2 if max(mark.y for mark in marks) == 0 else 4.2
         axes = Figure(figsize=(2.4 * steps + 1, height), layout="constrained").subplots()
-    for edge in edges:
-        _draw_edge(axes, nodes[edge.source], nodes[edge.target], edge.weight)
-    for node in nodes:
+    for arrow in arrows:
+        _draw_arrow(axes, marks[arrow.source], marks[arrow.target], arrow.weight)
+    for mark in marks:
         box = dict(
-            boxstyle="square,pad=0.35" if node.is_layer else "circle,pad=0.22",
-            facecolor="#DCE9F3" if node.is_layer else "white",
+            boxstyle="square,pad=0.35" if mark.is_layer else "circle,pad=0.22",
+            facecolor="#DCE9F3" if mark.is_layer else "white",
             edgecolor="black",
             linewidth=0.9,
         )
-        axes.text(node.x, node.y, node.label, ha="center", va="center", bbox=box, fontsize=10, zorder=3)
-    low, high = _extent(nodes, edges)
-    axes.set_xlim(-0.25, max(node.x for node in nodes) + 0.25)
+        axes.text(mark.x, mark.y, mark.label, ha="center", va="center", bbox=box, fontsize=10, zorder=3)
+    low, high = _extent(marks, arrows)
+    axes.set_xlim(-0.25, max(mark.x for mark in marks) + 0.25)
     axes.set_ylim(low, high)
     axes.set_title(title, fontsize="medium")
     axes.axis("off")
@@ -147,25 +150,28 @@ def draw_algorithm(algorithm: Algorithm, steps: int = 4, title: str = "", axes: 
     return figure
 
 
-def _extent(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[float, float]:
-    """Lowest and highest ordinate of a drawing, with a margin."""
-    curves = [nodes[e.source].y + _bend(nodes[e.source], nodes[e.target], e.weight) for e in edges]
-    heights = [*(node.y for node in nodes), *curves]
+def _extent(marks: Sequence[Mark], arrows: Sequence[Arrow]) -> tuple[float, float]:
+    """Return the lowest and highest y of a drawing, with a margin."""
+    curves = [marks[a.source].y + _bend(marks[a.source], marks[a.target], a.weight) for a in arrows]
+    heights = [*(mark.y for mark in marks), *curves]
     return min(heights) - 0.3, max(heights) + 0.3
 
 
-def _bend(source: Node, target: Node, weight: float) -> float:
-    """How far above the straight line an edge runs, below for a negative weight; 0 where nothing is in the way."""
+def _bend(source: Mark, target: Mark, weight: float) -> float:
+    """Return the height of an arrow above the straight line.
+
+    It is negative for a negative weight, and 0 for short arrows and between rows.
+    """
     if source.y != target.y or target.x - source.x < 0.7:
         return 0.0
     return math.copysign(0.26 + 0.2 * (target.x - source.x), weight)
 
 
-def _draw_edge(axes: Axes, source: Node, target: Node, weight: float) -> None:
+def _draw_arrow(axes: Axes, source: Mark, target: Mark, weight: float) -> None:
     bend, span = _bend(source, target, weight), target.x - source.x
     colour = RED if weight < 0 else BLUE if bend else "#333333"
-    # A quadratic curve with its control point twice as far out passes through the bend. arc3 measures in display units,
-    # so the curve is given by its points.
+    # A quadratic curve with its control point at twice the height passes through the bend. It is drawn by points, since
+    # arc3 measures in display units.
     points = [(t / 20) for t in range(21)]
     xs = [source.x + t * span for t in points]
     ys = [source.y + t * (target.y - source.y) + 4 * t * (1 - t) * bend for t in points]
@@ -192,7 +198,7 @@ def _draw_edge(axes: Axes, source: Node, target: Node, weight: float) -> None:
 
 
 def draw_algorithms(algorithms: Mapping[str, Algorithm] | None = None, steps: int = 4) -> Figure:
-    """Draw the connection patterns of several algorithms, one below another.
+    """Draw the connection patterns of several algorithms below each other.
 
     Args:
         algorithms: titles and algorithms; ``None`` for the five of Table 2.

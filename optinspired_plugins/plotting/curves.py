@@ -1,11 +1,12 @@
-"""Curves: convergence, condition numbers and the simulation of Table 2."""
+"""Figures of curves: convergence, condition numbers and the simulation of Table 2."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..algorithms import rates
@@ -41,7 +42,7 @@ def draw_convergence(condition: float = 100.0, steps: int = 400) -> Figure:
         for name, algorithm in algorithms.items():
             colour, line = STYLES[name]
             error = rates.distances(algorithm, problem, steps)
-            width = 2.4 if name == "hb" else 1.4  # AGD runs over it
+            width = 2.4 if name == "hb" else 1.4  # visible below AGD
             axes.semilogy(error.tolist(), color=colour, linestyle=line, linewidth=width, label=NAMES[name])
         for scale, label in ((condition, "$e^{-k/κ}$"), (math.sqrt(condition), r"$e^{-k/\sqrt{κ}}$")):
             axes.semilogy([math.exp(-k / scale) for k in range(steps + 1)], ":", color="black", linewidth=1)
@@ -59,7 +60,7 @@ def draw_convergence(condition: float = 100.0, steps: int = 400) -> Figure:
 
 
 def draw_condition_numbers(conditions: Sequence[float] = (10, 30, 100, 300, 1_000, 3_000, 10_000)) -> Figure:
-    """Draw the steps to 10⁻⁶ of the first distance by condition number, with the fitted exponents.
+    """Draw the steps to 10⁻⁶ of the first distance by condition number, with fitted exponents.
 
     Args:
         conditions: κ of the quadratics.
@@ -81,46 +82,45 @@ def draw_condition_numbers(conditions: Sequence[float] = (10, 30, 100, 300, 1_00
 
 
 def draw_simulation(runs: Iterable[Run]) -> Figure:
-    """Draw the MSE of Table 2 by depth: measured, mean and standard deviation over seeds, and the paper's figures.
+    """Draw the MSE of Table 2 by depth.
+
+    Shown are mean and standard deviation over seeds, and the figures of the paper. ADMM has a separate panel, since its
+    MSE is far above the rest.
 
     Args:
-        runs: of any networks, depths and seeds; ADMM, far above the rest, has a panel of its own.
+        runs: runs of any networks, depths and seeds.
     """
-    cells: dict[str, dict[int, list[float]]] = {}
+    errors: dict[str, dict[int, list[float]]] = {}
     for run in runs:
-        cells.setdefault(run.network, {}).setdefault(run.depth, []).append(run.mse)
-    groups = [g for g in ([n for n in cells if n != "admm"], [n for n in cells if n == "admm"]) if g]
+        errors.setdefault(run.network, {}).setdefault(run.depth, []).append(run.mse)
+    groups = [g for g in ([n for n in errors if n != "admm"], [n for n in errors if n == "admm"]) if g]
     figure = Figure(figsize=(1 + 4.2 * len(groups), 4), layout="constrained")
     for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
         for i, name in enumerate(group):
-            colour, _ = STYLES[name]
-            depths = sorted(cells[name])
-            shift = 0.5 * (i - (len(group) - 1) / 2)  # so that error bars do not hide each other
-            values = [cells[name][depth] for depth in depths]
-            spread = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-            axes.errorbar(
-                [depth + shift for depth in depths],
-                [mean(v) for v in values],
-                spread,
-                color=colour,
-                marker="o",
-                markersize=4,
-                capsize=3,
-                label=f"{NAMES[name]}, measured",
-            )
-            printed = {depth: PAPER[name][depth] for depth in depths if depth in PAPER[name]}
-            if printed:
-                axes.plot(
-                    list(printed),
-                    list(printed.values()),
-                    color=colour,
-                    linestyle="--",
-                    marker="x",
-                    markersize=5,
-                    linewidth=1,
-                    label=f"{NAMES[name]}, paper",
-                )
-        axes.set(xlabel="depth", ylabel="MSE", xticks=sorted({d for name in group for d in cells[name]}))
+            # The shift keeps error bars apart.
+            _draw_errors(axes, name, errors[name], 0.5 * (i - (len(group) - 1) / 2))
+        axes.set(xlabel="depth", ylabel="MSE", xticks=sorted({d for name in group for d in errors[name]}))
         axes.grid(alpha=0.3)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize="x-small", ncols=len(group))
     return figure
+
+
+def _draw_errors(axes: Axes, name: str, errors: Mapping[int, list[float]], shift: float) -> None:
+    """Draw the MSE of one network by depth, measured and printed in the paper."""
+    colour, _ = STYLES[name]
+    depths = sorted(errors)
+    values = [errors[depth] for depth in depths]
+    axes.errorbar(
+        [depth + shift for depth in depths],
+        [mean(v) for v in values],
+        [stdev(v) if len(v) > 1 else 0.0 for v in values],
+        color=colour,
+        marker="o",
+        markersize=4,
+        capsize=3,
+        label=f"{NAMES[name]}, measured",
+    )
+    printed = {depth: PAPER[name][depth] for depth in depths if depth in PAPER[name]}
+    if printed:
+        (line,) = axes.plot(list(printed), list(printed.values()), "x--", color=colour, markersize=5, linewidth=1)
+        line.set_label(f"{NAMES[name]}, paper")

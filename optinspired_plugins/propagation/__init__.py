@@ -1,1 +1,7 @@
-"""Algorithms as networks: the propagation rules (16)-(21), unrolled networks (7) and (11)-(14), and traced programs."""
+"""Algorithms as networks (§5-§7): the rules (16)-(21) as plain functions in ``rules``.
+
+- ``rules``: one function per equation, and ``EQUATIONS``, a table of the implementations of (1)-(29);
+- ``unrolled``: any algorithm as a network, which gives (7) and (11)-(14);
+- ``tracing``: an algorithm as a program of sums and layers; ``recorded`` saves it as JSON;
+- ``probing``: the number of layers per step.
+"""

@@ -1,4 +1,4 @@
-"""What an algorithm asks of its layers, found by running it: how many a step calls, and which of them at the start."""
+"""Layers per step of an algorithm, and its calls at x_0, by running it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["calls_at_start", "layers_per_step"]
 
 
 def layers_per_step(algorithm: Algorithm, steps: int) -> tuple[int, ...]:
-    """Run an algorithm on a small tensor, to check it and to count the gradients that each step asks for.
+    """Check an algorithm on a small tensor, and count the gradients of each step.
 
     Args:
         algorithm: the algorithm.
         steps: number of steps, ≥ 1.
 
     Returns:
-        The count of each step: as many layers does it need.
+        The number of gradients, and so of layers, of each step.
 
     Raises:
         TypeError: the algorithm lacks a method.
-        ValueError: ``steps`` is below 1; a step asks for no gradient, gives a tensor of another shape or one that is
-            not finite.
+        ValueError: ``steps`` is below 1, or a step calls no gradient or returns a tensor of another shape or one that
+            is not finite.
     """
     check_algorithm(algorithm)
     check_int("steps", steps, 1)
@@ -49,24 +49,25 @@ def layers_per_step(algorithm: Algorithm, steps: int) -> tuple[int, ...]:
             if counts[k] == 0:
                 raise ValueError(f"{step} asks for no gradient: a step must have a layer")
             if not isinstance(result, Tensor) or result.shape != x.shape:
-                found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-                raise ValueError(f"{step} makes of shape {tuple(x.shape)} the result {found}: must keep the shape")
+                wrong = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+                raise ValueError(f"{step} makes of shape {tuple(x.shape)} the result {wrong}: must keep the shape")
             if not (result.is_meta or result.isfinite().all()):
                 raise ValueError(f"{step} gives a result that is not finite: coefficients must be finite")
     return tuple(counts)
 
 
 def calls_at_start(algorithm: Algorithm, count: int) -> tuple[bool, ...]:
-    """Return for each of the first step's ``count`` gradients True if it is asked at x_0, whatever is learned.
+    """Find the gradients of the first step at x_0.
 
-    The symbols of :func:`~optinspired_plugins.propagation.tracing.trace` decide where they can. Elsewhere numbers do:
-    the step runs from a generic x_0 with the algorithm's parameters as they are, and with others. A point is x_0 where
-    it equals x_0 both times. So x_0 + β (x_0 − x_{−1}) is, and x_0 − h ∇f(x_0) is not, also where the h that is
-    learned begins at 0.
+    Return True for each gradient that is evaluated at x_0 for all values of the parameters.
+
+    :func:`~optinspired_plugins.propagation.tracing.trace` decides this for linear algorithms. Other algorithms run
+    twice from a random x_0, with their own parameters and with changed ones: a point is x_0 if it equals x_0 both
+    times. So x_0 + β (x_0 − x_{−1}) is x_0, and x_0 − h ∇f(x_0) is not, even if a learned h starts at 0.
 
     Args:
         algorithm: the algorithm; it is copied.
-        count: gradients of the first step, as :func:`layers_per_step` has it.
+        count: number of gradients of the first step, from :func:`layers_per_step`.
     """
     try:
         program = trace(copy.deepcopy(algorithm), 1, transition=True)
@@ -77,25 +78,25 @@ def calls_at_start(algorithm: Algorithm, count: int) -> tuple[bool, ...]:
 
 
 def _equal_start(algorithm: Algorithm, shift: float) -> list[bool]:
-    """Run the first step of a copy with its parameters raised by up to ``shift``; compare each point with x_0."""
+    """Compare each point of the first step with x_0, with parameters raised by up to ``shift``."""
     generator = torch.Generator().manual_seed(0)
-    own: Any = as_learnable(copy.deepcopy(algorithm))
-    if isinstance(own, nn.Module):
-        _make_numbers(own, shift, generator)
+    duplicate: Any = as_learnable(copy.deepcopy(algorithm))
+    if isinstance(duplicate, nn.Module):
+        _make_numbers(duplicate, shift, generator)
     x0 = torch.randn(1, 2, 3, 3, device="cpu", generator=generator)
-    found: list[bool] = []
+    equal: list[bool] = []
 
     def gradient(z: Tensor) -> Tensor:
-        found.append(z is x0 or (z.shape == x0.shape and torch.allclose(z, x0, rtol=1e-5, atol=1e-6)))
+        equal.append(z is x0 or (z.shape == x0.shape and torch.allclose(z, x0, rtol=1e-5, atol=1e-6)))
         return torch.tanh(z + 0.3)
 
     with torch.no_grad():
-        own.step(own.init(x0), gradient)
-    return found
+        duplicate.step(duplicate.init(x0), gradient)
+    return equal
 
 
 def _make_numbers(module: nn.Module, shift: float, generator: torch.Generator) -> None:
-    """Move a module to the CPU, and its parameters by random amounts; those of the meta device become 0.5 before."""
+    """Move a module to the CPU, fill meta parameters with 0.5, and raise all parameters at random."""
     empty = [p for p in module.parameters() if p.is_meta]
     if empty:
         module.to_empty(device="cpu")

@@ -1,8 +1,8 @@
-"""Algorithms with constant coefficients as data: what a network of one is saved with, instead of the code.
+"""Algorithms with constant coefficients as JSON, to be saved with a network.
 
-:func:`record` runs an algorithm on symbols and keeps the sums and layer calls of every step. A
-:class:`RecordedAlgorithm` executes them: traced again it gives the same program, to the bit. Its JSON form is numbers
-and lists; nothing that is read is imported or evaluated, and everything is checked.
+:func:`record` runs an algorithm on symbols and stores the sums and layer calls of every step. A
+:class:`RecordedAlgorithm` executes them: its own trace is the same program, to the bit. The JSON form has numbers and
+lists only. Reading it imports and evaluates nothing, and every field is checked.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ Instruction = int | Terms
 
 
 class RecordedState(NamedTuple):
-    """The registers that are written, x_0 first, and the number of steps."""
+    """The registers so far, x_0 first, and the number of steps."""
 
     registers: tuple[Tensor, ...]
     k: int
 
 
 class RecordedAlgorithm:
-    """An algorithm given by weighted sums and layer calls, step by step.
+    """An algorithm as weighted sums and layer calls.
 
-    Register 0 is x_0, and every instruction writes the next one. A sum is its terms, pairs of a register and a weight.
-    A call is the register r that it reads, and writes T(r) = r − ∇f(r); −1 stands for T(x_0) − x_0 = −∇f(x_0), which
-    is what the first layer of a stage gives.
+    Register 0 is x_0, and every instruction writes the next register. A sum is a list of terms, pairs of a register and
+    a weight. A call is the number of the register r that it reads; it writes T(r) = r − ∇f(r). The call −1 writes
+    T(x_0) − x_0 = −∇f(x_0), the residual branch of a stage's first layer.
 
     Args:
         steps: the instructions of each step.
         results: the terms of the result after each step.
 
     Raises:
-        ValueError: a field is not what it must be; the message names it, its value and what is allowed.
+        ValueError: a field is invalid; the message names it, its value and the allowed values.
     """
 
     def __init__(self, steps: Sequence[Sequence[Any]], results: Sequence[Sequence[Any]]) -> None:
         _check_list("steps", steps)
         _check_list("results", results)
         if len(results) != len(steps):
-            raise ValueError(f"results has {len(results)} entries: must have {len(steps)}, one a step")
-        found, ends, count = [], [], 1
+            raise ValueError(f"results has {len(results)} entries: must have {len(steps)}, one per step")
+        instructions, ends, count = [], [], 1
         for k, (step, result) in enumerate(zip(steps, results)):
-            found.append(_checked_step(f"steps[{k}]", step, count, starts=k == 0))
-            count += len(found[-1])
+            instructions.append(_checked_step(f"steps[{k}]", step, count, starts=k == 0))
+            count += len(instructions[-1])
             ends.append(_checked_terms(f"results[{k}]", result, count))
-        self.steps: tuple[tuple[Instruction, ...], ...] = tuple(found)
+        self.steps: tuple[tuple[Instruction, ...], ...] = tuple(instructions)
         self.results: tuple[Terms, ...] = tuple(ends)
 
     def init(self, x0: Tensor) -> RecordedState:
@@ -66,10 +66,10 @@ class RecordedAlgorithm:
         return RecordedState((x0,), 0)
 
     def step(self, state: RecordedState, grad: Gradient) -> RecordedState:
-        """Return the state after one step more.
+        """Return the state after the next step.
 
         Raises:
-            ValueError: there is none.
+            ValueError: all steps have been taken.
         """
         registers, k = list(state.registers), state.k
         if k == len(self.steps):
@@ -88,7 +88,7 @@ class RecordedAlgorithm:
         return _sum(state.registers, self.results[state.k - 1]) if state.k else state.registers[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the algorithm as JSON has it: dicts, lists and numbers."""
+        """Return the algorithm as dicts, lists and numbers."""
         steps = [[i if isinstance(i, int) else [list(term) for term in i] for i in step] for step in self.steps]
         return {"version": VERSION, "steps": steps, "results": [[list(t) for t in terms] for terms in self.results]}
 
@@ -97,7 +97,7 @@ class RecordedAlgorithm:
         """Read :meth:`to_dict`'s data.
 
         Raises:
-            ValueError: it is no such data; the message names the field.
+            ValueError: the data is invalid; the message names the field.
         """
         if data.keys() != {"version", "steps", "results"}:
             raise ValueError(f"algorithm has fields {short(sorted(map(str, data)))}: must have version, steps, results")
@@ -109,7 +109,7 @@ class RecordedAlgorithm:
 
 
 def record(algorithm: Algorithm, steps: int) -> RecordedAlgorithm:
-    """Return what an algorithm does in its first steps as data.
+    """Return the first steps of an algorithm as data.
 
     Args:
         algorithm: an object with ``init``, ``step`` and ``result``.
@@ -120,9 +120,9 @@ def record(algorithm: Algorithm, steps: int) -> RecordedAlgorithm:
         TypeError: a method is missing.
         ValueError: ``steps`` is not an integer ≥ 1, or a step calls no layer.
     """
-    found = trace_steps(algorithm, steps)
-    instructions = [[i.register if isinstance(i, Call) else i.terms for i in step.instructions] for step in found]
-    return RecordedAlgorithm(instructions, [step.result for step in found])
+    trace = trace_steps(algorithm, steps)
+    instructions = [[i.register if isinstance(i, Call) else i.terms for i in step.instructions] for step in trace]
+    return RecordedAlgorithm(instructions, [step.result for step in trace])
 
 
 def _sum(registers: Sequence[Tensor], terms: Terms) -> Tensor:
@@ -134,7 +134,7 @@ def _sum(registers: Sequence[Tensor], terms: Terms) -> Tensor:
 
 
 def _checked_step(name: str, step: object, count: int, starts: bool) -> tuple[Instruction, ...]:
-    """Return the instructions of a step; ``count`` registers are written before it."""
+    """Return the instructions of a step, checked; ``count`` is the number of registers before it."""
     instructions: list[Instruction] = []
     for i, instruction in enumerate(_check_list(name, step)):
         if isinstance(instruction, (list, tuple)):

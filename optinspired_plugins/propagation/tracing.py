@@ -1,10 +1,9 @@
-"""Algorithms read symbolically: the sums and layers that a number of steps come down to.
+"""Traces of algorithms: weighted sums and layer calls of a number of steps.
 
-Every algorithm of the paper is linear in its iterates and gradients. :func:`trace` runs the algorithm object itself on
-symbols, substitutes ∇f(z) = z − T(z) and collects what is left as data: a :class:`Program` of weighted sums and layer
-calls. z − (z − T(z)) has become T(z) in it, so a program is what a network should execute, and what can be drawn. The
-symbols know sums and multiples by numbers and nothing else: an algorithm that does more is refused, never
-misread.
+Every algorithm of the paper is linear in its iterates and gradients. :func:`trace` runs the algorithm object on
+symbols, substitutes ∇f(z) = z − T(z), and collects a :class:`Program` of weighted sums and layer calls. In a program
+z − (z − T(z)) is T(z), so that a network can execute it and a figure can show it. Symbols support sums and multiples by
+numbers only; any other operation raises :class:`NotLinearError`.
 """
 
 from __future__ import annotations
@@ -24,18 +23,21 @@ __all__ = ["Call", "NotLinearError", "Program", "Step", "Sum", "Term", "trace", 
 
 
 class NotLinearError(ValueError):
-    """The algorithm does something else with its iterates than sums and multiples by numbers."""
+    """An algorithm uses more than sums of iterates and multiples by numbers."""
 
 
 class Term(NamedTuple):
-    """A weight and the register it belongs to."""
+    """A register and its weight in a sum."""
 
     register: int
     weight: float
 
 
 class Sum(NamedTuple):
-    """Σ weight · register: a state entry or a point at which a layer acts; ``name`` is the state's field."""
+    """A sum Σ weight · register: an entry of a state, or the point of a layer call.
+
+    ``name`` is the field of the state, ``"point"`` or ``"result"``.
+    """
 
     step: int
     name: str
@@ -43,7 +45,10 @@ class Sum(NamedTuple):
 
 
 class Call(NamedTuple):
-    """T_step of a register; ``path`` counts the calls of one step. Register −1 stands for the input of a transition."""
+    """A layer call, T_step of a register.
+
+    ``path`` counts the calls of a step. Register −1 is the input of a transition.
+    """
 
     step: int
     path: int
@@ -52,14 +57,14 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """What an algorithm computes in a number of steps.
+    """The computation of an algorithm in a number of steps.
 
     Register 0 is x_0; instruction i writes register i + 1.
 
     Attributes:
         instructions: sums and calls, in order.
         result: the register of the algorithm's result.
-        calls: how many layers each step calls.
+        calls: the number of layers that each step calls.
     """
 
     instructions: tuple[Sum | Call, ...]
@@ -68,7 +73,7 @@ class Program:
 
 
 class Step(NamedTuple):
-    """The sums and calls of one step, and the algorithm's result if it ended there."""
+    """The sums and calls of one step, and the result of the algorithm after it."""
 
     instructions: tuple[Sum | Call, ...]
     result: tuple[Term, ...]
@@ -76,7 +81,7 @@ class Step(NamedTuple):
 
 @dataclass(eq=False)
 class _Symbol:
-    """A linear expression in others: a sum of (weight, symbol), or a register."""
+    """A linear expression: a sum of (weight, symbol), or a register."""
 
     terms: Sequence[tuple[float, _Symbol]] = ()
     register: int | None = None
@@ -154,7 +159,7 @@ def _symbol(value: object) -> _Symbol:
 
 
 def _number(value: object) -> float:
-    """A number as float; a tensor is no number here, since it may be learned or loaded later."""
+    """Return a number as float; a tensor is refused, since it may be learned or loaded later."""
     if isinstance(value, numbers.Real):
         return float(value)
     raise NotLinearError(f"the algorithm multiplies an iterate by a {type(value).__name__}, not by a number")
@@ -162,13 +167,13 @@ def _number(value: object) -> float:
 
 @dataclass
 class _Recorder:
-    """Collects the instructions while an algorithm runs."""
+    """The instructions of an algorithm while it runs."""
 
     instructions: list[Sum | Call] = field(default_factory=list)
-    known: dict[tuple[Term, ...], int] = field(default_factory=dict)
+    registers: dict[tuple[Term, ...], int] = field(default_factory=dict)
 
     def expand(self, symbol: _Symbol) -> tuple[Term, ...]:
-        """The symbol as weights of registers; what has a register is not expanded."""
+        """Return a symbol as weights of registers; symbols with a register are not expanded."""
         parts: dict[int, list[float]] = {}
         stack: list[tuple[float, _Symbol]] = [(1.0, symbol)]
         while stack:
@@ -181,18 +186,18 @@ class _Recorder:
         return tuple(Term(register, weight) for register, weight in weights.items() if weight != 0)
 
     def register(self, symbol: _Symbol, step: int, name: str) -> int:
-        """The register of a symbol; a sum writes it if there is none yet."""
+        """Return the register of a symbol; a sum writes a new one if there is none."""
         if symbol.register is None:
             terms = self.expand(symbol)
             if not terms:
-                raise NotLinearError(f"the {name} of step {step} is 0 whatever the input")
+                raise NotLinearError(f"the {name} of step {step} is 0 for every input")
             if len(terms) == 1 and terms[0].weight == 1:
                 symbol.register = terms[0].register
-            elif terms in self.known:
-                symbol.register = self.known[terms]
+            elif terms in self.registers:
+                symbol.register = self.registers[terms]
             else:
                 self.instructions.append(Sum(step, name, terms))
-                symbol.register = self.known[terms] = len(self.instructions)
+                symbol.register = self.registers[terms] = len(self.instructions)
         return symbol.register
 
     def call(self, step: int, path: int, register: int) -> _Symbol:
@@ -206,14 +211,14 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
     Args:
         algorithm: an object with ``init``, ``step`` and ``result``.
         steps: number of steps, ≥ 1.
-        transition: the layers that the first step calls at x_0 act on another tensor u, of another shape than x_0, and
-            are residual: T(x_0) is T_0(u) + x_0, so ∇f(x_0) = −T_0(u). Its calls at other points are ordinary.
+        transition: the calls of the first step at x_0 act on another tensor u, which may have another shape, and are
+            residual: T(x_0) is T_0(u) + x_0, so ∇f(x_0) = −T_0(u). Calls at other points are ordinary.
 
     Returns:
         The program.
 
     Raises:
-        NotLinearError: the algorithm is not linear with constant coefficients; the message says what it does.
+        NotLinearError: the algorithm is not linear with constant coefficients; the message names the operation.
         TypeError: a method is missing.
         ValueError: ``steps`` is not an integer ≥ 1, or a step calls no layer.
     """
@@ -224,28 +229,26 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
 
 
 def trace_steps(algorithm: Algorithm, steps: int) -> list[Step]:
-    """Run an algorithm on symbols as :func:`trace` does with ``transition=True``; return every step with its result.
+    """Run an algorithm on symbols with ``transition=True``, and return every step with its result.
 
-    The registers of all steps together are those of a :class:`Program`.
+    Registers are counted over all steps, as in a :class:`Program`.
 
     Raises:
-        NotLinearError: as for :func:`trace`.
-        TypeError: as for :func:`trace`.
-        ValueError: as for :func:`trace`.
+        NotLinearError, TypeError, ValueError: see :func:`trace`.
     """
     recorder, start = _Recorder(), 0
-    found: list[Step] = []
+    run: list[Step] = []
     for _, state in _run(algorithm, steps, True, recorder):
         result = recorder.expand(_symbol(algorithm.result(state)))
         if not result:
-            raise NotLinearError(f"the result of step {len(found)} is 0 whatever the input")
-        found.append(Step(tuple(recorder.instructions[start:]), result))
+            raise NotLinearError(f"the result of step {len(run)} is 0 for every input")
+        run.append(Step(tuple(recorder.instructions[start:]), result))
         start = len(recorder.instructions)
-    return found
+    return run
 
 
 def _run(algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder) -> Iterator[tuple[int, Any]]:
-    """Run an algorithm on symbols; yield how many layers each step calls, and the state after it."""
+    """Run an algorithm on symbols; yield the number of layer calls of each step and the state after it."""
     check_algorithm(algorithm)
     check_int("steps", steps, 1)
     stored: list[_Symbol] = []
@@ -273,7 +276,10 @@ def _run(algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder
 
 
 def _without_dead_sums(program: Program) -> Program:
-    """The program without sums that reach no result: the last multiplier of ADMM. Calls stay: they are the layers."""
+    """Return a program without unused sums, as the last multiplier of ADMM.
+
+    Calls stay: each is a layer.
+    """
     needed = {program.result}
     for i in reversed(range(len(program.instructions))):
         instruction = program.instructions[i]
@@ -281,10 +287,10 @@ def _without_dead_sums(program: Program) -> Program:
             needed |= {i + 1, instruction.register}
         elif i + 1 in needed:
             needed |= {term.register for term in instruction.terms}
-    kept = [i for i in range(len(program.instructions)) if i + 1 in needed]
-    number = {-1: -1, 0: 0, **{i + 1: n + 1 for n, i in enumerate(kept)}}
+    indices = [i for i in range(len(program.instructions)) if i + 1 in needed]
+    number = {-1: -1, 0: 0, **{i + 1: n + 1 for n, i in enumerate(indices)}}
     instructions: list[Sum | Call] = []
-    for instruction in (program.instructions[i] for i in kept):
+    for instruction in (program.instructions[i] for i in indices):
         if isinstance(instruction, Call):
             instructions.append(instruction._replace(register=number[instruction.register]))
         else:
@@ -294,7 +300,7 @@ def _without_dead_sums(program: Program) -> Program:
 
 
 def _entries(state: Any, name: str = "") -> Iterator[tuple[str, _Symbol]]:
-    """The symbols of a state with the names of their fields, outermost name first."""
+    """Yield the symbols of a state with the outermost names of their fields."""
     if isinstance(state, _Symbol):
         yield name, state
     elif isinstance(state, dict):

@@ -1,10 +1,4 @@
-"""Networks read off optimisation algorithms: any algorithm unrolled, and the relaxed rules of section 7.
-
-:class:`Unrolled` puts layers into an algorithm by ∇f(z) = z − T(z), which gives (7) and (11)-(14). The functions below
-it are the relaxed rules (16) to (21), in their plain form. They are the reference: they say what a network
-computes in the paper's own symbols, over any transform ``T``, without a thought for speed. The models in
-``timm_models`` are tested against them.
-"""
+"""Algorithms unrolled into networks by ∇f(z) = z − T(z): (7) and (11)-(14)."""
 
 from __future__ import annotations
 
@@ -23,16 +17,16 @@ class Unrolled(nn.Module):
     """An algorithm as a network: step k uses the gradient z − T_k(z).
 
     Gradient descent gives the feed-forward network (7), the heavy ball (11), Nesterov's method (12), its summed form
-    (13), linearised ADMM (14).
+    (13), and linearised ADMM (14).
 
     Args:
-        algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned too.
-        transforms: T_0, T_1, …, one a step, at least one: a module or another callable, shape-preserving; or a sequence
-            of them for an algorithm that asks for several gradients a step (ADMM: one for x', one for x).
+        algorithm: an object with ``init``, ``step`` and ``result``; its parameters are learned too.
+        transforms: T_0, T_1, …, one per step, at least one. Each is a shape-preserving callable, or a sequence of them
+            for an algorithm with several gradients per step (ADMM: one for x', one for x).
 
     Raises:
         TypeError: the algorithm lacks a method, or a transform cannot be called.
-        ValueError: there is no transform; a step asks for more or fewer gradients than its sequence has transforms; a
+        ValueError: there is no transform, the number of gradients of a step is not the number of its transforms, or a
             transform changes the shape.
     """
 
@@ -40,12 +34,12 @@ class Unrolled(nn.Module):
         super().__init__()
         check_algorithm(algorithm)
         if len(transforms) == 0:
-            raise ValueError("transforms is empty: must hold at least one, one a step")
+            raise ValueError("transforms is empty: must hold at least one, one per step")
         self.algorithm = as_learnable(algorithm)
         self.transforms = nn.ModuleList(_as_module(T, f"transforms[{k}]") for k, T in enumerate(transforms))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the algorithm's result after one step a transform, shape of x."""
+        """Return the result of the algorithm after one step per transform, shape of x."""
         state = self.algorithm.init(x)
         for k, T in enumerate(self.transforms):
             calls = _Calls(T, f"transforms[{k}]")
@@ -54,33 +48,33 @@ class Unrolled(nn.Module):
         return self.algorithm.result(state)
 
 
-class _Learnable(nn.Module):
-    """An algorithm that is no module but holds parameters, as one, so that they are trained, saved and moved."""
+class _LearnableAlgorithm(nn.Module):
+    """A module around an algorithm that holds parameters, so that they are trained, saved and moved."""
 
     def __init__(self, algorithm: Algorithm, names: Sequence[str]) -> None:
         super().__init__()
-        self.plain = algorithm
+        self.algorithm = algorithm
         for name in names:
             self.register_parameter(name, getattr(algorithm, name))
 
     def init(self, x0: Tensor) -> Any:
         for name in self._parameters:  # moving a module may have replaced them
-            setattr(self.plain, name, getattr(self, name))
-        return self.plain.init(x0)
+            setattr(self.algorithm, name, getattr(self, name))
+        return self.algorithm.init(x0)
 
     def step(self, state: Any, grad: Gradient) -> Any:
-        return self.plain.step(state, grad)
+        return self.algorithm.step(state, grad)
 
     def result(self, state: Any) -> Tensor:
-        return self.plain.result(state)
+        return self.algorithm.result(state)
 
 
 def as_learnable(algorithm: Algorithm) -> Algorithm:
-    """Return the algorithm, as a module if it has parameters among its attributes."""
+    """Return the algorithm, wrapped in a module if an attribute is a parameter."""
     if isinstance(algorithm, nn.Module):
         return algorithm
     names = [name for name, value in getattr(algorithm, "__dict__", {}).items() if isinstance(value, nn.Parameter)]
-    return _Learnable(algorithm, names) if names else algorithm
+    return _LearnableAlgorithm(algorithm, names) if names else algorithm
 
 
 class TwoPathState(NamedTuple):
@@ -92,13 +86,13 @@ class TwoPathState(NamedTuple):
 
 
 class TwoPath:
-    """The rule (20) with the newest states, as an algorithm: x'_{k+1} = T'(x'_k) + s_k, x_{k+1} = T(x_k) + s_k.
+    """The rule (20) with the newest states, as an algorithm.
 
-    s_k = α x'_k + β x_k, but s_0 = 0 since the sums of (20) begin at t = 1; :func:`two_path` has s_0 = (α + β) x_0. So
-    α = β = ½ is DMRNet (Table 3) behind the first step, and from the first on where its layers are residual, as
-    those of ``optnet`` are. It minimises nothing; it has an algorithm's methods so that whatever takes one takes it.
-    The result is the mean of both paths: without a next step that merges them, one alone would leave the last T'
-    without effect.
+    x'_{k+1} = T'(x'_k) + s_k, x_{k+1} = T(x_k) + s_k with s_k = α x'_k + β x_k, except s_0 = 0, since the sums of (20)
+    begin at t = 1; :func:`~optinspired_plugins.propagation.rules.two_path` has s_0 = (α + β) x_0. α = β = ½ is DMRNet
+    (Table 3), apart from the first step; with a residual first layer, as in ``optnet``, the first step is DMRNet's too.
+    The rule minimises no objective; it has the interface of an algorithm. The result is the mean of both paths, because
+    the last T' would have no effect on x.
 
     Args:
         alpha: α, finite.
@@ -130,7 +124,7 @@ class TwoPath:
 
 
 class _Function(nn.Module):
-    """A callable that is no module, as one."""
+    """A module around a callable."""
 
     def __init__(self, function: Transform) -> None:
         super().__init__()
@@ -151,7 +145,7 @@ def _as_module(transform: object, name: str) -> nn.Module:
 
 
 class _Calls:
-    """The gradients ∇f(z) = z − T(z) of one step; a list of transforms serves its calls in turn."""
+    """The gradients ∇f(z) = z − T(z) of one step; a list of transforms has one for each call."""
 
     def __init__(self, T: nn.Module, name: str) -> None:
         self.T, self.name = T, name
@@ -162,7 +156,7 @@ class _Calls:
         if isinstance(part, nn.ModuleList):
             if not self.rest:
                 raise ValueError(
-                    f"{self.name} has {len(part)} transforms: the algorithm asks for more gradients a step"
+                    f"{self.name} has {len(part)} transforms: the algorithm asks for more gradients per step"
                 )
             part = self.rest.pop(0)
         return z - check_same_shape(z, part(z), self.name)

@@ -1,4 +1,4 @@
-"""What a report's script draws: a search's epochs as plain data, with entropy, margin and counts of operations."""
+"""The data that a report's script draws: epochs of a search with entropy, margin and counts of operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..cells.drawing import LOOKS
 from ..cells.genotype import CHOICES, CellGenotype, Genotype
-from .files import EdgeKey, Epoch, Retraining, RunFolder, SearchEpoch
+from .runs import EdgeKey, Epoch, Retraining, SearchEpoch, SearchRun
 
 __all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "retraining_data", "strongest", "thinned"]
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def thinned(items: Sequence[T], count: int) -> list[T]:
-    """Return ``count`` ≥ 2 of the items, evenly, the first and the last among them; all if there are fewer."""
+    """Return ``count`` ≥ 2 items, evenly spaced from the first to the last; all items if there are fewer."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
@@ -32,12 +32,12 @@ def entropy(probabilities: Iterable[float]) -> float:
 
 
 def strongest(row: Mapping[str, float]) -> str:
-    """Return the most probable operation of those that a genotype can have."""
+    """Return the most probable operation that a genotype can have."""
     return max((operation for operation in row if operation in CHOICES), key=lambda operation: row[operation])
 
 
 def margin(row: Mapping[str, float]) -> float:
-    """Return how far the most probable operation is ahead of the second, of those that a genotype can have."""
+    """Return the difference of the two largest probabilities of operations that a genotype can have."""
     first = strongest(row)
     return row[first] - max(
         (p for operation, p in row.items() if operation in CHOICES and operation != first), default=0
@@ -45,25 +45,26 @@ def margin(row: Mapping[str, float]) -> float:
 
 
 def changes(before: Genotype, after: Genotype) -> list[str]:
-    """Say which edges two genotypes do not share, a line for each node."""
+    """Describe the edges that differ between two genotypes, one line per node."""
     lines = []
     for cell in CELLS:
         for t, (old, new) in enumerate(zip(getattr(before, cell), getattr(after, cell)), start=2):
-            gone, come = Counter(old) - Counter(new), Counter(new) - Counter(old)
-            if gone:
-                sides = [", ".join(f"{name}({source})" for name, source in side.elements()) for side in (gone, come)]
+            removed, added = Counter(old) - Counter(new), Counter(new) - Counter(old)
+            if removed:
+                both = (removed, added)
+                sides = [", ".join(f"{name}({source})" for name, source in side.elements()) for side in both]
                 lines.append(f"{cell} node {t}: {sides[0]} → {sides[1]}")
     return lines
 
 
 def page_data(
-    run: RunFolder, epochs: Sequence[SearchEpoch], drawings: Mapping[tuple[str, CellGenotype], int]
+    run: SearchRun, epochs: Sequence[SearchEpoch], drawings: Mapping[tuple[str, CellGenotype], int]
 ) -> dict[str, Any]:
-    """Return what the script draws.
+    """Return the data of a search.
 
     Args:
-        run: for its curves.
-        epochs: the epochs of the search to step through.
+        run: the search, for its curves.
+        epochs: the epochs that the page shows.
         drawings: the number of the drawing of each normal and reduction cell.
     """
     first = epochs[0].alpha
@@ -93,7 +94,7 @@ def page_data(
 
 
 def retraining_data(run: Retraining) -> dict[str, Any]:
-    """Return what the script draws of a retraining: its curves, and no epochs to step through."""
+    """Return the data of a retraining: its curves."""
     return {"epochs": [], "curves": {"search": _curves([]), "retrain": _curves(run.history)}}
 
 
@@ -107,7 +108,7 @@ def _edge_name(edge: EdgeKey, rule: str) -> str:
 
 
 def _chosen(genotype: Genotype, edge: EdgeKey) -> list[str]:
-    """The operations that a genotype has on an edge of the supernet."""
+    """Return the operations of a genotype on an edge of the supernet."""
     node = getattr(genotype, edge.cell)[edge.node - 2]
     if genotype.rule == "hb":
         return [node[edge.slot].operation]
@@ -119,12 +120,12 @@ def _counts(cell: CellGenotype) -> dict[str, int]:
 
 
 def _curves(history: Sequence[Epoch]) -> dict[str, Any]:
-    """Metrics by epoch, and the epochs with which a run was resumed."""
-    kept = thinned(history, LIMIT_CURVE)
+    """Return metrics by epoch, and the epochs with which a run was resumed."""
+    shown = thinned(history, LIMIT_CURVE)
     return {
-        "epochs": [epoch.number for epoch in kept],
+        "epochs": [epoch.number for epoch in shown],
         "resumed": thinned([epoch.number for epoch in history if epoch.resumed], LIMIT_CURVE),
-        **{name: [_finite(epoch.metrics[name]) for epoch in kept] for name in (history[0].metrics if history else ())},
+        **{name: [_finite(epoch.metrics[name]) for epoch in shown] for name in (history[0].metrics if history else ())},
     }
 
 

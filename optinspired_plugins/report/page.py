@@ -1,4 +1,4 @@
-"""The report of a search or a retraining: one HTML page, made of the JSON files of its folder; it loads nothing."""
+"""The report of a search or a retraining: one HTML page from the JSON files of its folder, without other resources."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 
 from .. import __version__
 from .._files import write_atomically
+from ..cells.genotype import SKIPS
 from ..next_steps import retrain_command
+from ..run_folder import GENOTYPE
+from . import texts
 from .data import CELLS, changes, page_data, thinned
-from .files import Retraining, RunFolder, SearchEpoch, is_retraining, read_retraining, read_run
+from .files import is_retraining, read_retraining, read_run
 from .parts import (
     CURVES,
-    NOT_FINITE,
     cells,
     copied,
     diverged,
@@ -26,16 +28,16 @@ from .parts import (
     seconds,
     section,
     tables,
-    text,
     usage,
     verdict,
 )
 from .retraining import measured, render_retraining, retrained_metric, unfinished
+from .runs import Retraining, SearchEpoch, SearchRun
+from .texts import text
 
 __all__ = ["embedded", "render", "write_report"]
 
 LIMIT_PAGE = 2_000_000
-SKIPS = ("skip_connect", "neg_skip_connect")
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -60,23 +62,27 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def render(run: RunFolder | Retraining, limit: int = LIMIT_PAGE) -> str:
-    """Return the page; so many epochs of a search are left out, evenly, that it has at most ``limit`` bytes.
+def render(run: SearchRun | Retraining, limit: int = LIMIT_PAGE) -> str:
+    """Return the page.
+
+    Args:
+        run: the search or the retraining.
+        limit: largest number of bytes; epochs of a search are left out evenly until the page fits.
 
     Raises:
-        ValueError: not even the first and the last epoch fit.
+        ValueError: the first and the last epoch do not fit.
     """
     if isinstance(run, Retraining):
         return render_retraining(run)
     steps = len(run.history)
     while len((page := _page(run, thinned(run.history, steps))).encode()) > limit:
         if steps <= 2:
-            raise ValueError(f"{run.folder}: its first and last epoch alone need more than limit={limit} bytes")
+            raise ValueError(f"{run.folder}: its first and last epoch need more than limit={limit} bytes")
         steps = max(2, steps // 2)
     return page
 
 
-def _page(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
+def _page(run: SearchRun, epochs: Sequence[SearchEpoch]) -> str:
     drawings = drawings_of([epoch.genotype for epoch in epochs])
     body = [
         _verdict(run),
@@ -94,7 +100,7 @@ def _page(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
 # --- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def _verdict(run: RunFolder) -> str:
+def _verdict(run: SearchRun) -> str:
     metric, meaning = _metric(run)
     tiles = {
         "Parameters": _parameters(run),
@@ -105,18 +111,15 @@ def _verdict(run: RunFolder) -> str:
     return verdict(metric, meaning, tiles, _notes(run))
 
 
-def _metric(run: RunFolder) -> tuple[str, str]:
-    """The last accuracy there is, and what it is."""
+def _metric(run: SearchRun) -> tuple[str, str]:
+    """Return the last accuracy and its explanation."""
     if run.retraining is not None and run.retraining.history:
         return retrained_metric(run.retraining)
     searched = run.history[-1]
-    return percent(searched.metrics["alpha_top1"]), (
-        f"Top-1 accuracy of the supernet on α's half of the training images, epoch {searched.number}. "
-        "α was fitted to them: this is no test result, and no network was retrained yet."
-    )
+    return percent(searched.metrics["alpha_top1"]), texts.supernet_accuracy(searched.number)
 
 
-def _parameters(run: RunFolder) -> tuple[str, str]:
+def _parameters(run: SearchRun) -> tuple[str, str]:
     if run.retraining and run.retraining.about.get("parameters") is not None:
         return measured(run.retraining, "parameters", "retrained network, without auxiliary head")
     if run.about.get("parameters") is None:
@@ -133,36 +136,35 @@ def _macs(retraining: Retraining | None) -> tuple[str, str]:
     return measured(retraining, "macs", "retrained network, one image")
 
 
-def _seed(run: RunFolder) -> tuple[str, str]:
+def _seed(run: SearchRun) -> tuple[str, str]:
     retrain = run.retraining.settings.get("seed") if run.retraining else None
     return text(run.settings.get("seed", "not recorded")), "" if retrain is None else f"retraining: {text(retrain)}"
 
 
-def _notes(run: RunFolder) -> list[str]:
-    """What a reader must know before believing the page."""
+def _notes(run: SearchRun) -> list[str]:
+    """Return the warnings of the page."""
     notes, last, retraining = [], run.history[-1], run.retraining
     if diverged(run.history) or (retraining and diverged(retraining.history)):
-        notes.append(NOT_FINITE)
+        notes.append(texts.NOT_FINITE)
     if run.stage is not None:
-        notes.append(f"A search in stages: α and curves are those of {run.stage}, the last that has finished an epoch.")
+        notes.append(texts.of_stage(run.stage))
     if run.genotype is None:
-        notes.append(f"Unfinished: {last.number} of {text(run.settings.get('epochs', '?'))} epochs of the search.")
+        notes.append(texts.unfinished(last.number, run.settings.get("epochs", "?"), "search"))
     elif run.stage is None and run.genotype != last.genotype:
-        notes.append("genotype.json is not the genotype of the last epoch: one of the files was changed.")
+        notes.append(texts.CHANGED_GENOTYPE)
     if retraining:
         notes += unfinished(retraining)
         trained, genotype = retraining.about.get("genotype_sha256"), run.genotype or last.genotype
         if trained is not None and trained != hashlib.sha256(genotype.to_json().encode()).hexdigest():
-            notes.append("The retraining was of another genotype than genotype.json.")
+            notes.append(texts.OTHER_GENOTYPE)
     return notes
 
 
-# --- what the script fills --------------------------------------------------------------------------------------------
+# --- controls and figures, which the script fills ---------------------------------------------------------------------
 
 
-def _controls(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
-    left_out = len(run.history) - len(epochs)
-    note = f"{left_out} epochs are left out, evenly, to keep the page small" if left_out else ""
+def _controls(run: SearchRun, epochs: Sequence[SearchEpoch]) -> str:
+    note = texts.left_out(len(run.history) - len(epochs))
     last = len(epochs) - 1
     return (
         '<nav id="controls" aria-label="Epoch">\n<label for="step">Epoch</label>\n'
@@ -170,25 +172,19 @@ def _controls(run: RunFolder, epochs: Sequence[SearchEpoch]) -> str:
         f'<input id="step" type="range" min="0" max="{last}" value="{last}">\n'
         '<button id="forth" type="button" aria-label="next epoch">›</button>\n'
         f'<output id="epoch" for="step">{epochs[-1].number}</output> of {run.history[-1].number}\n'
-        f'<span class="hint">← → step{"; " + note if note else ""}</span>\n</nav>\n'
-        "<noscript><p class='note'>Without JavaScript the page shows the last epoch and no charts.</p></noscript>"
+        f'<span class="hint">← → step{"; " + note if note else ""}</span>\n</nav>\n' + texts.NO_SCRIPT
     )
 
 
 def _figures(epochs: Sequence[SearchEpoch]) -> list[str]:
-    """Empty figures, which the script fills."""
+    """Return the empty figures, which the script fills."""
     counts = section("counts", "Operations of the genotype by epoch", f"<p>{_skips(epochs)}</p>", _empty("counts"))
     if not epochs[-1].alpha:
-        return [section("alpha", "α", "<p>The strategy has no α.</p>"), counts, CURVES]
-    beta = "β is the edge's softmax(β) (29)." if epochs[-1].beta else "This space has no β."
-    explained = (
-        "softmax(α) (25) in percent, a row for each edge; framed: what the genotype has. "
-        "Entropy: −Σ p ln p of the row. Margin: top-1 minus top-2 of what a genotype can have, which is all but none. "
-        + beta
-    )
+        return [section("alpha", "α", texts.NO_ALPHA), counts, CURVES]
+    explanation = texts.explain_alpha(bool(epochs[-1].beta))
     options = '<label for="mode">Colour shows</label> <select id="mode"></select>'
     return [
-        section("alpha", "α of the epoch", f"<p>{explained}</p>", _empty("alpha", "column")),
+        section("alpha", "α of the epoch", f"<p>{explanation}</p>", _empty("alpha", "column")),
         section("map", "α by edge and epoch", f'<p>{options}</p><p class="legend"></p>', _empty("map")),
         section("certainty", "Entropy and margin, mean over edges", '<div class="charts"></div>'),
         counts,
@@ -204,7 +200,7 @@ def _empty(name: str, arrangement: str = "pair") -> str:
 
 
 def _skips(epochs: Sequence[SearchEpoch]) -> str:
-    """How many edges are skip connections at first and at last: their growth is how DARTS collapses."""
+    """Describe the number of skip connections in the first and the last epoch; it grows where DARTS collapses."""
     parts = []
     for cell in CELLS:
         counts = [
@@ -213,14 +209,14 @@ def _skips(epochs: Sequence[SearchEpoch]) -> str:
         ]
         edges = sum(map(len, getattr(epochs[-1].genotype, cell)))
         parts.append(f"{cell} cell {counts[0]}, then {counts[1]} of {edges} edges")
-    return f"skip_connect and neg_skip_connect, first and last epoch: {'; '.join(parts)}."
+    return texts.skips(parts)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _history(epochs: Sequence[SearchEpoch]) -> str:
-    """What changed, epoch by epoch; epochs without a change share a row."""
+    """Return the table of changes of the genotype by epoch; epochs without a change share a row."""
     rows: list[tuple[int, int, list[str]]] = []
     for before, epoch in zip([None, *epochs], epochs):
         lines = changes(before.genotype, epoch.genotype) if before else ["start"]
@@ -242,15 +238,15 @@ def _history(epochs: Sequence[SearchEpoch]) -> str:
     )
 
 
-def _command(run: RunFolder) -> str:
+def _command(run: SearchRun) -> str:
     data = run.about.get("data", {})
     images = data.get("images")
-    command = retrain_command(run.folder / "genotype.json", run.settings, images if type(images) is int else None)
-    when = "" if run.genotype else "<p>When the search is finished:</p>"
+    command = retrain_command(run.folder / GENOTYPE, run.settings, images if type(images) is int else None)
+    when = "" if run.genotype else texts.RETRAIN_LATER
     return section("retrain", "Retrain", when, copied("retrain-command", command))
 
 
-def _provenance(run: RunFolder) -> str:
+def _provenance(run: SearchRun) -> str:
     retraining = run.retraining
     settings = retraining.settings if retraining else {}
     contents: dict[str, Mapping[str, Any]] = {

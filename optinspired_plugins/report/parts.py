@@ -1,7 +1,7 @@
-"""What the reports of a search and of a retraining share: the document, its sections, cells, tiles and tables.
+"""HTML parts of the reports of searches and retrainings: document, sections, cells, tiles and tables.
 
-What the files say is escaped; data go to the script as JSON in which no tag can begin; and the page's policy allows
-its own script, by hash, and no address at all.
+Text of files is escaped. The script reads its data from JSON in which no tag can begin. The policy of the page allows
+its own script, by hash, and no address.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any
 from ..cells.drawing import COLOURS, to_svg
 from ..cells.genotype import CellGenotype, Genotype
 from ..next_steps import timm_call
+from . import texts
 from .data import CELLS
-from .files import Epoch, Retraining
+from .runs import Epoch, Retraining
+from .texts import text
 
 __all__ = [
     "CURVES",
-    "NOT_FINITE",
     "cells",
     "copied",
     "diverged",
@@ -34,17 +35,22 @@ __all__ = [
     "seconds",
     "section",
     "tables",
-    "text",
     "usage",
     "verdict",
 ]
 
-LIMIT_TEXT = 300
 LIMIT_ROWS = 100
 
 
 def document(title: str, name: str, body: Sequence[str], data: object) -> str:
-    """Return the page: a title with the name of the run, sections, and the data that the script draws."""
+    """Return the page.
+
+    Args:
+        title: kind of the report.
+        name: name of the run.
+        body: the sections.
+        data: the data that the script draws.
+    """
     script = _part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
@@ -63,18 +69,12 @@ def document(title: str, name: str, body: Sequence[str], data: object) -> str:
 
 
 def embedded(data: object) -> str:
-    """Return JSON for a script element, which only a "<" could end."""
+    """Return JSON for a script element; "<", which could end the element, is escaped."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _part(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def text(value: object) -> str:
-    """Escape what a file says, and cut it where it is long."""
-    found = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
-    return escape(found if len(found) <= LIMIT_TEXT else found[:LIMIT_TEXT] + "…")
 
 
 def section(name: str, title: str, *parts: str) -> str:
@@ -83,17 +83,23 @@ def section(name: str, title: str, *parts: str) -> str:
 
 
 CURVES = section("curves", "Losses and accuracies", '<div class="charts"></div>')
-NOT_FINITE = "A loss was not finite in some epochs: its curve has gaps there."
 
 
 def diverged(history: Sequence[Epoch]) -> bool:
-    """Whether a metric of an epoch is not finite."""
+    """Return True if a metric of an epoch is not finite."""
     metrics = (value for epoch in history for value in epoch.metrics.values())
     return any(value is not None and not math.isfinite(value) for value in metrics)
 
 
 def verdict(metric: str, meaning: str, tiles: Mapping[str, tuple[str, str]], notes: Sequence[str]) -> str:
-    """Return the first section: the result, what it means, tiles of (value, note), and what else to know."""
+    """Return the first section.
+
+    Args:
+        metric: the result.
+        meaning: its explanation.
+        tiles: value and note by name.
+        notes: warnings.
+    """
     parts = [
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, (value, note) in tiles.items()
     ]
@@ -112,7 +118,7 @@ def percent(value: float | None) -> str:
 
 
 def seconds(history: Sequence[Epoch]) -> str:
-    """Return how long all epochs took."""
+    """Return the duration of all epochs."""
     total = round(sum(epoch.metrics["seconds"] or 0.0 for epoch in history))
     hours, minutes = divmod(total // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {total % 60} s"
@@ -127,7 +133,7 @@ def copied(name: str, command: str) -> str:
 
 
 def drawings_of(genotypes: Sequence[Genotype]) -> dict[tuple[str, CellGenotype], int]:
-    """Number the different normal and reduction cells."""
+    """Return the numbers of the distinct normal and reduction cells."""
     drawings: dict[tuple[str, CellGenotype], int] = {}
     for genotype in genotypes:
         for cell in CELLS:
@@ -136,7 +142,7 @@ def drawings_of(genotypes: Sequence[Genotype]) -> dict[tuple[str, CellGenotype],
 
 
 def cells(drawings: Mapping[tuple[str, CellGenotype], int], last: Genotype) -> str:
-    """Return every drawing there is, all but those of the last genotype hidden."""
+    """Return the drawings of all cells; only the cells of the last genotype are visible."""
     figures = []
     for cell in CELLS:
         shown = getattr(last, cell)
@@ -146,33 +152,28 @@ def cells(drawings: Mapping[tuple[str, CellGenotype], int], last: Genotype) -> s
             if kind == cell
         ]
         figures.append(f'<figure class="scroll"><figcaption>{cell} cell</figcaption>\n{"".join(svgs)}</figure>')
-    explained = "<p>c<sub>k−2</sub> and c<sub>k−1</sub> are the inputs 0 and 1; a node is the sum of its edges; "
-    return section("cells", "Cells", explained + "grey lines are concatenated.</p>", *figures)
+    return section("cells", "Cells", texts.CELLS_LEGEND, *figures)
 
 
 def usage(run: Retraining) -> str:
-    """Return how to build the trained network in timm; nothing while there is none."""
+    """Return the call that builds the trained network in timm, or an empty text before the end of the training."""
     call = timm_call(run.folder, run.settings, run.about.get("data", {}))
     if call is None:
         return ""
     moments = [text(run.about.get(name, "not recorded")) for name in ("mean", "std")]
-    explained = (
-        f"<p>Its images, from 0 to 1, are normalised by the mean {moments[0]} and the deviation {moments[1]}.</p>"
-    )
-    return section(
-        "usage", "Use the network in Python", copied("timm-call", f"import timm\n\nmodel = {call}"), explained
-    )
+    code = copied("timm-call", f"import timm\n\nmodel = {call}")
+    return section("usage", "Use the network in Python", code, texts.normalisation(*moments))
 
 
 def tables(contents: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the last section, a table for each that has rows: settings, versions, images and hashes."""
+    """Return the last section, with the tables that have rows: settings, versions, images and hashes."""
     parts = [_table(title, rows) for title, rows in contents.items() if rows]
     return section("provenance", "Versions and hashes", f'<div class="tables">{"".join(parts)}</div>')
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    kept = list(rows.items())[:LIMIT_ROWS]
-    lines = [f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in kept]
-    if len(rows) > len(kept):
-        lines.append(f"<tr><th>…</th><td>{len(rows) - len(kept)} more</td></tr>")
+    shown = list(rows.items())[:LIMIT_ROWS]
+    lines = [f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in shown]
+    if len(rows) > len(shown):
+        lines.append(f"<tr><th>…</th><td>{len(rows) - len(shown)} more</td></tr>")
     return f"<table><caption>{title}</caption>{''.join(lines)}</table>"

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import __version__
+from . import texts
 from .data import retraining_data
-from .files import Retraining
 from .parts import (
     CURVES,
-    NOT_FINITE,
     cells,
     diverged,
     document,
@@ -18,10 +17,11 @@ from .parts import (
     percent,
     seconds,
     tables,
-    text,
     usage,
     verdict,
 )
+from .runs import Retraining
+from .texts import text
 
 __all__ = ["measured", "render_retraining", "retrained_metric", "unfinished"]
 
@@ -29,7 +29,7 @@ __all__ = ["measured", "render_retraining", "retrained_metric", "unfinished"]
 def render_retraining(run: Retraining) -> str:
     """Return the page of a retraining."""
     assert run.genotype is not None, "its settings hold it"
-    metric, meaning = "no epoch yet", "The training has not finished its first epoch."
+    metric, meaning = "no epoch yet", texts.NO_EPOCH
     if run.history:
         metric, meaning = retrained_metric(run)
     tiles = {
@@ -38,7 +38,7 @@ def render_retraining(run: Retraining) -> str:
         "Seed": (text(run.settings.get("seed", "not recorded")), ""),
         "Training": (f"{len(run.history)} epoch{'s' * (len(run.history) != 1)}", seconds(run.history)),
     }
-    notes = [NOT_FINITE] if diverged(run.history) else []
+    notes = [texts.NOT_FINITE] if diverged(run.history) else []
     body = [
         verdict(metric, meaning, tiles, notes + unfinished(run)),
         usage(run),
@@ -51,28 +51,26 @@ def render_retraining(run: Retraining) -> str:
 
 
 def retrained_metric(run: Retraining) -> tuple[str, str]:
-    """Return the test accuracy after the last epoch, and what it is."""
+    """Return the test accuracy after the last epoch, and its explanation."""
     last = run.history[-1]
     best, number = max((epoch.metrics["test_top1"] or 0.0, -epoch.number) for epoch in run.history)
-    meaning = f"Top-1 accuracy of the retrained network on the test images, epoch {last.number}, the last."
-    meaning += f" Best: {percent(best)} in epoch {-number}, which was chosen by looking at the test images."
-    return percent(last.metrics["test_top1"]), meaning
+    return percent(last.metrics["test_top1"]), texts.retrained_accuracy(last.number, percent(best), -number)
 
 
 def measured(run: Retraining, name: str, note: str) -> tuple[str, str]:
-    """Return a number of ``run.json``, for a tile."""
+    """Return a number of ``run.json`` and its note, for a tile."""
     value = run.about.get(name)
     return ("not recorded", "") if value is None else (f"{value:,}", note)
 
 
 def unfinished(run: Retraining) -> list[str]:
-    """Return a note where epochs are missing."""
+    """Return a note if epochs are missing."""
     done, planned = len(run.history), run.settings.get("epochs")
-    return [] if done == planned else [f"Unfinished: {done} of {text(planned or '?')} epochs of the retraining."]
+    return [] if done == planned else [texts.unfinished(done, planned or "?", "retraining")]
 
 
 def provenance(run: Retraining) -> Mapping[str, Mapping[str, Any]]:
-    """Return the tables of what the network was made of."""
+    """Return the tables of settings, versions, images and hashes."""
     return {
         "Settings": {name: value for name, value in run.settings.items() if name != "genotype"},
         "Versions": {**run.about.get("versions", {}), "optinspired-plugins of this page": __version__},

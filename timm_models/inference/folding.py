@@ -1,4 +1,4 @@
-"""Networks for inference: normalisations folded into convolutions, short heavy-ball stages without their stream.
+"""Normalisations folded into convolutions, for inference.
 
 timm's ``reparameterize_model`` (``--reparam`` of its scripts) calls the ``fuse`` methods of modules. So does ``fuse``
 of our models, which folds the stem, too.
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from optinspired_plugins.cells.operations import FactorizedReduce
+from optinspired_plugins.memory.batch_norm import FixedNorm
 
 __all__ = [
     "ChannelClamp",
@@ -25,19 +26,20 @@ __all__ = [
 
 
 def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Optional[nn.Conv2d]:
-    """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` where that is no convolution.
+    """Return a convolution that computes norm(conv(x)) in evaluation; ``None`` if there is none.
 
     Args:
         conv: the convolution.
         norm: the normalisation.
-        channels: those of the normalisation that the convolution gives.
+        channels: the channels of the normalisation that the convolution computes.
     """
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
         return None
-    of_norm: Any = norm
-    own = [None if p is None else p[channels] for p in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
-    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, own[0], own[1], of_norm.eps, own[2], own[3])  # type: ignore[arg-type]
-    found = nn.Conv2d(
+    eps: Any = norm.eps
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, var, scale, shift = (None if p is None else p[channels] for p in tensors)
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, eps, scale, shift)  # type: ignore[arg-type]
+    folded = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type]
@@ -47,21 +49,21 @@ def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Opt
         conv.groups,
         device="meta",
     )
-    found.weight, found.bias = weight, bias
-    return found.train(conv.training)
+    folded.weight, folded.bias = weight, bias
+    return folded.train(conv.training)
 
 
 def fold_into(module: nn.Module, conv: str, norm: str) -> None:
     """Fold a child normalisation, plain or with an activation, into a child convolution."""
     before, after = getattr(module, conv), getattr(module, norm)
-    found = fold(before, after)
-    if found is not None:
-        setattr(module, conv, found)
+    folded = fold(before, after)
+    if folded is not None:
+        setattr(module, conv, folded)
         setattr(module, norm, getattr(after, "act", nn.Identity()))
 
 
 def fold_all(module: nn.Module) -> None:
-    """Fold every normalisation of cells and their stems into the convolution, or the two convolutions, before it."""
+    """Fold the normalisations of cells and stems."""
     for part in list(module.modules()):
         if isinstance(part, FactorizedReduce):
             split = part.conv_1.out_channels
@@ -75,14 +77,14 @@ def fold_all(module: nn.Module) -> None:
 
 
 class ChannelClamp(nn.Module):
-    """What is left of norm and ReLU in front of a 1×1 convolution: a bound for every channel.
+    """The rest of norm and ReLU after folding: a bound per channel.
 
     With factor f and offset o of a normalisation, max(f x + o, 0) = f · max(x, −o/f) + o for f > 0, and min in the
-    place of max for f < 0; the convolution takes f and o. What it computes is a function of its buffers alone.
+    place of max for f < 0; the convolution takes f and o.
 
     Args:
         bound: −o/f, shape (channels,).
-        below: where it is a lower bound; elsewhere it is an upper one.
+        below: True for a lower bound, False for an upper one, shape (channels,).
     """
 
     lower: Tensor
@@ -101,21 +103,16 @@ class ChannelClamp(nn.Module):
 
 
 def fold_before(module: nn.Module, norm: str, conv: str) -> None:
-    """Fold a child normalisation with a ReLU into the child 1×1 convolution behind it, but for a bound.
+    """Fold norm and ReLU into the next 1×1 convolution.
 
     An average pooling without padding may stand between them: it is linear, and its weights add up to 1.
     """
     before, after = getattr(module, norm), getattr(module, conv)
-    plain = type(after) is nn.Conv2d and after.kernel_size == (1, 1) and after.padding == (0, 0) and after.groups == 1
-    if (
-        type(before) is not BatchNormAct2d
-        or type(before.act) is not nn.ReLU
-        or before.running_mean is None
-        or not plain
-    ):
+    is_rectified = type(before) is BatchNormAct2d and type(before.act) is nn.ReLU and before.running_mean is not None
+    is_pointwise = type(after) is nn.Conv2d and after.kernel_size == (1, 1) and after.padding == (0, 0)
+    if not is_rectified or not is_pointwise or after.groups != 1:
         return
-    factor = (before.weight.double() if before.affine else 1) * (before.running_var.double() + before.eps).rsqrt()
-    offset = (before.bias.double() if before.affine else 0) - before.running_mean.double() * factor
+    factor, offset = FixedNorm.of_running(before, torch.float64).scale_and_shift()
     dead = factor == 0  # max(o, 0) whatever x is
     offset = torch.where(dead, offset.clamp(min=0), offset)
     bound = torch.where(dead, -torch.inf, -offset / factor)
@@ -123,14 +120,14 @@ def fold_before(module: nn.Module, norm: str, conv: str) -> None:
     bias = weight.flatten(1) @ offset + (0 if after.bias is None else after.bias.double())
     like = after.weight.dtype
     setattr(module, norm, ChannelClamp(bound.to(like), (factor > 0) | dead).train(before.training))
-    made = nn.Conv2d(after.in_channels, after.out_channels, 1, after.stride, device="meta")
-    made.weight = nn.Parameter((weight * factor[:, None, None]).to(like))
-    made.bias = nn.Parameter(bias.to(like))
-    setattr(module, conv, made.train(after.training))
+    folded = nn.Conv2d(after.in_channels, after.out_channels, 1, after.stride, device="meta")
+    folded.weight = nn.Parameter((weight * factor[:, None, None]).to(like))
+    folded.bias = nn.Parameter(bias.to(like))
+    setattr(module, conv, folded.train(after.training))
 
 
 def fold_shortcut(block: Any) -> None:
-    """Fold the normalisation that ends a block's shortcut."""
+    """Fold the last normalisation of a block's shortcut."""
     shortcut = block.downsample
     if isinstance(shortcut, nn.Sequential) and len(shortcut) > 1:
         names = list(shortcut._modules)

@@ -1,4 +1,4 @@
-"""Stages that propagate by any algorithm: run as it stands, or as the sums and layer calls that it comes down to."""
+"""Stages that propagate by any algorithm, as code or as a program."""
 
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
 
@@ -15,8 +15,9 @@ from optinspired_plugins.propagation.tracing import Call, NotLinearError, Progra
 from optinspired_plugins.propagation.unrolled import as_learnable
 
 from ..strides import subsample
-from .checkpoint_rules import StageRule, program_coefficients, stride_in_1x1
+from .checkpoint_rules import StageRule, stride_in_1x1
 from .heavy_ball import writable
+from .network_algorithms import program_coefficients
 
 __all__ = ["AlgorithmStage", "ProgramStage", "make_stage"]
 
@@ -24,20 +25,22 @@ Terms = List[Tuple[int, float]]
 
 
 class AlgorithmStage(StageRule):
-    """A stage that propagates by an algorithm, restarted for it.
+    """A stage that runs an algorithm's code from its start.
 
-    With u the input and S the shortcut projection the algorithm starts at x_0 = S(u). What its first step calls at x_0
-    is ResNet's transition block T_0(u) + S(u), so ∇f(x_0) = −T_0(u). Elsewhere, and from then on, ∇f(z) = z − T(z).
-    Which calls are at x_0 is decided once, by :func:`~optinspired_plugins.propagation.probing.calls_at_start`. One of
-    them that is elsewhere in some forward pass, as under a condition, still has the layer T_0(u) + S(u):
+    With u the input and S the shortcut projection, the algorithm starts at x_0 = S(u). A layer that its first step
+    calls at x_0 is ResNet's transition block T_0(u) + S(u), so ∇f(x_0) = −T_0(u). All other calls have
+    ∇f(z) = z − T(z).
+
+    Which calls are at x_0 is decided once, by :func:`~optinspired_plugins.propagation.probing.calls_at_start`. If such
+    a call is at another point in some forward pass, as under a condition, its layer still is T_0(u) + S(u):
     ∇f(z) = z − T_0(u) − S(u).
 
     Args:
         transforms: the layers in the order in which the algorithm calls them: T_0, T_1, …, or T'_0, T_0, T'_1, … for
-            one with two paths. The first holds S as ``downsample``, or ``None``. Those that the first step calls at x_0
-            map from u; all others keep the shape.
+            one with two paths. The first holds S as ``downsample``, or ``None``. Transforms that the first step calls
+            at x_0 map from u; all others keep the shape.
         algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned.
-        layers: how many layers each step calls.
+        layers: number of layers that each step calls.
     """
 
     prefers_names = True
@@ -54,7 +57,7 @@ class AlgorithmStage(StageRule):
         self.grad_checkpointing = False
         self.set_rule([stride_in_1x1(transforms[0])])
 
-    def is_twin(self) -> bool:
+    def equals_timm(self) -> bool:
         """Return False: timm has no such network."""
         return False
 
@@ -99,10 +102,10 @@ class AlgorithmStage(StageRule):
 
 
 class ProgramStage(StageRule, nn.Sequential):
-    """The same, executed as a :class:`~optinspired_plugins.propagation.tracing.Program`: sums between the layers.
+    """The same stage, executed as a :class:`~optinspired_plugins.propagation.tracing.Program`: sums between layers.
 
-    It runs where the algorithm's code could not, in TorchScript, and has the sums that are left when z − (z − T(z)) is
-    T(z). For the heavy ball with β = 1 that is what :class:`HeavyBallStage` does.
+    It also runs in TorchScript, and its sums are simplified: z − (z − T(z)) is T(z). For the heavy ball with β = 1 it
+    computes the same as :class:`HeavyBallStage`.
 
     Args:
         transforms: as for :class:`AlgorithmStage`.
@@ -122,7 +125,7 @@ class ProgramStage(StageRule, nn.Sequential):
         self.grad_checkpointing = False
         slots, self.slots = _allocate(program)
         last_use = _last_uses(program)
-        # sums[i] are due before the i-th call, sums[-1] after the last. The slot, whether in place, what to add.
+        # sums[i] are due before the i-th call, sums[-1] after the last, each as (slot, in place, terms).
         self.sums, self.sources, self.targets = [[]], [], []
         for i, instruction in enumerate(program.instructions):
             if isinstance(instruction, Call):
@@ -136,42 +139,45 @@ class ProgramStage(StageRule, nn.Sequential):
         self.result = slots[program.result]
         self.set_rule([*program_coefficients(program), False, stride_in_1x1(transforms[0])])
 
-    def is_twin(self) -> bool:
-        """Return False: ResNet has an activation behind its additions."""
+    def equals_timm(self) -> bool:
+        """Return False: ResNet has an activation after its additions."""
         return False
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
-        u = subsample(u, self.stride)
-        values = [u] * self.slots
-        for i, T in enumerate(self):
-            if i == 0:
-                values[0] = T.downsample(u) if T.downsample is not None else u  # type: ignore[operator]
-            for target, in_place, terms in self.sums[i]:
-                values[target] = weighted_sum(values, terms, in_place)
-            x = u if self.sources[i] < 0 else values[self.sources[i]]
-            if torch.jit.is_scripting():
-                t = T(x)
-            else:
-                t = self._transformed(T, x)
-            values[self.targets[i]] = t
-        for target, in_place, terms in self.sums[-1]:
-            values[target] = weighted_sum(values, terms, in_place)
-        x = values[self.result]
+        x = self._plain(subsample(u, self.stride))
         if not torch.jit.is_scripting():
             align_gradient(x)
         return x
 
+    def _plain(self, u: Tensor) -> Tensor:
+        """Return the program's result by its sums and layer calls."""
+        values = [u] * self.slots
+        for i, T in enumerate(self):
+            if i == 0:
+                values[0] = u if T.downsample is None else T.downsample(u)  # type: ignore[operator]
+            self._add(values, i)
+            x = u if self.sources[i] < 0 else values[self.sources[i]]
+            values[self.targets[i]] = T(x) if torch.jit.is_scripting() else self._transform(T, x)
+        self._add(values, len(self.targets))
+        return values[self.result]
+
+    def _add(self, values: List[Tensor], i: int) -> None:
+        """Compute the sums that are due before call i."""
+        for target, in_place, terms in self.sums[i]:
+            values[target] = weighted_sum(values, terms, in_place)
+
     @torch.jit.ignore
-    def _transformed(self, T: nn.Module, x: Tensor) -> Tensor:
-        """Return T(x) as a tensor that may be overwritten, computed again in the backward pass if that is wanted."""
+    def _transform(self, T: nn.Module, x: Tensor) -> Tensor:
+        """Return T(x) as a writable tensor, recomputed in the backward pass with ``grad_checkpointing``."""
         return writable(T, recompute(T, T, x) if self.grad_checkpointing else T(x))
 
 
 def weighted_sum(values: List[Tensor], terms: Terms, in_place: bool) -> Tensor:
-    """Return Σ weight · values[slot]; ``in_place`` overwrites the first, a layer's output that nobody else needs.
+    """Return Σ weight · values[slot].
 
-    Normalisation, attention and drop path keep their input for the backward, not their output.
+    ``in_place`` overwrites the first value, a layer's output that is not used elsewhere. Normalisation, attention and
+    drop path store their input for the backward pass, not their output.
     """
     slot, weight = terms[0]
     out = values[slot]
@@ -179,14 +185,14 @@ def weighted_sum(values: List[Tensor], terms: Terms, in_place: bool) -> Tensor:
         out = out.mul_(weight) if in_place else out * weight
         in_place = True
     for slot, weight in terms[1:]:
-        # Assigned, because torch.fx drops a call whose result nobody uses.
+        # Assigned: torch.fx drops a call whose result is not used.
         out = out.add_(values[slot], alpha=weight) if in_place else torch.add(out, values[slot], alpha=weight)
         in_place = True
     return out
 
 
 def make_stage(transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> nn.Module:
-    """Return the stage as a program if the algorithm is linear with constant coefficients, else one that runs it."""
+    """Return a :class:`ProgramStage` for constant coefficients, else an :class:`AlgorithmStage`."""
     try:
         program = trace(algorithm, len(layers), transition=True)
     except NotLinearError:
@@ -195,7 +201,7 @@ def make_stage(transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Se
 
 
 def _next(layers: Iterator[nn.Module], k: int) -> nn.Module:
-    """The layer of the next call; ValueError if all that step k has were called."""
+    """Return the layer of the next call; ValueError if step k has no more."""
     layer = next(layers, None)
     if layer is None:
         raise ValueError(f"step {k} of the algorithm asks for more gradients than when the network was built")
@@ -203,12 +209,12 @@ def _next(layers: Iterator[nn.Module], k: int) -> nn.Module:
 
 
 def _start(transform: Any, u: Tensor) -> Tensor:
-    """x_0 = S(u)."""
+    """Return x_0 = S(u)."""
     return u if transform.downsample is None else transform.downsample(u)
 
 
 def _last_uses(program: Program) -> List[int]:
-    """For each register the instruction that reads it last; one past the end for the result."""
+    """Return the last instruction that reads each register."""
     last = [-1] * (len(program.instructions) + 1)
     for i, instruction in enumerate(program.instructions):
         if isinstance(instruction, Call):
@@ -222,7 +228,7 @@ def _last_uses(program: Program) -> List[int]:
 
 
 def _fresh_call(program: Program, i: int, last_use: Sequence[int]) -> int:
-    """The newest term of sum i that is a layer's output without a later reader; −1 if there is none."""
+    """Return a term of sum i that may be overwritten, or −1."""
     instruction = program.instructions[i]
     assert isinstance(instruction, Sum)
     for register, _ in instruction.terms:
@@ -232,7 +238,7 @@ def _fresh_call(program: Program, i: int, last_use: Sequence[int]) -> int:
 
 
 def _allocate(program: Program) -> Tuple[List[int], int]:
-    """A slot for each register, such that a register nobody reads any more gives up its slot; and how many."""
+    """Return a slot for each register, and the number of slots."""
     last_use = _last_uses(program)
     slots, count = [0], 1
     free: List[int] = []

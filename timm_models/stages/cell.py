@@ -1,4 +1,4 @@
-"""The parts of a network of cells: the cell of a genotype, and the auxiliary classifier (§9.3)."""
+"""The cell of a genotype, and the auxiliary classifier (§9.3)."""
 
 # No postponed annotations here: torch.fx writes forward's into its code, where TorchScript must find them.
 
@@ -19,7 +19,7 @@ __all__ = ["AuxiliaryHead", "Cell"]
 
 
 class Cell(nn.Module):
-    """A cell: nodes that sum operations of earlier ones, concatenated.
+    """A cell: the concatenation of nodes, each a sum of operations of earlier nodes.
 
     Args:
         genotype: the edges of each node.
@@ -42,7 +42,7 @@ class Cell(nn.Module):
         self.ops = nn.ModuleList(
             make_operation(e.operation, plan.channels, stride) for e, stride in zip(edges, strides)
         )
-        # A bare shortcut is never dropped: it is what the node falls back to.
+        # A shortcut without an operation is never dropped: something of the node must remain.
         shortcuts = (IDENTITY, NEGATIVE_IDENTITY)
         self.droppable: List[bool] = [e.operation not in shortcuts or s == 2 for e, s in zip(edges, strides)]
         self.drop_path = DropPath(drop_path_rate)
@@ -50,7 +50,7 @@ class Cell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         """Return the nodes of c_{k−2} = s0 and c_{k−1} = s1, shape (batch, nodes · channels, height, width)."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        node = states[0]  # a tensor, as TorchScript wants; the first edge replaces it
+        node = states[0]  # a tensor for TorchScript; the first edge replaces it
         for i, op in enumerate(self.ops):
             h = op(states[self.sources[i]])
             if self.droppable[i]:
@@ -71,7 +71,7 @@ class Cell(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """The classifier on the features after two thirds of the cells.
+    """The auxiliary classifier on features after two thirds of the cells.
 
     Args:
         channels: channels of the features.
@@ -95,5 +95,5 @@ class AuxiliaryHead(nn.Module):
         self.fc = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, shape (batch, num_classes); x must be of the size that the stride names."""
+        """Return logits, shape (batch, num_classes); x must have the size that belongs to the stride."""
         return self.fc(self.features(x).flatten(1))

@@ -1,13 +1,15 @@
-"""Stages of ResNet-shaped networks: transforms T that know no algorithm, and the heavy-ball recurrence over them."""
+"""The heavy-ball rule (16), and the stage that propagates by it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Optional, Sequence
+from typing import Any, Dict, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from optinspired_plugins._checks import check_bool, check_finite, check_layers, check_one_of
 from optinspired_plugins.memory.eager import is_eager
 from optinspired_plugins.memory.heavy_ball import (
     MAX_ERROR_GROWTH,
@@ -19,64 +21,110 @@ from optinspired_plugins.memory.heavy_ball import (
 from optinspired_plugins.memory.memory_format import align_gradient
 from optinspired_plugins.memory.recompute import recompute
 
-from .._checks import check_layers, check_one_of
 from ..inference.stream_free import stream_free
 from ..strides import subsample
-from .checkpoint_rules import StageRule, heavy_ball_coefficients, stride_in_1x1
+from .checkpoint_rules import StageRule, stride_in_1x1
 from .transforms import BasicTransform, BottleneckTransform
 from .unmodified import is_unmodified_inside
 
-__all__ = ["HeavyBallStage"]
+__all__ = ["HeavyBallRule", "HeavyBallStage", "writable"]
+
+
+@dataclass(frozen=True)
+class HeavyBallRule:
+    """The rule x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1} (16).
+
+    Args:
+        beta1: β1, finite.
+        beta2: β2, finite; 0 is ResNet's propagation.
+        learn_beta: learn β1 and β2 of every step, from ``beta1`` and ``beta2`` and without weight decay.
+        post_act: activate after every addition, as ResNet does.
+        memory: ``"stored"``, or ``"reversible"``: the backward pass recovers x_{k−1} from x_k and x_{k+1}, so that
+            memory does not grow with depth, for the time of another forward pass. Not with ``post_act`` or β2 = 0.
+
+    Raises:
+        ValueError: an argument is out of range, or ``memory="reversible"`` is not possible.
+    """
+
+    beta1: float = 1.0
+    beta2: float = -1.0
+    learn_beta: bool = False
+    post_act: bool = False
+    memory: str = "stored"
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            object.__setattr__(self, name, check_finite(name, getattr(self, name)))
+        check_bool("learn_beta", self.learn_beta)
+        check_bool("post_act", self.post_act)
+        check_one_of("memory", self.memory, ("stored", "reversible"))
+        if self.is_reversible and self.post_act:
+            raise ValueError(
+                "memory='reversible' with post_act=True: the activation cannot be undone, pass post_act=False"
+            )
+        if self.is_reversible and self.beta2 == 0:
+            raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be recovered")
+
+    @classmethod
+    def pop_from(cls, arguments: Dict[str, Any]) -> HeavyBallRule:
+        """Remove a rule from keyword arguments, and return it."""
+        return cls(**{f.name: arguments.pop(f.name) for f in fields(cls) if f.name in arguments})
+
+    @property
+    def is_reversible(self) -> bool:
+        """True with ``memory="reversible"``."""
+        return self.memory == "reversible"
+
+    def check_depth(self, layers: Sequence[int]) -> None:
+        """ValueError if recovered iterates would lose too many digits."""
+        if not self.is_reversible:
+            return
+        check_layers("layers", layers)
+        steps = max(layers) - 1
+        factor = error_growth([self.beta1] * steps, [self.beta2] * steps)
+        if factor > MAX_ERROR_GROWTH:
+            raise ValueError(
+                f"memory='reversible' with beta1={self.beta1}, beta2={self.beta2}: errors of the iterates would grow "
+                f"{factor:.3g} times in {steps} steps, must be at most {MAX_ERROR_GROWTH:g}"
+            )
 
 
 class HeavyBallStage(StageRule, nn.Sequential):
     """A stage that propagates by the heavy-ball rule (16).
 
     With u the input, S the shortcut projection and T_0 the transform that changes shape: x_0 = S(u),
-    x_1 = T_0(u) + S(u), then x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1}. The plain form is
+    x_1 = T_0(u) + S(u), then x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1}. The same rule as a plain function is
     :func:`optinspired_plugins.propagation.rules.heavy_ball`.
+
+    Learned coefficients are parameters of shape (steps − 1,).
 
     Args:
         transforms: T_0, T_1, …; T_0 may hold S as ``downsample``.
-        beta1: β1, finite.
-        beta2: β2, finite.
-        learn_beta: learn β1 and β2 of every step, from ``beta1`` and ``beta2``: parameters of shape (steps − 1,).
-        post_act: activate after every addition.
-        memory: ``"stored"``, or ``"reversible"`` to recover the iterates in the backward pass.
+        rule: coefficients and memory.
 
-    With ``grad_checkpointing`` the iterates are recovered, too, but only the last convolution of each transform is
-    computed again. It is plain checkpointing of each transform where iterates cannot be recovered: with ``post_act``,
-    and where :func:`~optinspired_plugins.memory.heavy_ball.error_growth` of the coefficients exceeds
-    ``MAX_ERROR_GROWTH``, as at β2 = 0. Learned coefficients that come there have plain checkpointing, also with
-    ``memory="reversible"``.
+    With ``grad_checkpointing``, too, the backward pass recovers the iterates, but it recomputes only the last
+    convolution of each transform. Where iterates cannot be recovered, each transform is recomputed completely: with
+    ``post_act``, and where :func:`~optinspired_plugins.memory.heavy_ball.error_growth` of the coefficients exceeds
+    ``MAX_ERROR_GROWTH``, as at β2 = 0. The same holds for ``memory="reversible"`` with learned coefficients that have
+    moved there.
 
     Raises:
-        ValueError: ``memory`` is unknown, or the iterates cannot be recovered.
+        ValueError: iterates cannot be recovered in a stage of this depth.
     """
 
     __constants__ = ["learn_beta"]
     convertible = ("beta1", "beta2", "learn_beta", "post_act")
 
-    def __init__(
-        self,
-        transforms: Sequence[Any],
-        beta1: float = 1.0,
-        beta2: float = -1.0,
-        learn_beta: bool = False,
-        post_act: bool = False,
-        memory: str = "stored",
-    ) -> None:
-        check_memory(memory, beta1, beta2, post_act, [len(transforms)])
+    def __init__(self, transforms: Sequence[Any], rule: HeavyBallRule = HeavyBallRule()) -> None:
+        rule.check_depth([len(transforms)])
         super().__init__(*transforms)
-        if not post_act:
+        if not rule.post_act:
             for transform in transforms:
                 transform.drop_activation()
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
-        self.reversible = memory == "reversible"
-        self.post_act = post_act
-        self.learn_beta = learn_beta and len(transforms) > 1
-        self.start = (float(beta1), float(beta2))
+        self.settings = rule
+        self.learn_beta = rule.learn_beta and len(transforms) > 1
         if self.learn_beta:
             weight = next(self.parameters())
             for name in ("beta1", "beta2"):
@@ -84,69 +132,72 @@ class HeavyBallStage(StageRule, nn.Sequential):
                 self.register_parameter(name, nn.Parameter(values))
             self.reset_parameters()
         else:
-            self.beta1, self.beta2 = self.start
-        coefficients = () if self.learn_beta else heavy_ball_coefficients(len(transforms), *self.start)
-        self.post_act = post_act
-        self.set_rule([*coefficients, post_act, stride_in_1x1(transforms[0])])
+            self.beta1, self.beta2 = rule.beta1, rule.beta2
+        constants = [] if self.learn_beta or len(transforms) == 1 else [rule.beta1, rule.beta2]
+        self.set_rule([*constants, rule.post_act, stride_in_1x1(transforms[0])])
 
-    def is_twin(self) -> bool:
+    def equals_timm(self) -> bool:
         """Return True if timm's ResNet computes the same from the same weights."""
-        start = self.start if len(self) > 1 else (1.0, 0.0)
-        return start == (1.0, 0.0) and self.post_act and self.rule_values[-1] < 1
+        rule = self.settings
+        resnet = len(self) == 1 or (rule.beta1, rule.beta2) == (1.0, 0.0)
+        return resnet and rule.post_act and self.rule_values[-1] < 1
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
-        """Set learned coefficients back to where they start."""
+        """Reset learned coefficients to their start."""
         if self.learn_beta:
-            for parameter, value in zip((self.beta1, self.beta2), self.start):
+            for parameter, value in zip((self.beta1, self.beta2), (self.settings.beta1, self.settings.beta2)):
                 nn.init.constant_(parameter, value)  # type: ignore[arg-type]
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
         u = subsample(u, self.stride)
-        if not torch.jit.is_scripting():
-            recovered = self._recovering(u)
-            x = self._plain(u) if recovered is None else recovered
-            align_gradient(x)
-            return x
-        return self._plain(u)
+        if torch.jit.is_scripting():
+            return self._plain(u)
+        return self._with_memory(u)
 
     def _plain(self, u: Tensor) -> Tensor:
-        """Return the last x of (16) by its sums."""
+        """Return x_K of (16): x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1}."""
         x_prev = x = u
         for k, T in enumerate(self):
-            if torch.jit.is_scripting():
-                t = T(x)
-            else:
-                t = self._transformed(T, x)
-            # In place where T allows it, and assigned: torch.fx drops a call whose result nobody uses.
+            t = T(x) if torch.jit.is_scripting() else self._transform(T, x)
             if k == 0:
-                x_prev = T.downsample(u) if T.downsample is not None else u  # type: ignore[operator]
-                t = t.add_(x_prev)
-            elif self.learn_beta:
-                # addcmul, not add: the coefficient is a tensor, and a 0-d one keeps the dtype of autocast.
-                t = torch.addcmul(t, x, self.beta1[k - 1]).addcmul_(x_prev, self.beta2[k - 1])  # type: ignore[index]
-                x_prev = x
+                x_prev = u if T.downsample is None else T.downsample(u)  # type: ignore[operator]
+                x = T.activate(t.add_(x_prev))  # type: ignore[operator]
             else:
-                if self.beta1 != 0:
-                    t = t.add_(x, alpha=self.beta1)
-                if self.beta2 != 0:
-                    t = t.add_(x_prev, alpha=self.beta2)
-                x_prev = x
-            x = T.activate(t)  # type: ignore[operator]
+                x, x_prev = T.activate(self._add_iterates(k, t, x, x_prev)), x  # type: ignore[operator]
+        return x
+
+    def _add_iterates(self, k: int, t: Tensor, x: Tensor, x_prev: Tensor) -> Tensor:
+        """Return t + β1 x + β2 x_prev, in place for constant coefficients."""
+        if self.learn_beta:
+            # addcmul, not add: the coefficient is a tensor, and a 0-d one keeps the dtype of autocast.
+            return torch.addcmul(t, x, self.beta1[k - 1]).addcmul_(x_prev, self.beta2[k - 1])  # type: ignore[index]
+        # Assigned: torch.fx drops a call whose result is not used.
+        if self.beta1 != 0:
+            t = t.add_(x, alpha=self.beta1)
+        if self.beta2 != 0:
+            t = t.add_(x_prev, alpha=self.beta2)
+        return t
+
+    @torch.jit.ignore
+    def _with_memory(self, u: Tensor) -> Tensor:
+        """Return the last x, by the backward pass that the settings ask for."""
+        is_saving = self.grad_checkpointing or self.settings.is_reversible
+        can_recover = is_saving and torch.is_grad_enabled() and is_eager(u) and self._can_recover()
+        x = self._recovering(u) if can_recover else self._plain(u)
+        align_gradient(x)
         return x
 
     @torch.jit.ignore
-    def _transformed(self, T: nn.Module, x: Tensor) -> Tensor:
-        """Return T(x) as a tensor that may be overwritten, computed again in the backward pass if that is wanted."""
-        return writable(T, recompute(T, T, x) if self.grad_checkpointing or self.reversible else T(x))
+    def _transform(self, T: nn.Module, x: Tensor) -> Tensor:
+        """Return T(x) as a writable tensor, recomputed to save memory."""
+        is_saving = self.grad_checkpointing or self.settings.is_reversible
+        return writable(T, recompute(T, T, x) if is_saving else T(x))
 
     @torch.jit.ignore
-    def _recovering(self, u: Tensor) -> Optional[Tensor]:
-        """Return the same without keeping iterates; ``None`` where that is not wanted or not possible."""
-        wanted = (self.grad_checkpointing or self.reversible) and torch.is_grad_enabled()
-        if not wanted or not is_eager(u) or not self._can_recover():
-            return None
+    def _recovering(self, u: Tensor) -> Tensor:
+        """Return the last x without storing iterates."""
         transforms: list[Any] = list(self)
         first = transforms[0]
         x0 = u if first.downsample is None else recompute(first.downsample, first.downsample, u)
@@ -160,13 +211,15 @@ class HeavyBallStage(StageRule, nn.Sequential):
 
     @torch.jit.ignore
     def _split(self, T: Any) -> SplitTransform:
-        """Return T in parts; in one, the call of T, with ``memory="reversible"`` and where T is not what it was."""
-        ours = type(T) in (BasicTransform, BottleneckTransform) and is_unmodified_inside(T)
-        return T.split() if ours and not self.reversible else SplitTransform(T, None, [partial(_call, T)])
+        """Return T in parts; in one part if reversible or modified."""
+        can_split = type(T) in (BasicTransform, BottleneckTransform) and is_unmodified_inside(T)
+        if self.settings.is_reversible or not can_split:
+            return SplitTransform(T, None, [partial(_call, T)])
+        return T.split()
 
     @torch.jit.ignore
     def _can_recover(self) -> bool:
-        """Return True if iterates lose little where they are recovered, by the present coefficients."""
+        """Return True if recovered iterates lose few digits by the present coefficients."""
         if any(T.is_activated() for T in self):  # type: ignore[operator]
             return False
         steps, betas = len(self) - 1, (self.beta1, self.beta2)
@@ -176,20 +229,20 @@ class HeavyBallStage(StageRule, nn.Sequential):
     @torch.jit.ignore
     @torch.no_grad()
     def fuse(self) -> nn.Module:
-        """Return the stage for evaluation: without its stream if it is short, else itself, for its blocks to fuse."""
+        """Return an equal stage for evaluation, without iterates if it is short."""
         bottlenecks = all(type(T) is BottleneckTransform for T in self)
         return (stream_free(self) if bottlenecks else None) or self
 
     def extra_repr(self) -> str:
-        """Name the coefficients."""
+        """Return the coefficients."""
         return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
 
 
 def writable(T: nn.Module, t: Tensor) -> Tensor:
     """Return T's output as a tensor that may be overwritten.
 
-    It is a copy where a hook may hold the output, where a replaced method may return anything, and where the backward
-    pass of T's last operation reads its output.
+    It is a copy where a hook may hold the output, where a replaced method may return any tensor, and where the
+    backward pass of T's last operation reads its output.
     """
     if not is_eager(t):  # a compiler makes a copy cost nothing, and a trace has no hooks
         return t.clone() if torch.compiler.is_compiling() else t
@@ -198,22 +251,3 @@ def writable(T: nn.Module, t: Tensor) -> Tensor:
 
 def _call(T: nn.Module, x: Tensor) -> Tensor:
     return writable(T, T(x))
-
-
-def check_memory(memory: str, beta1: float, beta2: float, post_act: bool, layers: Sequence[int]) -> None:
-    """ValueError unless the iterates of stages can be had as ``memory`` says."""
-    check_one_of("memory", memory, ("stored", "reversible"))
-    if memory == "stored":
-        return
-    if post_act:
-        raise ValueError("memory='reversible' with post_act=True: the activation cannot be undone, pass post_act=False")
-    if beta2 == 0:
-        raise ValueError("memory='reversible' with beta2=0: must not be 0, or x_{k-1} cannot be recovered")
-    check_layers("layers", layers)
-    steps = max(layers) - 1
-    factor = error_growth([beta1] * steps, [beta2] * steps)
-    if factor > MAX_ERROR_GROWTH:
-        raise ValueError(
-            f"memory='reversible' with beta1={beta1}, beta2={beta2}: errors of the iterates would grow {factor:.3g} "
-            f"times in {steps} steps, must be at most {MAX_ERROR_GROWTH:g}"
-        )

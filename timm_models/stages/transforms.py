@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from optinspired_plugins.memory.heavy_ball import (
-    SplitTransform,
-)
+from optinspired_plugins.memory.heavy_ball import SplitTransform
 
 from ..inference.folding import fold_into, fold_shortcut
 from .unmodified import is_unmodified
@@ -22,7 +20,7 @@ __all__ = ["BasicTransform", "BottleneckTransform", "PadShortcut"]
 class BasicTransform(BasicBlock):
     """T of HBNet, two 3×3 convolutions: timm's ``BasicBlock`` up to its addition.
 
-    The stage owns the addition and calls ``downsample`` and ``act2`` itself.
+    The stage does the addition, and calls ``downsample`` and ``act2``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,26 +48,26 @@ class BasicTransform(BasicBlock):
 
     @torch.jit.ignore
     def split(self) -> SplitTransform:
-        """Return T in parts that keep their input: the output of the first convolution."""
+        """Return T in parts that store their input."""
         return SplitTransform(self, self.conv1, [self.finish])
 
     def activate(self, x: Tensor) -> Tensor:
-        """Return the activation that ResNet puts after its addition, or x where there is none."""
+        """Apply ResNet's activation after the addition, if there is one."""
         return self.act2(x)
 
     @torch.jit.ignore
     def is_activated(self) -> bool:
-        """Return True unless :meth:`activate` is nothing but the identity."""
+        """Return True unless :meth:`activate` is the identity."""
         return not is_unmodified(self.act2, nn.Identity)
 
     @torch.jit.ignore
     def drop_activation(self) -> None:
-        """Drop the activation after the addition."""
+        """Remove the activation after the addition."""
         self.act2 = nn.Identity()
 
     @torch.jit.ignore
     def last_norm(self) -> nn.Module:
-        """Return the last normalisation, whose weight is the size of T."""
+        """Return the last normalisation: its weight is the size of T."""
         return self.bn2
 
 
@@ -79,10 +77,10 @@ class BottleneckTransform(Bottleneck):
     Args:
         stride_in_1x1: put the stride in the first 1×1 convolution (ResNet v1) instead of the 3×3 (timm's, "v1.5").
         *args: timm's ``Bottleneck`` arguments.
-        **kwargs: likewise.
+        **kwargs: timm's ``Bottleneck`` keyword arguments.
     """
 
-    stride_in_1x1 = False  # there is a stride, and it is there; also for a block that timm made
+    stride_in_1x1 = False  # True if there is a stride and it is there; the default serves blocks of timm
 
     def __init__(
         self, inplanes: int, planes: int, stride: int = 1, *args: Any, stride_in_1x1: bool = False, **kwargs: Any
@@ -122,34 +120,36 @@ class BottleneckTransform(Bottleneck):
 
     @torch.jit.ignore
     def split(self) -> SplitTransform:
-        """Return T in parts that keep their input: the narrow outputs of the first two convolutions."""
+        """Return T in parts that store their narrow input."""
         return SplitTransform(self, self.conv1, [self.middle, self.finish])
 
     def activate(self, x: Tensor) -> Tensor:
-        """Return the activation that ResNet puts after its addition, or x where there is none."""
+        """Apply ResNet's activation after the addition, if there is one."""
         return self.act3(x)
 
     @torch.jit.ignore
     def is_activated(self) -> bool:
-        """Return True unless :meth:`activate` is nothing but the identity."""
+        """Return True unless :meth:`activate` is the identity."""
         return not is_unmodified(self.act3, nn.Identity)
 
     @torch.jit.ignore
     def drop_activation(self) -> None:
-        """Drop the activation after the addition."""
+        """Remove the activation after the addition."""
         self.act3 = nn.Identity()
 
     @torch.jit.ignore
     def last_norm(self) -> nn.Module:
-        """Return the last normalisation, whose weight is the size of T."""
+        """Return the last normalisation: its weight is the size of T."""
         return self.bn3
 
 
 class PadShortcut(nn.Module):
-    """The parameter-free shortcut of CIFAR ResNets (option A): subsample, then pad with zero channels on both sides.
+    """The shortcut of CIFAR ResNets without parameters (option A).
+
+    It subsamples, then pads with zero channels on both sides.
 
     Args:
-        channels: channels to add in all.
+        channels: number of channels to add.
         stride: subsampling stride.
     """
 
@@ -164,10 +164,10 @@ class PadShortcut(nn.Module):
 
     @torch.no_grad()
     def as_convolution(self, weight: Tensor) -> nn.Conv2d:
-        """Return the 1×1 convolution of zeros and ones that computes the same, without a gradient.
+        """Return an equal 1×1 convolution of zeros and ones.
 
         Args:
-            weight: of a convolution of the same input, for its channels, precision and device.
+            weight: the weight of a convolution of the same input; its channels, precision and device are used.
         """
         channels, (before, after) = weight.shape[1], self.pad[4:]
         conv = nn.Conv2d(channels, before + channels + after, 1, self.stride, bias=False).to(weight)

@@ -1,15 +1,15 @@
-"""Where a fast form may stand in for the calls of modules: only where it computes what they would.
+"""Conditions under which a fast form may replace module calls.
 
-A fast form reads the parameters of modules and calls functions. It may do so while
+A fast form reads the parameters of modules and calls functions. It is used only if
 
 - the pass is eager (:func:`~optinspired_plugins.memory.eager.is_eager`);
-- each module is exactly of the type that the form knows, has no hook, also no global one, no method replaced on the
-  instance or on the class, and is not compiled by itself (:func:`is_unmodified`);
+- each module is exactly of the expected type, has no hook, not even a global one, no replaced method on the instance or
+  the class, and is not compiled separately (:func:`is_unmodified`);
 - its parameters and buffers are plain tensors on the device of the input, in a precision in which the modules would
   run, too (:func:`fits`);
-- its settings are those that the form computes (:func:`is_rectified_norm`, :func:`is_same_size_convolution`).
+- the form supports its settings (:func:`is_rectified_norm`, :func:`is_same_size_convolution`).
 
-Everything else runs plainly, module by module.
+Otherwise the modules are called one by one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
     "is_unmodified_inside",
 ]
 
-# Torch's and timm's own methods, to notice a class that somebody has patched.
+# The original methods of torch and timm, to detect patched classes.
 _FORWARDS = {
     kind: kind.forward
     for kind in (nn.Conv2d, nn.BatchNorm2d, BatchNormAct2d, nn.ReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d)
 }
-# torch 2.5's compiler cannot read what is set on an instance; 2.14's can, and none between was tried.
+# torch 2.5's compiler cannot read attributes of an instance; 2.14's can, and no version between them was tried.
 _COMPILER_READS_INSTANCES = torch.__version__ >= "2.14"
 _GLOBAL_HOOKS = (
     torch_module._global_forward_hooks,
@@ -47,7 +47,7 @@ _GLOBAL_HOOKS = (
 
 
 def is_unmodified(module: Any, kind: Any) -> bool:
-    """Return True if a call of the module is a call of the forward method that ``kind`` was written with."""
+    """Return True if a call runs only the original forward of ``kind``."""
     return (
         isinstance(module, nn.Module)
         and type(module) is kind
@@ -58,12 +58,12 @@ def is_unmodified(module: Any, kind: Any) -> bool:
 
 
 def is_unmodified_inside(module: nn.Module) -> bool:
-    """Return True if nothing watches or replaces a call of the module, or of one inside it."""
+    """Return True if the module and its children are unmodified."""
     return not any(_GLOBAL_HOOKS) and not any(map(_is_modified, module.modules()))
 
 
 def _is_modified(module: nn.Module) -> bool:
-    """Return True if the module has a hook, a method of its own, or a compiled call, or if that cannot be known."""
+    """Return True for a hook, a replaced method or a compiled call."""
     if not _COMPILER_READS_INSTANCES and torch.compiler.is_compiling():
         return True
     return bool(
@@ -77,14 +77,14 @@ def _is_modified(module: nn.Module) -> bool:
 
 @cache
 def _names(kind: Any) -> FrozenSet[str]:
-    """Return the names that a class defines, methods above all, but for the defaults that instances set."""
+    """Return the names of a class's methods, and of its compiled call."""
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)) or name == "_compiled_call_impl")
 
 
 def fits(x: Tensor, *tensors: Any) -> bool:
-    """Return True if parameters and buffers are plain tensors on the input's device and in its precision.
+    """Return True if tensors have the device and precision of x.
 
-    Autocast chooses the precision by itself, and counters have none.
+    Under autocast any precision fits; integer counters always do.
     """
     any_precision = torch.is_autocast_enabled(x.device.type)
     return all(
@@ -96,7 +96,7 @@ def fits(x: Tensor, *tensors: Any) -> bool:
 
 
 def is_rectified_norm(norm: Any, channels: int, training: bool) -> bool:
-    """Return True if a module is a batch normalisation with ReLU, in the given mode, that the fast forms compute."""
+    """Return True for a supported batch normalisation with ReLU."""
     return (
         is_unmodified(norm, BatchNormAct2d)
         and is_unmodified(norm.act, nn.ReLU)
@@ -106,7 +106,7 @@ def is_rectified_norm(norm: Any, channels: int, training: bool) -> bool:
 
 
 def is_plain_norm(norm: nn.BatchNorm2d, channels: int, training: bool) -> bool:
-    """Return True if a batch normalisation, by the class, has the settings that the fast forms compute."""
+    """Return True if the settings of a batch normalisation are supported."""
     return (
         norm.training == training
         and norm.num_features == channels
@@ -119,7 +119,7 @@ def is_plain_norm(norm: nn.BatchNorm2d, channels: int, training: bool) -> bool:
 
 
 def is_same_size_convolution(conv: Any, in_channels: int, out_channels: int) -> bool:
-    """Return True if a module is a convolution that keeps the size, without bias and groups."""
+    """Return True for a plain convolution that keeps the image size."""
     return (
         is_unmodified(conv, nn.Conv2d)
         and tuple(conv.weight.shape[:2]) == (out_channels, in_channels)

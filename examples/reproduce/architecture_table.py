@@ -1,9 +1,10 @@
-"""Parameters and multiply-accumulates of Tables 4 and 5, beside the paper's figures.
+"""Parameters and multiply-accumulates of Tables 4 and 5.
 
-    python benchmarks/architecture_table.py                  # print
-    python benchmarks/architecture_table.py --write README.md  # replace the table between the markers
+    python examples/reproduce/architecture_table.py                    # print the table
+    python examples/reproduce/architecture_table.py --write README.md  # replace it between the markers
 
-Models are built on the meta device: nothing is allocated, nothing is computed.
+The table has the paper's figures and the counts. Models are built on the meta device, so no memory is allocated and
+nothing is computed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ BEGIN, END = "<!-- architecture table: begin -->", "<!-- architecture table: end
 
 
 class Row(NamedTuple):
-    """A row of Table 4 (CIFAR, ``macs`` None) or Table 5 (ImageNet), in millions and billions as printed."""
+    """A row of Table 4 (CIFAR, no ``macs``) or 5 (ImageNet), as printed."""
 
     paper_name: str
     model: str
@@ -52,7 +53,7 @@ ROWS = [
 
 
 def count(model_name: str, **kwargs: object) -> tuple[int, int]:
-    """Return parameters, and multiply-accumulates of convolutions and classifier for one image of default size."""
+    """Count parameters, and multiply-accumulates of convolutions and classifier for one image."""
     model = timm.create_model(model_name, device="meta", **kwargs).eval()
     image = torch.empty(1, *model.default_cfg["input_size"], device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -77,7 +78,7 @@ def table() -> str:
 
 
 def main() -> None:
-    """Print the table, or write it between the markers of a document."""
+    """Print the table or write it to a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="replace the table in this document")
     args = parser.parse_args()

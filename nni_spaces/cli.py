@@ -1,0 +1,182 @@
+"""The commands ``optinspired search`` and ``optinspired retrain``; ``optinspired_plugins.cli`` adds them.
+
+Their options are generated from the fields of the settings (:mod:`nni_spaces.runs.settings`). NNI is loaded when a
+command runs, so that ``--help`` is quick and needs no extra.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import Field, asdict, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from optinspired_plugins.cells.genotype import SKIPS, Genotype, genotype_names, load_genotype
+from optinspired_plugins.next_steps import absolute_source, retrain_command, timm_call
+from optinspired_plugins.report.files import is_retraining, read_about, read_retraining
+from optinspired_plugins.run_folder import GENOTYPE, WEIGHTS, resolve_devices
+from optinspired_plugins.terminal import epoch_progress, errors_as_messages, show
+
+from .runs.settings import RetrainSettings, SearchSettings
+
+__all__ = ["retrain", "search"]
+
+# Lightning's names; a test compares them with Lightning's tables, which take seconds to load.
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+
+Workers = Annotated[int, typer.Option(help="Processes that load images.")]
+Devices = Annotated[
+    int | None, typer.Option(help="Processes that share the work; torchrun's by default, and otherwise 1.")
+]
+
+
+def option_of(setting: Field, hint: Any) -> Parameter:
+    """Return the command's option for a field of a settings dataclass."""
+    about = setting.metadata
+    kind: Any = Literal[about["choices"]] if "choices" in about else hint
+    names = [about["option"]] if "option" in about else []
+    annotation: Any = Annotated[kind, typer.Option(*names, help=about["help"])]
+    return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default, annotation=annotation)
+
+
+def with_options_of(settings: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's parameter ``options`` by an option for each field of ``settings`` that has a help text.
+
+    The command receives their values as a dictionary.
+    """
+    hints = get_type_hints(settings)
+    options = [option_of(each, hints[each.name]) for each in fields(settings) if "help" in each.metadata]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[Parameter] = []
+        for each in signature(command, eval_str=True).parameters.values():
+            parameters += options if each.name == "options" else [each]
+
+        @wraps(command)
+        def run(**arguments: Any) -> None:
+            command(options={each.name: arguments.pop(each.name) for each in options}, **arguments)
+
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+@contextmanager
+def hosts() -> Iterator[None]:
+    """Load NNI, and keep errors to a line and the hosts quiet."""
+    with errors_as_messages():
+        from ._nni import quiet_hosts
+
+        with quiet_hosts():
+            yield
+
+
+def search_line(entry: dict[str, Any]) -> str:
+    """Describe an epoch of a search: weights, α and the number of skip connections, which shows a collapse."""
+    edges = [edge for cell in ("normal", "reduction") for node in entry["genotype"][cell] for edge in node]
+    skips = f"skips {sum(operation in SKIPS for operation, _ in edges):>2}/{len(edges)}"
+    weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
+    if entry["alpha_loss"] is None:
+        return f"{weights}  α stands still  {skips}"
+    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %  {skips}"
+
+
+def retrain_line(entry: dict[str, Any]) -> str:
+    """Describe an epoch of a retraining."""
+    training = f"train {entry['train_loss']:.3f} {entry['train_top1']:6.2f} %"
+    return f"{training}  test {entry['test_loss']:.3f} {entry['test_top1']:6.2f} %"
+
+
+@with_options_of(SearchSettings)
+def search(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted search there goes on.")],
+    options: dict[str, Any],
+    workers: Workers = 0,
+    accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
+    devices: Devices = None,
+) -> None:
+    """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
+    with hosts():
+        from .runs.progressive import search_progressively
+        from .runs.search import search as search_once
+
+        settings = SearchSettings(**{**options, "data": absolute_source(options["data"])})
+        run: Callable[..., Genotype] = search_progressively if settings.strategy == "p-darts" else search_once
+        machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator)
+        with epoch_progress(f"{settings.space} search", settings.epochs, out, search_line) as progress:
+            machine["devices"] = resolve_devices(devices)
+            genotype = run(settings, out, **machine, **progress)
+        step = _training_step(out, {**asdict(settings), **machine})
+    for name, cell in (("normal", genotype.normal), ("reduction", genotype.reduction)):
+        for t, node in enumerate(cell, start=2):
+            edges = ", ".join(f"{operation}({source})" for operation, source in node)
+            show(f"{name:<9} node {t}: {edges}")
+    show(f"Genotype: {out / GENOTYPE}", step)
+
+
+def _training_step(out: Path, settings: dict[str, Any]) -> str:
+    """Return the command that trains the genotype of a search, or the reason why there is none."""
+    from .runs.data import read_images
+
+    try:
+        read_images(settings["data"], settings["limit"], "test")
+    except ValueError as error:
+        return f"To train it, give images that have a test part: {error}"
+    images = read_about(out)["data"]["images"]
+    return f"Train it: {retrain_command(out / GENOTYPE, settings, images)}"
+
+
+@with_options_of(RetrainSettings)
+def retrain(
+    *,
+    genotype: Annotated[str, typer.Argument(help="A genotype's file, or the name of a published one (darts_v2).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; by default retrain/ beside genotype.json, retrain-NAME/ beside NAME.json, and "
+            "runs/NAME for a published one."
+        ),
+    ] = None,
+    options: dict[str, Any],
+    workers: Workers = 0,
+    accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
+    devices: Devices = None,
+    precision: Annotated[Precision, typer.Option(help="Lightning's.")] = "32-true",
+) -> None:
+    """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
+    with hosts():
+        from .runs.retrain import retrain as run
+
+        network = load_genotype(genotype)
+        out = out or retraining_folder(genotype, network)
+        options = {**options, "data": absolute_source(options["data"])}
+        settings = RetrainSettings(genotype=json.loads(network.to_json()), **options)
+        with epoch_progress("retraining", settings.epochs, out, retrain_line) as progress:
+            top1 = run(settings, out, workers, accelerator, devices, precision, **progress)
+        trained = read_retraining(out)
+    show(f"Test accuracy after the last epoch: {top1:.2f} %", f"Weights for timm: {out / WEIGHTS}")
+    show(f"In Python: {timm_call(out, trained.settings, trained.about['data'])}")
+
+
+def retraining_folder(genotype: str, network: Genotype) -> Path:
+    """Return the default folder of a genotype's training.
+
+    A training of the same genotype in ``retrain`` goes on, whatever the name of the genotype's file.
+    """
+    if genotype in genotype_names():
+        return Path("runs") / genotype
+    folder = Path(genotype).parent / "retrain"
+    name = Path(genotype).name.removesuffix(".json")
+    if name == "genotype" or (is_retraining(folder) and read_retraining(folder).genotype == network):
+        return folder
+    return folder.with_name(f"retrain-{name}")

@@ -1,0 +1,154 @@
+"""The settings of searches and retrainings, with the defaults of §9.3; the command's options are read from them.
+
+A field with a ``help`` in its metadata is an option of the command, which ``option`` may rename; ``choices`` are the
+values that it can have. This module loads neither NNI nor timm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+from optinspired_plugins._checks import check_int, check_rate
+from optinspired_plugins.cells.genotype import Genotype
+
+from .._checks import check_optimizer, check_partial_channels
+
+__all__ = ["RetrainSettings", "SearchSettings"]
+
+# K, and the share of the epochs in which α stands still: 15 of 50 (Xu et al. 2020), 10 of 25 per stage (Chen et al.
+# 2019).
+STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
+
+DATA = "digits, cifar10, an .npz file or a folder of images."
+PADDING = "Pixels that a random crop shifts by; 0 for no augmentation."
+SEED = "Seed of weights, order and augmentation."
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def _check_shared(settings: Any, least_batch: int) -> None:
+    """Check the settings that searches and retrainings share, and the choices."""
+    for each in fields(settings):
+        choices = each.metadata.get("choices")
+        if choices and getattr(settings, each.name) not in choices:
+            raise ValueError(f"{each.name}={getattr(settings, each.name)!r}: must be one of {', '.join(choices)}")
+    for name, least in (("epochs", 1), ("batch_size", least_batch), ("padding", 0), ("seed", 0)):
+        check_int(name, getattr(settings, name), least)
+    check_optimizer({each.name: getattr(settings, each.name) for each in fields(settings)})
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """The settings of a search.
+
+    ``partial_channels``, ``skip_dropout`` and ``allowed`` are arguments of the space. α stands still in the first
+    ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
+    strategies. ``grad_checkpointing`` saves memory and costs time.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+
+    space: str = _option("hb", "Search space (§9).", choices=("hb", "agd", "darts"))
+    initialization: str = _option(
+        "zero", "How α begins; heavy-ball for hb only.", choices=("heavy-ball", "zero", "random"), option="--init"
+    )
+    strategy: str = _option(
+        "darts",
+        "How α and weights are found.",
+        choices=("darts", "darts-second-order", "gumbel", "pc-darts", "p-darts"),
+    )
+    data: str = _option("cifar10", DATA)
+    limit: int | None = _option(None, "Use this many images, the first ones.")
+    epochs: int = _option(50, "Epochs (§9.3); for p-darts in each of its stages.")
+    batch_size: int = _option(64, "Batch size, of both halves (§9.3).")
+    channels: int = _option(16, "Channels of the first cells (§9.3).")
+    cells: int = _option(8, "Cells (§9.3); p-darts has its own.")
+    nodes: int = _option(4, "Nodes of a cell.")
+    lr: float = _option(0.025, "First learning rate of the weights (§9.3).")
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    alpha_lr: float = _option(3e-4, "Learning rate of α and β (§9.3).")
+    alpha_weight_decay: float = 1e-3
+    gradient_clip: float = 5.0
+    padding: int = _option(4, PADDING)
+    seed: int = _option(0, SEED)
+    partial_channels: int | None = _option(
+        None, "K: mix operations on 1/K of the channels; pc-darts has 4, the others 1."
+    )
+    warmup_epochs: int | None = _option(
+        None, "Epochs in which α stands still; pc-darts 30 %, p-darts 40 %, the others 0."
+    )
+    skip_dropout: float = 0.0
+    allowed: Mapping[str, Sequence[str]] | None = None
+    grad_checkpointing: bool = _option(False, "Compute cells twice to save memory.")
+
+    def __post_init__(self) -> None:
+        _check_shared(self, least_batch=1)
+        parts, share = STRATEGY_DEFAULTS.get(self.strategy, (1, 0.0))
+        for name, value in (("partial_channels", parts), ("warmup_epochs", int(share * self.epochs))):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.allowed is not None:  # lists, as JSON returns them
+            object.__setattr__(self, "allowed", {label: list(names) for label, names in self.allowed.items()})
+        check_partial_channels(cast(int, self.partial_channels), self.channels)
+        check_int("warmup_epochs", self.warmup_epochs, 0)
+        if cast(int, self.warmup_epochs) >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
+        check_rate("skip_dropout", self.skip_dropout)
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """The settings of a training from scratch.
+
+    ``genotype`` is a genotype as JSON holds it. ``aux_weight`` is the weight of the auxiliary loss; ``None`` is 0.4
+    where the auxiliary head fits the images, and otherwise 0. ``cutout`` is the side of a square that is set to 0;
+    ``None`` is half of the image's side, §9.3's 16 of 32.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    genotype: dict[str, Any] = field(default_factory=dict)
+    data: str = _option("cifar10", DATA)
+    limit: int | None = _option(None, "Use this many images, the first ones, for training and test.")
+    model: str = _option("cellnet_cifar", "timm's name of the network.", choices=("cellnet_cifar", "cellnet_imagenet"))
+    epochs: int = _option(600, "Epochs (§9.3).")
+    batch_size: int = _option(96, "Batch size (§9.3).")
+    cells: int = _option(20, "Cells (§9.3).")
+    channels: int = _option(36, "Channels of the first cells (§9.3).")
+    lr: float = _option(0.025, "First learning rate (§9.3).")
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    gradient_clip: float = 5.0
+    aux_weight: float | None = _option(
+        None, "Weight of the auxiliary loss; 0.4 (§9.3) where its head fits the images, otherwise 0."
+    )
+    drop_path_rate: float = _option(0.2, "Rate at which operations are dropped in the last epochs (§9.3).")
+    cutout: int | None = _option(None, "Side of the square cut out of an image; half a side by default, 0 for none.")
+    padding: int = _option(4, PADDING)
+    seed: int = _option(0, SEED)
+
+    def __post_init__(self) -> None:
+        self.read_genotype()
+        _check_shared(self, least_batch=2)
+        if self.cutout is not None:
+            check_int("cutout", self.cutout, 0)
+        check_rate("drop_path_rate", self.drop_path_rate)
+        if self.aux_weight is not None and not 0 <= self.aux_weight < math.inf:
+            raise ValueError(f"aux_weight={self.aux_weight!r}: must be ≥ 0, or None")
+
+    def read_genotype(self) -> Genotype:
+        """Return the genotype.
+
+        Raises:
+            ValueError: ``genotype`` holds none.
+        """
+        return Genotype.from_json(json.dumps(self.genotype))
