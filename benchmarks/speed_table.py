@@ -51,6 +51,14 @@ relative to network B: values below 1 mean that A is faster or takes less memory
 """
 
 
+PREDICTION = """\
+No GPU has measured this package yet. `benchmarks/roofline.py` runs a step on fake CUDA tensors, logs every kernel with
+its bytes and FLOPs, and predicts the time; launches, bytes and the peak of memory are counted. For timm's networks on
+an RTX 3090, predicted times are 0.84 to 1.20 of the published ones (`python benchmarks/roofline.py --calibrate`), so
+read ratios within a family. `benchmarks/gpu.sh` measures all of it on a GPU.
+"""
+
+
 def read_rows(folder: Path, names: tuple[str, ...] = FILES[:3]) -> list[dict[str, str]]:
     """Return the rows of the files with these names."""
     rows = []
@@ -98,6 +106,21 @@ def growth_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines) + f"\n\n`{rows[0]['command']}`;\nfigure: `python benchmarks/growth_figure.py`\n"
 
 
+def predicted_table(rows: list[dict[str, str]]) -> str:
+    """Return the table of predicted training steps in Markdown."""
+    first = rows[0]
+    card = f"{first['gpu']}, batch {first['batch']}, {first['dtype']} autocast, {first['layout'].replace('_', ' ')}"
+    lines = [
+        f"| predicted, not measured: {card} | launches | GB moved | ms | time | peak memory |",
+        "|---|" + "---:|" * 5,
+    ]
+    for row in rows:
+        label = f"{_name(row['model'], row['form'])} / `{row['peer']}`"
+        numbers = (row[name] for name in ("launches", "gigabytes", "milliseconds", "time_ratio", "peak_ratio"))
+        lines.append(f"| {label} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n\n`python benchmarks/roofline.py --out benchmarks/results/roofline.csv`\n"
+
+
 def document(folder: Path) -> str:
     """Return docs/speed.md: the rows of all files in the folder."""
     parts = ["# Speed and memory\n", INTRODUCTION]
@@ -111,6 +134,8 @@ def document(folder: Path) -> str:
             continue
         keys = dict.fromkeys((row["model"], row["form"], row["peer"], row["peer_form"]) for row in rows)
         parts.append(table(rows, {key[:3]: f"{_name(*key[:2])} / {_name(*key[2:])}" for key in keys}))
+    if (folder / "roofline.csv").exists():
+        parts += ["## Training step on a GPU\n", PREDICTION, predicted_table(read_rows(folder, ("roofline",)))]
     return "\n".join(parts)
 
 

@@ -23,10 +23,31 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .recompute import recompute
 
-__all__ = ["MAX_ERROR_GROWTH", "SplitTransform", "error_growth", "keeps_no_output", "reversible_heavy_ball"]
+__all__ = [
+    "MAX_ERROR_GROWTH",
+    "SplitTransform",
+    "error_growth",
+    "keeps_no_output",
+    "may_read_values",
+    "reversible_heavy_ball",
+]
 
 # A recovered iterate may lose five of the 24 bits of float32.
 MAX_ERROR_GROWTH = 32.0
+
+
+_questions = itertools.count()
+
+
+def may_read_values(x: Tensor) -> bool:
+    """Return True on the CPU; on a GPU, which would be waited for, once in 61 calls.
+
+    It is False while a CUDA graph is captured. 61 is prime, so that every stage of a network gets its turn.
+    """
+    if x.device.type == "cpu":
+        return True
+    capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return not capturing and next(_questions) % 61 == 0
 
 
 def error_growth(beta1: Sequence[float], beta2: Sequence[float]) -> float:
@@ -76,7 +97,7 @@ def reversible_heavy_ball(
         x0: x_0.
         x1: x_1, of the same shape.
         beta1: β1 of every step: a number, or a tensor without dimensions, which may have a gradient.
-        beta2: β2 of every step, not 0, in the same form.
+        beta2: β2 of every step, not 0, in the same form; tensors on a GPU are not checked.
 
     Raises:
         ValueError: a β2 is 0.
@@ -84,7 +105,8 @@ def reversible_heavy_ball(
             not part of the loss.
     """
     for k, value in enumerate(beta2, start=1):
-        if not value:
+        is_readable = not isinstance(value, Tensor) or value.device.type == "cpu"  # a GPU would be waited for
+        if is_readable and not value:
             raise ValueError(f"beta2=0 in step {k}: must not be 0, or x_{k - 1} cannot be recovered")
     dtype = x1.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -238,7 +260,7 @@ class _FirstIterate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         recovered = ctx.iterates.available.get(1)
-        if recovered is not None and _is_checked(recovered):
+        if recovered is not None and may_read_values(recovered):
             _compare(_sample(recovered), ctx.sample, ctx.tolerance)
         ctx.iterates.available = {}
         return gradient, None, None
@@ -330,24 +352,11 @@ class _Step(torch.autograd.Function):
 
 # --- check of the recovered x_1 ---------------------------------------------------------------------------------------
 
-_passes = itertools.count()
-
 
 def _sample(x: Tensor) -> Tensor:
     """Return a few hundred values of the first image."""
     first = x.detach()[0].flatten()
     return first[:: max(1, len(first) // 256)].clone()
-
-
-def _is_checked(x: Tensor) -> bool:
-    """Return True if x should be checked: on the CPU always, elsewhere in every 64th pass.
-
-    A check waits for the device.
-    """
-    if x.device.type == "cpu":
-        return True
-    capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return not capturing and next(_passes) % 64 == 0
 
 
 def _compare(recovered: Tensor, original: Tensor, tolerance: float) -> None:

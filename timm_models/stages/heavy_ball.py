@@ -16,6 +16,7 @@ from optinspired_plugins.memory.heavy_ball import (
     SplitTransform,
     error_growth,
     keeps_no_output,
+    may_read_values,
     reversible_heavy_ball,
 )
 from optinspired_plugins.memory.memory_format import align_gradient
@@ -146,8 +147,10 @@ class HeavyBallStage(StageRule, nn.Sequential):
     def reset_parameters(self) -> None:
         """Reset learned coefficients to their start."""
         if self.learn_beta:
-            for parameter, value in zip((self.beta1, self.beta2), (self.settings.beta1, self.settings.beta2)):
+            starts = self.settings.beta1, self.settings.beta2
+            for parameter, value in zip((self.beta1, self.beta2), starts):
                 nn.init.constant_(parameter, value)  # type: ignore[arg-type]
+            self.last_read: Any = tuple([value] * (len(self) - 1) for value in starts)
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the last x, shape (batch, channels, height / stride, width / stride)."""
@@ -171,8 +174,10 @@ class HeavyBallStage(StageRule, nn.Sequential):
     def _add_iterates(self, k: int, t: Tensor, x: Tensor, x_prev: Tensor) -> Tensor:
         """Return t + β1 x + β2 x_prev, in place for constant coefficients."""
         if self.learn_beta:
-            # addcmul, not add: the coefficient is a tensor, and a 0-d one keeps the dtype of autocast.
-            return torch.addcmul(t, x, self.beta1[k - 1]).addcmul_(x_prev, self.beta2[k - 1])  # type: ignore[index]
+            # In the precision of t: on CUDA autocast would widen all iterates to that of the coefficients.
+            beta1 = self.beta1[k - 1].to(t.dtype)  # type: ignore[index]
+            beta2 = self.beta2[k - 1].to(t.dtype)  # type: ignore[index]
+            return torch.addcmul(t, x, beta1).addcmul_(x_prev, beta2)
         # Assigned: torch.fx drops a call whose result is not used.
         if self.beta1 != 0:
             t = t.add_(x, alpha=self.beta1)
@@ -222,9 +227,22 @@ class HeavyBallStage(StageRule, nn.Sequential):
         """Return True if recovered iterates lose few digits by the present coefficients."""
         if any(T.is_activated() for T in self):  # type: ignore[operator]
             return False
-        steps, betas = len(self) - 1, (self.beta1, self.beta2)
-        beta1, beta2 = (b.tolist() if isinstance(b, Tensor) else [b] * steps for b in betas)
-        return error_growth(beta1, beta2) <= MAX_ERROR_GROWTH
+        return error_growth(*self._numbers()) <= MAX_ERROR_GROWTH
+
+    @torch.jit.ignore
+    def _numbers(self) -> tuple[list[float], list[float]]:
+        """Return β1 and β2 of every step as numbers; on a GPU those of some passes ago, since reading waits for it."""
+        if not isinstance(self.beta1, Tensor) or not isinstance(self.beta2, Tensor):
+            steps = len(self) - 1
+            return [self.beta1] * steps, [self.beta2] * steps
+        if self.last_read is None or may_read_values(self.beta1):
+            self.last_read = self.beta1.tolist(), self.beta2.tolist()
+        return self.last_read
+
+    @torch.jit.ignore
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.last_read = None
+        super()._load_from_state_dict(*args)
 
     @torch.jit.ignore
     @torch.no_grad()

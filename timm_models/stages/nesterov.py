@@ -98,8 +98,16 @@ class SourceLayer(nn.Module):
         y = self.norm1(torch.cat(zs, 1))
         alpha = self.alpha
         if alpha is not None:
+            if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript reads one condition
+                if self._takes_folded_weight(y):
+                    return self.conv1._conv_forward(y, self.folded_weight(), self.conv1.bias)
             y = y * self._channel_alpha(alpha, y.shape[1]).to(y.dtype)[:, None, None]
         return self.conv1(y)
+
+    @torch.jit.ignore
+    def _takes_folded_weight(self, y: Tensor) -> bool:
+        """Return True if α may scale the weight, which is smaller than y, in place of y."""
+        return is_eager(y) and is_unmodified(self.conv1, nn.Conv2d)
 
     @torch.jit.ignore
     def _convolve(self, zs: List[Tensor]) -> Tensor:
@@ -239,6 +247,8 @@ class NesterovBlock(RuleBuffer, nn.ModuleDict):
         if len(parts) < len(layers) or len({(layer.norm1.training, layer.norm2 is None) for layer in parts}) > 1:
             return self._plain(z)
         checkpointing = any(bool(layer.grad_checkpointing) for layer, _ in layers)
+        if z.is_cuda and not checkpointing:  # the plain form launches fewer kernels
+            return self._plain(z)
         return dense_block(z, parts, self.momentum, self.beta, checkpointing)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,471 @@
+"""Measure on a GPU whatever only a GPU can tell: correctness, time, memory, and a block of trainings.
+
+    benchmarks/gpu.sh                        # one card, at most nine minutes, CSV files in $OUT
+    python benchmarks/gpu.py --device cpu --tiny --out runs/gpu
+
+The blocks run in this order, and each writes its CSV file row by row, so that a run that is cut off keeps its rows:
+
+- ``correctness``: gradients of every form against the plain form in float64, bfloat16 and float16 autocast, gradient
+  scaling, waits for the device, and capture in a CUDA graph.
+- ``training``: time and peak memory of eager steps beside timm's networks.
+- ``compiled``: the same under ``torch.compile``.
+- ``inference``: ``validate.py --amp``'s forward pass.
+- ``cifar10``: paired trainings on CIFAR-10, with images and augmentation on the device (needs ``--data``).
+
+It needs torch and timm; a block that fails has a row with the error, and the next one begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import platform
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from measure import peak_memory
+from speed_and_memory import Form
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+FIELDS = ["model", "form", "peer", "quantity", "value", "unit", "ratio", "low", "high", "note", "device", "torch", "at"]
+BLOCKS = {"correctness": 0.25, "training": 0.35, "compiled": 0.2, "inference": 0.05, "cifar10": 0.15}
+TRAINING = [
+    *((Form("hbnet50", form), Form("resnet50")) for form in ("default", "checkpointing", "reversible", "learn_beta")),
+    (Form("resnet50", "checkpointing"), Form("resnet50")),
+    *((Form("agdnet121", form), Form("densenet121")) for form in ("default", "plain", "checkpointing")),
+    (Form("densenet121", "memory_efficient"), Form("densenet121")),
+    *((Form("hbnet152", form), Form("resnet152")) for form in ("default", "checkpointing", "reversible")),
+    (Form("resnet152", "checkpointing"), Form("resnet152")),
+]
+COMPILED = [
+    (Form("hbnet50"), Form("resnet50")),
+    (Form("agdnet121"), Form("densenet121")),
+    (Form("hbnet50", "checkpointing"), Form("resnet50")),
+    (Form("agdnet121", "checkpointing"), Form("densenet121")),
+]
+# Name, arguments, the plain form, the others.
+FORMS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
+    ("hbnet50", {}, "default", ("checkpointing", "reversible")),
+    ("hbnet20", {"drop_path_rate": 0.3}, "default", ("checkpointing", "reversible")),
+    ("hbnet20", {"learn_beta": True}, "default", ("checkpointing", "reversible")),
+    ("hbnet18", {"drop_block_rate": 0.2}, "default", ("checkpointing", "reversible")),
+    ("agdnet121", {"block_config": (3, 4, 3, 2)}, "plain", ("default", "checkpointing")),
+    ("agdnet40_k12", {"block_config": (4, 4, 4)}, "plain", ("default", "checkpointing")),
+    ("optnet20", {"algorithm": "agd"}, "default", ("checkpointing",)),
+    ("optnet20", {"algorithm": "admm"}, "default", ("checkpointing",)),
+    ("cellnet_cifar", {"genotype": "darts_v2", "cells": 3, "channels": 8}, "default", ("checkpointing",)),
+]
+PAIRED = {
+    "HBNet-56, γ = 1/3": ("hbnet56", {"init_last": 1 / 3}),
+    "ResNet-56, γ = 0": ("hbnet56_resnet", {"zero_init_last": True}),
+    "ResNet-56 without its last ReLU, γ = 1/3": ("hbnet56_resnet", {"post_act": False, "init_last": 1 / 3}),
+}
+
+
+class Run:
+    """A run: its device and sizes, its deadline, and the files of its blocks."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.start = time.perf_counter()
+        self.device, self.tiny, self.out, self.data = torch.device(args.device), args.tiny, args.out, args.data
+        self.deadline = self.start + 60 * args.minutes
+        self.batch, self.side, self.rounds = (2, 32, 2) if args.tiny else (args.batch, 224, 12)
+        self.name = torch.cuda.get_device_name() if self.on_cuda else platform.machine()
+        self.errors = 0
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def on_cuda(self) -> bool:
+        """True on a GPU."""
+        return self.device.type == "cuda"
+
+    def write(self, block: str, **values: Any) -> None:
+        """Append a row to a block's file, and print it."""
+        path = self.out / f"{block}.csv"
+        new = not path.exists()
+        at = f"{time.perf_counter() - self.start:.0f}"
+        row = {"device": self.name, "torch": torch.__version__, "at": at, **values}
+        row = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        shown = [str(row[name]) for name in FIELDS[:10] if row.get(name) not in (None, "")]
+        print(f"{row['at']:>4s} s  {block}: {'  '.join(shown)}", flush=True)
+
+    @contextmanager
+    def guard(self, block: str, **names: Any) -> Iterator[None]:
+        """Record an error as a row, and free the memory afterwards."""
+        try:
+            yield
+        except Exception as error:  # one form that fails must not cost the others
+            self.errors += 1
+            self.write(block, **names, quantity="error", note=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            traceback.print_exc()
+        finally:
+            gc.collect()
+            if self.on_cuda:
+                torch.cuda.empty_cache()
+
+    def images(self, batch: int, side: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """Return random images, channels last, and labels of ten classes."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, 3, side, side, generator=generator, dtype=torch.float64)
+        y = torch.randint(10, (batch,), generator=generator)
+        return x.to(self.device, dtype, memory_format=torch.channels_last), y.to(self.device)
+
+    def network(self, form: Form, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
+        """Return a network on the device, channels last."""
+        if self.tiny and form.name.endswith("121"):
+            options.setdefault("block_config", (2, 3, 2, 2))
+        if self.tiny and form.name.endswith("152"):
+            options.setdefault("layers", (2, 3, 4, 2))
+        return form.build(**options).to(self.device, dtype, memory_format=torch.channels_last)
+
+
+# --- correctness ------------------------------------------------------------------------------------------------------
+
+
+class Gradients(NamedTuple):
+    """All gradients as one vector in float64, and whether all are finite."""
+
+    vector: Tensor
+    finite: bool
+
+
+def gradients(run: Run, net: nn.Module, x: Tensor, y: Tensor, amp: torch.dtype | None = None) -> Gradients:
+    """Return the gradients of cross-entropy, under autocast and with gradient scaling where ``amp`` is a dtype."""
+    scale = 1024.0 if amp is torch.float16 else 1.0
+    torch.manual_seed(7)
+    with torch.autocast(run.device.type, dtype=amp or torch.bfloat16, enabled=amp is not None):
+        loss = F.cross_entropy(net(x)[:, :10], y)
+    (loss * scale).backward()
+    parts = [p.grad.detach().double().flatten() / scale for p in net.parameters() if p.grad is not None]
+    vector = torch.cat(parts)
+    return Gradients(vector, bool(vector.isfinite().all()))
+
+
+def randomise(net: nn.Module) -> nn.Module:
+    """Give the weights of normalisations both signs and several sizes."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.weight is not None:
+                noise = torch.randn(module.weight.shape, generator=generator)
+                module.weight.add_(0.3 * noise.to(module.weight))
+    return net
+
+
+def correctness(run: Run, until: float) -> None:
+    """Compare every form with the plain one."""
+    for name, options, plain, others in FORMS:
+        side = 32 if name.endswith(("20", "k12", "cifar")) else 64
+        batch = 4 if run.tiny else 16
+
+        def net(form: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+            torch.manual_seed(0)
+            return randomise(run.network(Form(name, form), dtype, **options))  # noqa: B023
+
+        label = f"{name} {', '.join(f'{key}={value}' for key, value in options.items())}".strip()
+        with run.guard("correctness", model=label):
+            exact = gradients(run, net(plain, torch.float64), *run.images(batch, side, torch.float64)).vector
+            for form in others:
+                vector = gradients(run, net(form, torch.float64), *run.images(batch, side, torch.float64)).vector
+                error = ((vector - exact).norm() / exact.norm()).item()
+                note = "" if error < 1e-8 else "WRONG"
+                run.errors += note != ""
+                run.write(
+                    "correctness", model=label, form=form, quantity="float64 gradient error", value=error, note=note
+                )
+            if not any(key.startswith("drop") for key in options):
+                autocast(run, label, (plain, *others), net, exact, (batch, side), until)
+        if run.on_cuda:
+            for form in (plain, *others):
+                with run.guard("correctness", model=label, form=form):
+                    waits(run, label, form, net(form), *run.images(batch, side))
+
+
+def autocast(
+    run: Run,
+    label: str,
+    forms: Sequence[str],
+    net: Callable[..., nn.Module],
+    exact: Tensor,
+    shape: tuple[int, int],
+    until: float,
+) -> None:
+    """Compare the direction of gradients in reduced precision with float64's; the first form is the measure."""
+    for amp in (torch.bfloat16, torch.float16) if run.on_cuda else (torch.bfloat16,):
+        own = None
+        for form in forms:
+            if time.perf_counter() > until:
+                return
+            model, dtypes = net(form), set()
+            for name, module in model.named_children():
+                if name.startswith("layer"):
+                    module.register_forward_hook(lambda *args: dtypes.add(args[-1].dtype))  # noqa: B023
+            low = gradients(run, model, *run.images(*shape), amp)
+            cosine = F.cosine_similarity(exact, low.vector, dim=0).item()
+            own = cosine if own is None else own
+            faults = ["not finite"] * (not low.finite) + ["a stage returns float32"] * (torch.float32 in dtypes)
+            faults += ["further away than the plain form"] * (1 - cosine > 3 * (1 - own) + 0.02)
+            run.errors += bool(faults)
+            quantity = f"{str(amp)[6:]} autocast, cosine to float64"
+            run.write(
+                "correctness", model=label, form=form, quantity=quantity, value=cosine, note=", ".join(faults).upper()
+            )
+
+
+def waits(run: Run, label: str, form: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Count waits for the device in a step, and capture a step in a CUDA graph."""
+
+    def step() -> None:
+        for parameter in net.parameters():
+            parameter.grad = None
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = F.cross_entropy(net(x)[:, :10], y)
+        loss.backward()
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    note = " ".join(sorted(set(found)))[:200]
+    run.write("correctness", model=label, form=form, quantity="waits for the device", value=len(found), note=note)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    torch.cuda.synchronize()
+    run.write("correctness", model=label, form=form, quantity="captured in a CUDA graph", value=1)
+
+
+# --- time and memory --------------------------------------------------------------------------------------------------
+
+
+def step_of(run: Run, form: Form, compiled: bool = False) -> Callable[[], None]:
+    """Return a training step as timm's ``train.py --amp --amp-dtype bfloat16 --channels-last`` takes it."""
+    model = run.network(form)
+    call = torch.compile(model, backend="aot_eager" if run.tiny else "inductor") if compiled else model
+    x, y = run.images(run.batch, run.side)
+
+    def step() -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
+        with torch.autocast(run.device.type, dtype=torch.bfloat16):
+            loss = F.cross_entropy(call(x)[:, :10], y)
+        loss.backward()
+
+    return step
+
+
+def seconds(run: Run, function: Callable[[], None]) -> float:
+    """Return the time of a call, by CUDA's events on a GPU."""
+    if not run.on_cuda:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start_event.record()
+    function()
+    end_event.record()
+    end_event.synchronize()
+    return start_event.elapsed_time(end_event) / 1e3
+
+
+def compare(run: Run, block: str, ours: Form, peer: Form, functions: list[Callable[[], None]], memory: bool) -> None:
+    """Write the time, and the peak memory, of the first function in units of the second's."""
+    names = dict(model=ours.name, form=ours.form, peer=f"{peer.name} {peer.form}")
+    for function in functions:
+        for _ in range(1 if run.tiny else 3):
+            function()
+    times = [[seconds(run, function) for function in functions] for _ in range(run.rounds)]
+    ratios = sorted(a / b for a, b in times)
+    low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
+    milliseconds = 1e3 * statistics.median(a for a, _ in times)
+    ratio = statistics.median(ratios)
+    run.write(block, **names, quantity="time", value=milliseconds, unit="ms", ratio=ratio, low=low, high=high)
+    if memory:
+        peaks = [peak_memory(function) / 2**20 for function in functions]
+        run.write(block, **names, quantity="peak memory", value=peaks[0], unit="MiB", ratio=peaks[0] / peaks[1])
+
+
+def training(run: Run, until: float, compiled: bool = False) -> None:
+    """Compare training steps with those of timm's networks."""
+    block, pairs = ("compiled", COMPILED) if compiled else ("training", TRAINING)
+    peers: dict[Form, Callable[[], None]] = {}
+    for ours, peer in pairs:
+        if time.perf_counter() > until:
+            run.write(block, model=ours.name, form=ours.form, quantity="left out", note="no time left")
+            continue
+        with run.guard(block, model=ours.name, form=ours.form):
+            if peer not in peers:
+                peers.clear()  # one peer's memory at a time
+                peers[peer] = step_of(run, peer, compiled)
+            functions = [step_of(run, ours, compiled), peers[peer]]
+            compare(run, block, ours, peer, functions, memory=run.on_cuda or not compiled)
+
+
+def inference(run: Run, until: float) -> None:
+    """Compare forward passes in evaluation under autocast, fused and as built."""
+    for name, peer in (("hbnet50", "resnet50"), ("agdnet121", "densenet121")):
+        for form in ("default", "fused"):
+            if time.perf_counter() > until:
+                continue
+            with run.guard("inference", model=name, form=form), torch.no_grad():
+                nets = [run.network(Form(name)).eval(), run.network(Form(peer)).eval()]
+                if form == "fused":
+                    nets[0] = reparameterize_model(nets[0])
+                    nets[0].fuse()  # type: ignore[operator]
+                x, _ = run.images(2 * run.batch, run.side)
+
+                def forward(net: nn.Module, x: Tensor = x) -> None:
+                    with torch.autocast(run.device.type, dtype=torch.bfloat16):
+                        net(x)
+
+                functions = [lambda net=net: forward(net) for net in nets]  # type: ignore[misc]
+                compare(run, "inference", Form(name, form), Form(peer), functions, memory=False)
+
+
+# --- trainings --------------------------------------------------------------------------------------------------------
+
+
+def augmented(x: Tensor, padding: int = 4) -> Tensor:
+    """Return random crops of padded images, half of them mirrored, all on the device."""
+    n, _, height, width = x.shape
+    x = F.pad(x, [padding] * 4)
+    rows, columns = (torch.randint(2 * padding + 1, (n, 1), device=x.device) for _ in range(2))
+    rows = rows + torch.arange(height, device=x.device)
+    columns = columns + torch.arange(width, device=x.device)
+    mirrored = torch.rand(n, 1, device=x.device) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    index = torch.arange(n, device=x.device)[:, None, None]
+    return x.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cifar10(run: Run, until: float) -> None:
+    """Train paired networks on CIFAR-10, seed by seed, until the time is over."""
+    if run.data is None:
+        run.write(
+            "cifar10", quantity="left out", note="needs --data: an .npz file with x_train, y_train, x_test, y_test"
+        )
+        return
+    epochs, batch = (1, 32) if run.tiny else (16, 128)
+    with np.load(run.data) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
+    images = {part: arrays[f"x_{part}"].permute(0, 3, 1, 2).float() for part in ("train", "test")}
+    mean, std = images["train"].mean((0, 2, 3), keepdim=True), images["train"].std((0, 2, 3), keepdim=True)
+    data = [((images[part] - mean) / std).to(run.device) for part in ("train", "test")]
+    labels = [arrays[f"y_{part}"].long().to(run.device) for part in ("train", "test")]
+    for seed in range(1 if run.tiny else 8):
+        for name, (model, options) in PAIRED.items():
+            if time.perf_counter() > until:
+                return
+            with run.guard("cifar10", model=name, form=f"seed {seed}"):
+                top1, loss = train(run, model, options, data, labels, epochs, batch, seed)
+                values = dict(model=name, form=f"seed {seed}", note=f"{epochs} epochs, last loss {loss:.3f}")
+                run.write("cifar10", **values, quantity="test error", value=100 - top1, unit="%")
+
+
+def train(
+    run: Run,
+    model: str,
+    options: dict[str, Any],
+    data: list[Tensor],
+    labels: list[Tensor],
+    epochs: int,
+    batch: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Train a network by SGD at 0.1 with a cosine; return its test accuracy in percent and the last epoch's loss."""
+    torch.manual_seed(seed)
+    net = timm.create_model(model, num_classes=10, **options).to(run.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    steps = len(data[0]) // batch
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    loss_sum = torch.zeros((), device=run.device)
+    torch.manual_seed(1000 + seed)  # the same batches for every network of a seed
+    for _ in range(epochs):
+        order = torch.randperm(len(data[0]), device=run.device)
+        loss_sum.zero_()
+        for i in range(steps):
+            index = order[i * batch : (i + 1) * batch]
+            x = augmented(data[0][index]).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.on_cuda):
+                loss = F.cross_entropy(net(x), labels[0][index])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            loss_sum += loss.detach()
+    net.eval()
+    with torch.no_grad():
+        hits = sum(
+            (net(x).argmax(1) == y).sum().item()
+            for x, y in zip(data[1].split(1000), labels[1].split(1000), strict=True)
+        )
+    return 100 * hits / len(labels[1]), (loss_sum / steps).item()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the blocks; the exit status is 1 if anything was wrong or failed."""
+    parser = argparse.ArgumentParser(description="Correctness, time, memory and trainings on a GPU.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes for two CPU cores")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for all blocks")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--blocks", default=",".join(BLOCKS), help=f"of {', '.join(BLOCKS)}")
+    parser.add_argument("--data", type=Path, help=".npz file of CIFAR-10: uint8, n × height × width × channels")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    args = parser.parse_args(argv)
+    run = Run(args)
+    if run.on_cuda:
+        torch.backends.cudnn.benchmark = True
+    functions: dict[str, Callable[[Run, float], None]] = {
+        "correctness": correctness,
+        "training": training,
+        "compiled": lambda run, until: training(run, until, compiled=True),
+        "inference": inference,
+        "cifar10": cifar10,
+    }
+    chosen = args.blocks.split(",")
+    shares = {name: share for name, share in BLOCKS.items() if name in chosen}
+    for name in shares:
+        rest = sum(share for other, share in shares.items() if list(shares).index(other) >= list(shares).index(name))
+        now = time.perf_counter()
+        until = now + (run.deadline - now) * shares[name] / rest
+        with suppress(FileNotFoundError):
+            (run.out / f"{name}.csv").unlink()
+        with run.guard(name):
+            functions[name](run, until)
+    print(f"{run.errors} rows are wrong or failed; the files are in {run.out}")
+    return int(run.errors > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
