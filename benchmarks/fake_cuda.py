@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-__all__ = ["fake_cuda", "install", "missing", "to_fake"]
+__all__ = ["convolution_layout", "fake_cuda", "install", "missing", "to_fake"]
 
 SOURCE = """
 static int devices = 0;
@@ -63,7 +63,7 @@ def install() -> None:
         _library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
-def _layout(x: Any, weight: Any) -> Any:
+def convolution_layout(x: Any, weight: Any) -> Any:
     """Return the memory format of cuDNN's convolution: channels last if either argument has it."""
     import torch
 
@@ -83,7 +83,7 @@ def _convolution(mode: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
 
     if function is torch.ops.aten.convolution_backward.default:
         _, x, weight, *_, needs = args
-        layout = _layout(x, weight)
+        layout = convolution_layout(x, weight)
         with mode:
             shapes = (x.shape, x, layout), (weight.shape, weight, layout), (weight.shape[:1], weight)
             return tuple(empty(*shape) if need else None for shape, need in zip(shapes, needs))
@@ -93,7 +93,7 @@ def _convolution(mode: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         for i, side in enumerate(x.shape[2:])
     ]
     with mode:
-        return empty((x.shape[0], weight.shape[0], *sides), x, _layout(x, weight))
+        return empty((x.shape[0], weight.shape[0], *sides), x, convolution_layout(x, weight))
 
 
 def _statistics(mode: Any, function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,9 +1,11 @@
 """Measure on a GPU whatever only a GPU can tell: correctness, time, memory, and a block of trainings.
 
-    benchmarks/gpu.sh                        # one card, at most nine minutes, CSV files in $OUT
+    benchmarks/gpu.sh                        # one card; CSV files in $OUT
     python benchmarks/gpu.py --device cpu --tiny --out runs/gpu
 
 The blocks run in this order, and each writes its CSV file row by row, so that a run that is cut off keeps its rows:
+
+No form begins once the share of ``--minutes`` of its block is used up.
 
 - ``correctness``: gradients of every form against the plain form in float64, bfloat16 and float16 autocast, gradient
   scaling, waits for the device, and capture in a CUDA graph.
@@ -34,8 +36,8 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from measure import peak_memory
-from speed_and_memory import Form
+from measure import interleaved, peak_memory, ratio
+from speed_and_memory import Form, folded
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -284,39 +286,20 @@ def step_of(run: Run, form: Form, compiled: bool = False) -> Callable[[], None]:
     return step
 
 
-def seconds(run: Run, function: Callable[[], None]) -> float:
-    """Return the time of a call, by CUDA's events on a GPU."""
-    if not run.on_cuda:
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start_event.record()
-    function()
-    end_event.record()
-    end_event.synchronize()
-    return start_event.elapsed_time(end_event) / 1e3
-
-
 def compare(run: Run, block: str, ours: Form, peer: Form, functions: list[Callable[[], None]], memory: bool) -> None:
     """Write the time, and the peak memory, of the first function in units of the second's."""
     names = dict(model=ours.name, form=ours.form, peer=f"{peer.name} {peer.form}")
-    for function in functions:
-        for _ in range(1 if run.tiny else 3):
-            function()
-    times = [[seconds(run, function) for function in functions] for _ in range(run.rounds)]
-    ratios = sorted(a / b for a, b in times)
-    low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
-    milliseconds = 1e3 * statistics.median(a for a, _ in times)
-    ratio = statistics.median(ratios)
-    run.write(block, **names, quantity="time", value=milliseconds, unit="ms", ratio=ratio, low=low, high=high)
+    times, peers = interleaved(functions, run.rounds, warm_up=1 if run.tiny else 3)
+    median, low, high = ratio(times, peers)
+    milliseconds = 1e3 * statistics.median(times)
+    run.write(block, **names, quantity="time", value=milliseconds, unit="ms", ratio=median, low=low, high=high)
     if memory:
         peaks = [peak_memory(function) / 2**20 for function in functions]
         run.write(block, **names, quantity="peak memory", value=peaks[0], unit="MiB", ratio=peaks[0] / peaks[1])
 
 
 def training(run: Run, until: float, compiled: bool = False) -> None:
-    """Compare training steps with those of timm's networks."""
+    """Compare our training steps with timm's."""
     block, pairs = ("compiled", COMPILED) if compiled else ("training", TRAINING)
     peers: dict[Form, Callable[[], None]] = {}
     for ours, peer in pairs:
@@ -332,16 +315,18 @@ def training(run: Run, until: float, compiled: bool = False) -> None:
 
 
 def inference(run: Run, until: float) -> None:
-    """Compare forward passes in evaluation under autocast, fused and as built."""
+    """Compare forward passes under autocast: networks as built, and with folded normalisations."""
     for name, peer in (("hbnet50", "resnet50"), ("agdnet121", "densenet121")):
         for form in ("default", "fused"):
             if time.perf_counter() > until:
                 continue
             with run.guard("inference", model=name, form=form), torch.no_grad():
                 nets = [run.network(Form(name)).eval(), run.network(Form(peer)).eval()]
+                peer_form = "folded" if form == "fused" else form
                 if form == "fused":
                     nets[0] = reparameterize_model(nets[0])
                     nets[0].fuse()  # type: ignore[operator]
+                    nets[1] = folded(nets[1])
                 x, _ = run.images(2 * run.batch, run.side)
 
                 def forward(net: nn.Module, x: Tensor = x) -> None:
@@ -349,7 +334,7 @@ def inference(run: Run, until: float) -> None:
                         net(x)
 
                 functions = [lambda net=net: forward(net) for net in nets]  # type: ignore[misc]
-                compare(run, "inference", Form(name, form), Form(peer), functions, memory=False)
+                compare(run, "inference", Form(name, form), Form(peer, peer_form), functions, memory=False)
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------

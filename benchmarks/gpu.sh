@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of at most nine minutes. CSV files go to $OUT, or runs/gpu.
+# Everything that needs a GPU, in one command, planned for nine minutes. CSV files go to $OUT, or runs/gpu.
 # Arguments are those of gpu.py, for instance: benchmarks/gpu.sh --device cpu --tiny. $PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fake_cuda import _layout, to_fake
+from fake_cuda import convolution_layout, to_fake
 from fake_cuda import fake_cuda as on_fake_cuda
 from speed_and_memory import Form
 from torch import Tensor
@@ -95,7 +95,7 @@ Cost = Callable[[list[Tensor], list[Tensor], tuple[Any, ...]], tuple[int, int, i
 
 def _convolution(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[int, int, int]:
     x, weight, out = inputs[0], inputs[1], outputs[0]
-    copied = 0 if x.is_contiguous(memory_format=_layout(x, weight)) else 2 * size_in_bytes(x)
+    copied = 0 if x.is_contiguous(memory_format=convolution_layout(x, weight)) else 2 * size_in_bytes(x)
     flops = 2 * out.numel() * weight[0].numel()
     return total([x, weight, out]) + copied, flops, 1 + (copied > 0)
 
@@ -103,7 +103,7 @@ def _convolution(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any, .
 def _convolution_backward(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[int, int, int]:
     """Two convolutions, for the input's gradient and the weight's, and copies of arguments of another layout."""
     gradient, x, weight = inputs[:3]
-    layout, needs = _layout(x, weight), args[-1]
+    layout, needs = convolution_layout(x, weight), args[-1]
     copies = [y for y in (gradient, x) if not y.is_contiguous(memory_format=layout)]
     count = sum(needs[:2])
     return (

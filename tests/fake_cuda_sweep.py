@@ -6,6 +6,7 @@ python tests/fake_cuda_sweep.py bfloat16 channels_last hbnet20 '{"memory": "reve
 import json
 import sys
 import traceback
+from unittest.mock import patch
 
 import fake_cuda
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import timm_models
+from timm_models.stages import nesterov
 
 STAGES = (timm_models.HeavyBallStage, timm_models.ProgramStage, timm_models.AlgorithmStage, timm_models.NesterovBlock)
 
@@ -33,7 +35,7 @@ def facts(name, options, dtype, layout):
     side = 64 if timm.get_pretrained_cfg(name).input_size[-1] > 64 else 32
     if checkpointing:
         model.set_grad_checkpointing()
-    with fake_cuda.fake_cuda() as backward:
+    with fake_cuda.fake_cuda() as backward, patch.object(nesterov, "dense_block", wraps=nesterov.dense_block) as kernel:
         fake_cuda.to_fake(model, getattr(torch, layout))
         outputs, gradients = [], []
 
@@ -60,6 +62,7 @@ def facts(name, options, dtype, layout):
         "layouts": sorted({f for _, f, shape in outputs if shape[2] > 1} | {f for _, f in gradients}),
         "gradients": sorted({d for d, _ in gradients}),
         "missing": missing,
+        "dense_block": kernel.called,
         "input": [str(x.grad.dtype)[6:], layout_of(x.grad)],
     }
 

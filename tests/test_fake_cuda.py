@@ -66,3 +66,5 @@ def test_a_step_on_cuda(sweep, case):
     assert row["gradients"] in ([dtype], [])
     assert row["layouts"] in ([layout], [])
     assert row["input"] == ["float32", layout]
+    # By default AGDNet is the plain form.
+    assert row["dense_block"] == (case[0].startswith("agdnet") and "checkpointing" in case[1])

@@ -66,6 +66,13 @@ def test_imports_run_one_way(file):
     assert faults((ROOT / file).read_text(encoding="utf-8"), file) == []
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("nni_spaces/") and "_nni" not in file])
+def test_nni_is_imported_quietly(file):
+    names = [name for _, name in imports((ROOT / file).read_text(encoding="utf-8"), file)]
+    hosts = [i for i, name in enumerate(names) if name.split(".")[0] in ("nni", "pytorch_lightning")]
+    assert not hosts or "nni_spaces._nni" in names[: hosts[0]]
+
+
 CORE = "optinspired_plugins/algorithms/coefficients.py"
 
 

@@ -331,7 +331,7 @@ def test_a_checkpoint_of_another_network_is_named_before_it_is_loaded(folders):
         (lambda entries: [], "has 0 epochs: must have the 2 of checkpoint.pt"),
         (lambda entries: entries[:1], "has 1 epochs: must have the 2 of checkpoint.pt"),
         (lambda entries: entries[1:], "entry 0, epoch=1: must be 0"),
-        (lambda entries: [entries[0], {**entries[1], "train_loss": 0.5}], "its entries 0 to 1 are not those of"),
+        (lambda entries: [entries[0], {**entries[1], "train_loss": 0.5}], "entries 0 to 1 differ from checkpoint.pt"),
         (lambda entries: [entries[0], without("seconds")(entries[1])], "entry 1, seconds: is missing"),
         (lambda entries: [entries[0], {**entries[1], "train_top1": 101}], "entry 1, 'train_top1'=101: must be"),
     ],

@@ -187,7 +187,7 @@ class RunCallback(pl.Callback):
         if not done <= len(history) <= done + 1:
             raise ValueError(f"{where}: has {len(history)} epochs: must have the {done} of checkpoint.pt")
         if record["history"] != digest_of(history[:done]):
-            raise ValueError(f"{where}: its entries 0 to {done - 1} are not those of checkpoint.pt, was changed")
+            raise ValueError(f"{where}: entries 0 to {done - 1} differ from checkpoint.pt, so the file was changed")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record of the run, which Lightning stores in the checkpoint; images are recorded by their hash."""

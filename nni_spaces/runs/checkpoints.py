@@ -54,7 +54,7 @@ def _check_seal(archive: bytes) -> None:
     if not SEAL.fullmatch(archive, max(0, len(archive) - SEAL_BYTES)):
         raise ValueError("has no digest")
     if seal(archive[: -SEAL_BYTES - 2] + bytes(2)) != archive:
-        raise ValueError("its digest is that of another content")
+        raise ValueError("its digest does not match its content")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class SearchSettings:
         choices=("darts", "darts-second-order", "gumbel", "pc-darts", "p-darts"),
     )
     data: str = _option("cifar10", DATA)
-    limit: int | None = _option(None, "Use this many images, the first ones.")
+    limit: int | None = _option(None, "Use this many images of each part: the first, or the first of each class.")
     epochs: int = _option(50, "Epochs (§9.3); for p-darts in each of its stages.")
     batch_size: int = _option(64, "Batch size, of both halves (§9.3).")
     channels: int = _option(16, "Channels of the first cells (§9.3).")
@@ -118,7 +118,7 @@ class RetrainSettings:
 
     genotype: dict[str, Any] = field(default_factory=dict)
     data: str = _option("cifar10", DATA)
-    limit: int | None = _option(None, "Use this many images, the first ones, for training and test.")
+    limit: int | None = _option(None, "Use this many images of each part: the first, or the first of each class.")
     model: str = _option("cellnet_cifar", "timm's name of the network.", choices=("cellnet_cifar", "cellnet_imagenet"))
     epochs: int = _option(600, "Epochs (§9.3).")
     batch_size: int = _option(96, "Batch size (§9.3).")

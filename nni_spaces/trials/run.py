@@ -303,7 +303,7 @@ def run_trials(
 
 
 def _trials_to_continue(folder: Path, settings: dict[str, Any], trials: int) -> list[Trial]:
-    """Return the trials to continue from; ValueError if those of the folder have other settings."""
+    """Return the trials to continue from; ValueError if the folder has trials with other settings."""
     stored, done = read_trials(folder)
     is_same = {**settings, **stored} == settings
     if all(trial.error for trial in done) and (not is_same or len(done) >= trials):

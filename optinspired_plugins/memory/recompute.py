@@ -24,7 +24,7 @@ class ModuleState:
     As a context manager it gives the module this state for a repeated pass, and restores the present state afterwards.
     It can be entered any number of times, but not nested.
 
-    Under ``torch.func.functional_call`` the parameters are those of the call. A repeated pass reads and changes copies
+    Under ``torch.func.functional_call`` the parameters of the call are used. A repeated pass reads and changes copies
     of the buffers. Batch normalisations in training do not read their running statistics, so these are copied only when
     a pass is repeated.
 

@@ -204,10 +204,10 @@ def _search_history(value: object) -> list[SearchEpoch]:
 def _compare(first: SearchEpoch, other: SearchEpoch) -> None:
     """ValueError where two epochs cannot belong to one search."""
     if (first.genotype.rule, first.genotype.nodes) != (other.genotype.rule, other.genotype.nodes):
-        raise ValueError("genotype has another rule or number of nodes: must be those of the first epoch")
+        raise ValueError("genotype has another rule or number of nodes than in the first epoch: must have the same")
     same = first.alpha.keys() == other.alpha.keys() and first.beta.keys() == other.beta.keys()
     if not same or _operations(first) != _operations(other):
-        raise ValueError("probabilities have other edges or operations: must be those of the first epoch")
+        raise ValueError("probabilities have other edges or operations than in the first epoch: must have the same")
 
 
 def _operations(epoch: SearchEpoch) -> set[str]:
