@@ -3,15 +3,16 @@
     benchmarks/gpu.sh                        # one card; CSV files in $OUT
     python benchmarks/gpu.py --device cpu --tiny --out runs/gpu
 
-The blocks run in this order, and each writes its CSV file row by row, so that a run that is cut off keeps its rows:
-
+The blocks run in this order, and each writes its CSV file row by row, so that a run that is cut off keeps its rows.
 No form begins once the share of ``--minutes`` of its block is used up.
 
+- ``card``: the bandwidth of a copy and the rate of a matrix product.
 - ``correctness``: gradients of every form against the plain form in float64, bfloat16 and float16 autocast, gradient
   scaling, waits for the device, and capture in a CUDA graph.
 - ``training``: time and peak memory of eager steps beside timm's networks.
-- ``compiled``: the same under ``torch.compile``.
 - ``inference``: ``validate.py --amp``'s forward pass.
+- ``profile``: the kernels in which a training step spends its time.
+- ``compiled``: the training steps under ``torch.compile``.
 - ``cifar10``: paired trainings on CIFAR-10, with images and augmentation on the device (needs ``--data``).
 
 It needs torch and timm; a block that fails has a row with the error, and the next one begins.
@@ -42,7 +43,15 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 FIELDS = ["model", "form", "peer", "quantity", "value", "unit", "ratio", "low", "high", "note", "device", "torch", "at"]
-BLOCKS = {"correctness": 0.25, "training": 0.35, "compiled": 0.2, "inference": 0.05, "cifar10": 0.15}
+BLOCKS = {
+    "card": 0.01,
+    "correctness": 0.22,
+    "training": 0.3,
+    "inference": 0.05,
+    "profile": 0.07,
+    "compiled": 0.2,
+    "cifar10": 0.15,
+}
 TRAINING = [
     *((Form("hbnet50", form), Form("resnet50")) for form in ("default", "checkpointing", "reversible", "learn_beta")),
     (Form("resnet50", "checkpointing"), Form("resnet50")),
@@ -53,9 +62,17 @@ TRAINING = [
 ]
 COMPILED = [
     (Form("hbnet50"), Form("resnet50")),
+    (Form("hbnet50", "budget"), Form("resnet50")),
     (Form("agdnet121"), Form("densenet121")),
     (Form("hbnet50", "checkpointing"), Form("resnet50")),
+    (Form("hbnet50", "reversible"), Form("resnet50")),
     (Form("agdnet121", "checkpointing"), Form("densenet121")),
+]
+PROFILED = [
+    Form("resnet50"),
+    *(Form("hbnet50", form) for form in ("default", "checkpointing", "reversible", "learn_beta")),
+    Form("densenet121"),
+    *(Form("agdnet121", form) for form in ("default", "checkpointing")),
 ]
 # Name, arguments, the plain form, the others.
 FORMS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
@@ -85,7 +102,7 @@ class Run:
         self.deadline = self.start + 60 * args.minutes
         self.batch, self.side, self.rounds = (2, 32, 2) if args.tiny else (args.batch, 224, 12)
         self.name = torch.cuda.get_device_name() if self.on_cuda else platform.machine()
-        self.errors = 0
+        self.errors, self.only = 0, args.only
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -107,6 +124,10 @@ class Run:
             writer.writerow(row)
         shown = [str(row[name]) for name in FIELDS[:10] if row.get(name) not in (None, "")]
         print(f"{row['at']:>4s} s  {block}: {'  '.join(shown)}", flush=True)
+
+    def chosen(self, form: Form) -> bool:
+        """True if ``--only`` names the form, as in ``hbnet50:checkpointing``."""
+        return self.only in f"{form.name}:{form.form}"
 
     @contextmanager
     def guard(self, block: str, **names: Any) -> Iterator[None]:
@@ -283,6 +304,10 @@ def step_of(run: Run, form: Form, compiled: bool = False) -> Callable[[], None]:
             loss = F.cross_entropy(call(x)[:, :10], y)
         loss.backward()
 
+    if compiled:  # torch's own recomputation, chosen by the compiler, is the alternative to our forms
+        budget = 0.4 if form.form == "budget" else 1.0
+        with torch._functorch.config.patch(activation_memory_budget=budget):
+            step()
     return step
 
 
@@ -303,6 +328,8 @@ def training(run: Run, until: float, compiled: bool = False) -> None:
     block, pairs = ("compiled", COMPILED) if compiled else ("training", TRAINING)
     peers: dict[Form, Callable[[], None]] = {}
     for ours, peer in pairs:
+        if not run.chosen(ours):
+            continue
         if time.perf_counter() > until:
             run.write(block, model=ours.name, form=ours.form, quantity="left out", note="no time left")
             continue
@@ -335,6 +362,44 @@ def inference(run: Run, until: float) -> None:
 
                 functions = [lambda net=net: forward(net) for net in nets]  # type: ignore[misc]
                 compare(run, "inference", Form(name, form), Form(peer, peer_form), functions, memory=False)
+
+
+def card(run: Run, until: float) -> None:
+    """Measure what the predictions of ``roofline.py`` assume of a card."""
+    n = 2**20 if run.tiny else 2**28
+    source, target = (torch.randn(n, device=run.device) for _ in range(2))
+    (times,) = interleaved([lambda: target.copy_(source)], 10, warm_up=3)
+    rate = 8 * n / statistics.median(times) / 1e9
+    run.write("card", quantity="copy, bytes read and written", value=rate, unit="GB/s")
+    n = 256 if run.tiny else 8192
+    a = torch.randn(n, n, device=run.device, dtype=torch.bfloat16)
+    (times,) = interleaved([lambda: a @ a], 10, warm_up=3)
+    run.write("card", quantity="bfloat16 matrix product", value=2e-12 * n**3 / statistics.median(times), unit="TFLOP/s")
+
+
+def profile(run: Run, until: float) -> None:
+    """Write a training step's kernels by time: the sum of all, and the longest."""
+    activity = torch.profiler.ProfilerActivity
+    for form in PROFILED[: 1 if run.tiny else None]:
+        if not run.chosen(form) or time.perf_counter() > until:
+            continue
+        with run.guard("profile", model=form.name, form=form.form):
+            step = step_of(run, form)
+            for _ in range(3):
+                step()
+            with torch.profiler.profile(activities=[activity.CUDA if run.on_cuda else activity.CPU]) as profiler:
+                step()
+                if run.on_cuda:
+                    torch.cuda.synchronize()
+            rows = [
+                (e.self_device_time_total if run.on_cuda else e.self_cpu_time_total, e.count, e.key)
+                for e in profiler.key_averages()
+            ]
+            rows = sorted((row for row in rows if row[0] > 0), reverse=True)
+            total = ("all kernels", sum(row[0] for row in rows), sum(row[1] for row in rows))
+            for name, microseconds, calls in (total, *((name, t, n) for t, n, name in rows[:25])):
+                names = dict(model=form.name, form=form.form, quantity=name[:120], note=f"{calls} calls")
+                run.write("profile", **names, value=microseconds / 1e3, unit="ms")
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
@@ -425,6 +490,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=8.5, help="time for all blocks")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--blocks", default=",".join(BLOCKS), help=f"of {', '.join(BLOCKS)}")
+    parser.add_argument("--only", default="", help="text in the forms to time, such as hbnet50:checkpointing")
     parser.add_argument("--data", type=Path, help=".npz file of CIFAR-10: uint8, n × height × width × channels")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     args = parser.parse_args(argv)
@@ -432,10 +498,12 @@ def main(argv: list[str] | None = None) -> int:
     if run.on_cuda:
         torch.backends.cudnn.benchmark = True
     functions: dict[str, Callable[[Run, float], None]] = {
+        "card": card,
         "correctness": correctness,
         "training": training,
-        "compiled": lambda run, until: training(run, until, compiled=True),
         "inference": inference,
+        "profile": profile,
+        "compiled": lambda run, until: training(run, until, compiled=True),
         "cifar10": cifar10,
     }
     chosen = args.blocks.split(",")
