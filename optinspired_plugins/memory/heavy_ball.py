@@ -26,10 +26,12 @@ from .recompute import recompute
 __all__ = [
     "MAX_ERROR_GROWTH",
     "SplitTransform",
+    "compare_samples",
     "error_growth",
     "keeps_no_output",
     "may_read_values",
     "reversible_heavy_ball",
+    "sample",
 ]
 
 # A recovered iterate may lose five of the 24 bits of float32.
@@ -254,14 +256,14 @@ class _FirstIterate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, iterates: _Iterates, tolerance: float) -> Tensor:
-        ctx.iterates, ctx.tolerance, ctx.sample = iterates, tolerance, _sample(x)
+        ctx.iterates, ctx.tolerance, ctx.sample = iterates, tolerance, sample(x)
         return x
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         recovered = ctx.iterates.available.get(1)
         if recovered is not None and may_read_values(recovered):
-            _compare(_sample(recovered), ctx.sample, ctx.tolerance)
+            compare_samples(sample(recovered), ctx.sample, ctx.tolerance)
         ctx.iterates.available = {}
         return gradient, None, None
 
@@ -353,13 +355,14 @@ class _Step(torch.autograd.Function):
 # --- check of the recovered x_1 ---------------------------------------------------------------------------------------
 
 
-def _sample(x: Tensor) -> Tensor:
+def sample(x: Tensor) -> Tensor:
     """Return a few hundred values of the first image."""
     first = x.detach()[0].flatten()
     return first[:: max(1, len(first) // 256)].clone()
 
 
-def _compare(recovered: Tensor, original: Tensor, tolerance: float) -> None:
+def compare_samples(recovered: Tensor, original: Tensor, tolerance: float) -> None:
+    """Warn if the recovered x_1 is far from the true one."""
     error, size = (recovered - original).norm().item(), original.norm().item()
     if not error <= tolerance * size and math.isfinite(size):
         warnings.warn(

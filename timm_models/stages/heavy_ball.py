@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_bool, check_finite, check_layers, check_one_of
 from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.fused_stage import Coefficients, FusedStage, Keep, fused_stage, kernels_for
 from optinspired_plugins.memory.heavy_ball import (
     MAX_ERROR_GROWTH,
     SplitTransform,
@@ -25,6 +26,7 @@ from optinspired_plugins.memory.recompute import recompute
 from ..inference.stream_free import stream_free
 from ..strides import subsample
 from .checkpoint_rules import StageRule, stride_in_1x1
+from .fused import count_batches, fused_parts
 from .transforms import BasicTransform, BottleneckTransform
 from .unmodified import is_unmodified_inside
 
@@ -190,8 +192,30 @@ class HeavyBallStage(StageRule, nn.Sequential):
         """Return the last x, by the backward pass that the settings ask for."""
         is_saving = self.grad_checkpointing or self.settings.is_reversible
         can_recover = is_saving and torch.is_grad_enabled() and is_eager(u) and self._can_recover()
-        x = self._recovering(u) if can_recover else self._plain(u)
+        x = self._fused(u, can_recover) if can_recover or not is_saving else None
+        if x is None:
+            x = self._recovering(u) if can_recover else self._plain(u)
         align_gradient(x)
+        return x
+
+    @torch.jit.ignore
+    def _fused(self, u: Tensor, recover: bool) -> Tensor | None:
+        """Return the last x by one function with few kernels; ``None`` where there is none."""
+        transforms: list[Any] = list(self)
+        parts = fused_parts(transforms, u) if torch.is_grad_enabled() and is_eager(u) else None
+        if parts is None:
+            return None
+        chains, shortcut = parts
+        downsample = transforms[0].downsample
+        x0 = downsample(u) if shortcut is None and downsample is not None else None
+        steps = len(transforms) - 1
+        beta1, beta2 = (b if isinstance(b, Tensor) else [b] * steps for b in (self.beta1, self.beta2))
+        keep = Keep.NOTHING if recover and self.settings.is_reversible else Keep.NARROW if recover else Keep.ALL
+        stage = FusedStage(chains, shortcut, Coefficients(beta1, beta2), keep)
+        kernels = kernels_for(u)
+        assert kernels is not None
+        x = fused_stage(stage, kernels, u, x0)
+        count_batches(transforms, shortcut)
         return x
 
     @torch.jit.ignore

@@ -1,0 +1,82 @@
+"""Heavy-ball stages as one function with few kernels: the conditions, and the parameters that it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optinspired_plugins.memory.channel_kernels import RunningStatistics
+from optinspired_plugins.memory.fused_stage import ConvNorm, kernels_for
+
+from .transforms import BasicTransform, BottleneckTransform
+from .unmodified import fits, is_plain_norm, is_unmodified, is_unmodified_inside
+
+__all__ = ["count_batches", "fused_parts"]
+
+
+def fused_parts(transforms: list[Any], u: Tensor) -> tuple[list[list[ConvNorm]], ConvNorm | None] | None:
+    """Return the transforms and the shortcut in parts; ``None`` if kernels would not compute the same.
+
+    The shortcut is ``None``, too, unless it is a convolution with a normalisation.
+    """
+    if kernels_for(u) is None or not all(_is_supported(T, u) for T in transforms):
+        return None
+    shortcut = transforms[0].downsample
+    is_pair = isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and is_unmodified(shortcut, nn.Sequential)
+    pair = _part(*shortcut) if is_pair and _is_supported_pair(shortcut[0], shortcut[1], u) else None
+    return [[_part(*pair) for pair in _pairs(T)] for T in transforms], pair
+
+
+def count_batches(transforms: list[Any], shortcut: ConvNorm | None) -> None:
+    """Add 1 to the batches that the normalisations of a pass have seen."""
+    norms = [norm for T in transforms for _, norm in _pairs(T)]
+    if shortcut is not None:
+        norms.append(transforms[0].downsample[1])
+    counters = [norm.num_batches_tracked for norm in norms if norm.training and norm.track_running_stats]
+    if counters := [counter for counter in counters if counter is not None]:
+        torch._foreach_add_(counters, 1)
+
+
+def _pairs(T: Any) -> list[tuple[Any, Any]]:
+    return [(T.conv1, T.bn1), (T.conv2, T.bn2), *([(T.conv3, T.bn3)] if type(T) is BottleneckTransform else [])]
+
+
+def _is_supported(T: Any, u: Tensor) -> bool:
+    if type(T) not in (BasicTransform, BottleneckTransform) or not is_unmodified_inside(T) or T.is_activated():
+        return False
+    acts = [T.act1, T.act2] if type(T) is BottleneckTransform else [T.act1]
+    rate = getattr(T.drop_path, "drop_prob", 0.0)
+    return (
+        all(is_unmodified(act, nn.ReLU) for act in acts)
+        and is_unmodified(T.aa, nn.Identity)
+        and is_unmodified(T.drop_block, nn.Identity)
+        and T.se is None
+        and not (rate and T.training)
+        and all(_is_supported_pair(conv, norm, u) for conv, norm in _pairs(T))
+    )
+
+
+def _is_supported_pair(conv: Any, norm: Any, u: Tensor) -> bool:
+    return (
+        is_unmodified(conv, nn.Conv2d)
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and isinstance(conv.padding, tuple)
+        and is_unmodified(norm, nn.BatchNorm2d)
+        and is_plain_norm(norm, conv.out_channels, norm.training)
+        and fits(u, conv.weight, *norm.parameters(), *norm.buffers())
+    )
+
+
+def _part(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> ConvNorm:
+    running = None
+    if (
+        norm.running_mean is not None
+        and norm.running_var is not None
+        and (norm.track_running_stats or not norm.training)
+    ):
+        running = RunningStatistics(norm.running_mean, norm.running_var, float(norm.momentum or 0.0))
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return ConvNorm(conv.weight, norm.weight, norm.bias, geometry, norm.eps, running, norm.training)
