@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Gradients",
     "Iterate",
     "RunningStatistics",
     "add",
     "affine_of",
+    "affine_of_moments",
     "dots",
     "gradient_of_input",
     "gradient_sums",
+    "moments",
     "normalization",
     "rectified",
     "wide_dtype",
@@ -63,21 +66,45 @@ def affine_of(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: floa
     return torch.stack([scale, bias.to(mean.dtype) - mean * scale, mean, inverse_std])
 
 
-def normalization(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, running: RunningStatistics | None = None
+def moments(x: Tensor, out: Tensor) -> None:
+    """Write mean and Σ (x − mean)² of every channel to ``out``, shape (2, channels)."""
+    var, mean = torch.var_mean(x.to(out.dtype), (0, 2, 3), correction=0)
+    out[0], out[1] = mean, var * (x.numel() // x.shape[1])
+
+
+def affine_of_moments(
+    of: Tensor, count: int, weight: Tensor, bias: Tensor, eps: float, running: RunningStatistics | None = None
 ) -> Tensor:
-    """Return the affine map of a batch normalisation by the statistics of x, and update running statistics."""
-    var, mean = torch.var_mean(x.to(wide_dtype(x.dtype)), (0, 2, 3), correction=0)
+    """Return the affine map of a batch normalisation by :func:`moments`, and update running statistics.
+
+    Args:
+        of: the moments.
+        count: number of values per channel.
+        weight: scale of the normalisation.
+        bias: shift of the normalisation.
+        eps: added to the variance.
+        running: the statistics to update.
+    """
+    mean, var = of[0], of[1] / count
     if running is not None:
-        count = x.numel() // x.shape[1]
         running.mean.lerp_(mean.to(running.mean.dtype), running.momentum)
         running.var.lerp_((var * (count / (count - 1))).to(running.var.dtype), running.momentum)
     return affine_of(weight, bias, mean, var, eps)
 
 
-def rectified(x: Tensor, affine: Tensor) -> Tensor:
-    """Return max(a x + b, 0)."""
-    return _mapped(x, affine).relu_().to(x.dtype)
+def normalization(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, running: RunningStatistics | None = None
+) -> Tensor:
+    """Return the affine map of a batch normalisation by the statistics of x, and update running statistics."""
+    of = torch.empty(2, x.shape[1], dtype=wide_dtype(x.dtype), device=x.device)
+    moments(x, of)
+    return affine_of_moments(of, x.numel() // x.shape[1], weight, bias, eps, running)
+
+
+def rectified(x: Tensor, affine: Tensor, factor: Tensor | None = None) -> Tensor:
+    """Return f max(a x + b, 0), with a factor f per channel, by default 1."""
+    y = _mapped(x, affine).relu_()
+    return (y if factor is None else y * factor[:, None, None]).to(x.dtype)
 
 
 def add(
@@ -88,7 +115,7 @@ def add(
     Args:
         factors: f_0, f_1, f_2 as numbers or as a tensor of shape (3,); as many as there are terms.
         x: images.
-        affine: a and b, by default 1 and 0.
+        affine: a and b, by default 1 and 0; further rows are not read.
         *iterates: none, one or two.
         wide: return a result with a low part, for images in half precision.
     """
@@ -99,34 +126,73 @@ def add(
     return Iterate(high, (total - high).to(x.dtype) if wide and high.dtype != total.dtype else None)
 
 
-def gradient_sums(g: Tensor, x: Tensor, affine: Tensor, rectify: bool, through_statistics: bool) -> tuple[Tensor, ...]:
-    """Return the gradients of weight and bias, and the coefficients of :func:`gradient_of_input`.
+class Gradients(NamedTuple):
+    """Gradients of a normalisation: of weight, bias and factor; c and d of :func:`gradient_of_input`."""
 
-    With m the mask of the ReLU, or 1, the gradients are Σ m g (x − mean) / std and Σ m g. The coefficients, shape
-    (2, channels), are c and d of a m g + c x + d, the gradient of x.
+    weight: Tensor
+    bias: Tensor
+    factor: Tensor
+    coefficients: Tensor
+
+
+def gradient_sums(
+    g: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    rectify: bool,
+    through_statistics: bool,
+    factor: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Gradients:
+    """Return the gradients of y = f max(a x + b, 0), or y = a x + b, that are sums over all pixels.
+
+    With m the mask of the ReLU, or 1, the gradients of weight, bias and f are f Σ m g (x − mean) / std, f Σ m g and
+    Σ m g (a x + b). The gradient of x is a f m g + c x + d with c and d of shape (2, channels), 0 if the statistics are
+    constants.
 
     Args:
-        g: gradient of the normalised and, with ``rectify``, rectified x.
+        g: gradient of y.
         x: input of the normalisation.
         affine: its affine map.
         rectify: a ReLU follows.
         through_statistics: mean and variance are functions of x, not constants.
+        factor: f, by default 1.
+        total: c and d are added to it; it may have more channels.
     """
-    scale, _, mean, inverse_std = affine
+    scale, shift, mean, inverse_std = affine
+    count = x.numel() // x.shape[1]
     masked = _masked(g, x, affine, rectify)
-    of_bias = masked.sum((0, 2, 3))
-    centred = (masked * (x - mean[:, None, None])).sum((0, 2, 3)) / (x.numel() // x.shape[1])
-    c = -scale * inverse_std.square() * centred
-    d = -scale * of_bias / (x.numel() // x.shape[1]) - c * mean
-    coefficients = torch.stack([c, d])
-    of_weight = centred * inverse_std * (x.numel() // x.shape[1])
-    return of_weight, of_bias, coefficients if through_statistics else torch.zeros_like(coefficients)
+    sums = masked.sum((0, 2, 3))
+    products = (masked * (x - mean[:, None, None])).sum((0, 2, 3))
+    of_factor = scale * products + (scale * mean + shift) * sums
+    if factor is not None:
+        sums, products = factor * sums, factor * products
+    c = -scale * inverse_std.square() * products / count
+    d = -scale * sums / count - c * mean
+    coefficients = torch.stack([c, d]) * float(through_statistics)
+    if total is not None:
+        total[:, : x.shape[1]] += coefficients
+    return Gradients(products * inverse_std, sums, of_factor, coefficients)
 
 
-def gradient_of_input(g: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, rectify: bool) -> Tensor:
-    """Return a m g + c x + d, the gradient of x."""
-    c, d = coefficients[:, :, None, None]
-    return (affine[0][:, None, None] * _masked(g, x, affine, rectify) + c * x + d).to(x.dtype)
+def gradient_of_input(
+    g: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor | None,
+    rectify: bool,
+    factor: Tensor | None = None,
+    into: Tensor | None = None,
+) -> Tensor:
+    """Return a f m g + c x + d, the gradient of x, or add it to ``into``.
+
+    See :func:`gradient_sums`. Without coefficients c = d = 0.
+    """
+    scale = affine[0] if factor is None else affine[0] * factor
+    result = scale[:, None, None] * _masked(g, x, affine, rectify)
+    if coefficients is not None:
+        result = result + coefficients[0][:, None, None] * x + coefficients[1][:, None, None]
+    return result.to(x.dtype) if into is None else into.add_(result.to(into.dtype))
 
 
 def dots(g: Tensor, *iterates: Iterate) -> Tensor:

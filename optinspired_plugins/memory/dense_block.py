@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .batch_norm import FixedNorm, batch_statistics, pass_statistics, running_statistics, track
 from .double_backward import needs_plain_gradients, plain_gradients
 
-__all__ = ["DenseLayer", "dense_block", "dense_block_inference", "rectified_norm"]
+__all__ = ["DenseLayer", "dense_block", "dense_block_inference", "empty_buffer", "first_source", "rectified_norm"]
 
 
 class DenseLayer(NamedTuple):
@@ -66,8 +66,8 @@ def dense_block(
     bottleneck = layers[0].norm2 is not None
     plan = _Plan(list(momentum), beta, checkpointing, dtype, training, bottleneck, eps)
     growth = layers[0].parameters()[-1].shape[0]
-    buffer = _empty_buffer(z, z.shape[1] + growth * len(layers), dtype)
-    first = _FirstSource.apply(z, buffer)
+    buffer = empty_buffer(z, z.shape[1] + growth * len(layers), dtype)
+    first = first_source(z, buffer)
     # In a list the buffer is not an input for autograd, but an output.
     return _DenseBlock.apply(plan, layers, [buffer], first, *(p for layer in layers for p in layer.parameters()))
 
@@ -86,7 +86,7 @@ def dense_block_inference(
         growth: growth rate, the channels of every source but z_0.
     """
     end = z.shape[1]
-    buffer = _empty_buffer(z, end + growth * len(layers), z.dtype)
+    buffer = empty_buffer(z, end + growth * len(layers), z.dtype)
     buffer[:, :end] = z
     m = None
     for k, layer in enumerate(layers):
@@ -182,7 +182,13 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
-def _empty_buffer(z: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+def first_source(z: Tensor, buffer: Tensor) -> Tensor:
+    """Copy z_0 to the first channels of the buffer; return it as a tensor that shares this memory."""
+    return _FirstSource.apply(z, buffer)
+
+
+def empty_buffer(z: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for all sources, in the layout of z."""
     shape = (z.shape[0], channels, *z.shape[2:])
     return torch.empty(shape, dtype=dtype, device=z.device, memory_format=_layout(z))
 

@@ -13,7 +13,7 @@ from optinspired_plugins.memory.fused_stage import ConvNorm, kernels_for
 from .transforms import BasicTransform, BottleneckTransform
 from .unmodified import fits, is_plain_norm, is_unmodified, is_unmodified_inside
 
-__all__ = ["count_batches", "fused_parts"]
+__all__ = ["conv_norm", "count_batches", "fused_parts", "norms_of"]
 
 
 def fused_parts(transforms: list[Any], u: Tensor) -> tuple[list[list[ConvNorm]], ConvNorm | None] | None:
@@ -25,16 +25,18 @@ def fused_parts(transforms: list[Any], u: Tensor) -> tuple[list[list[ConvNorm]],
         return None
     shortcut = transforms[0].downsample
     is_pair = isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and is_unmodified(shortcut, nn.Sequential)
-    pair = _part(*shortcut) if is_pair and _is_supported_pair(shortcut[0], shortcut[1], u) else None
-    return [[_part(*pair) for pair in _pairs(T)] for T in transforms], pair
+    pair = conv_norm(*shortcut) if is_pair and _is_supported_pair(shortcut[0], shortcut[1], u) else None
+    return [[conv_norm(*pair) for pair in _pairs(T)] for T in transforms], pair
 
 
-def count_batches(transforms: list[Any], shortcut: ConvNorm | None) -> None:
-    """Add 1 to the batches that the normalisations of a pass have seen."""
-    norms = [norm for T in transforms for _, norm in _pairs(T)]
-    if shortcut is not None:
-        norms.append(transforms[0].downsample[1])
-    counters = [norm.num_batches_tracked for norm in norms if norm.training and norm.track_running_stats]
+def norms_of(transforms: list[Any], shortcut: ConvNorm | None) -> list[nn.Module]:
+    """Return the normalisations of a stage whose shortcut is in parts or not."""
+    return [norm for T in transforms for _, norm in _pairs(T)] + ([transforms[0].downsample[1]] if shortcut else [])
+
+
+def count_batches(norms: list[Any]) -> None:
+    """Add 1 to the batches that normalisations in training have seen."""
+    counters = [norm.num_batches_tracked for norm in norms if norm.training and getattr(norm, "track_running_stats", 0)]
     if counters := [counter for counter in counters if counter is not None]:
         torch._foreach_add_(counters, 1)
 
@@ -70,7 +72,8 @@ def _is_supported_pair(conv: Any, norm: Any, u: Tensor) -> bool:
     )
 
 
-def _part(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> ConvNorm:
+def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> ConvNorm:
+    """Return the parameters of a convolution and a normalisation."""
     running = None
     if (
         norm.running_mean is not None

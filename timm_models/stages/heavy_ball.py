@@ -26,7 +26,7 @@ from optinspired_plugins.memory.recompute import recompute
 from ..inference.stream_free import stream_free
 from ..strides import subsample
 from .checkpoint_rules import StageRule, stride_in_1x1
-from .fused import count_batches, fused_parts
+from .fused import count_batches, fused_parts, norms_of
 from .transforms import BasicTransform, BottleneckTransform
 from .unmodified import is_unmodified_inside
 
@@ -215,7 +215,7 @@ class HeavyBallStage(StageRule, nn.Sequential):
         kernels = kernels_for(u)
         assert kernels is not None
         x = fused_stage(stage, kernels, u, x0)
-        count_batches(transforms, shortcut)
+        count_batches(norms_of(transforms, shortcut))
         return x
 
     @torch.jit.ignore

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from optinspired_plugins.algorithms.coefficients import momentum
 from optinspired_plugins.memory.dense_block import DenseLayer, dense_block, dense_block_inference, rectified_norm
 from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.fused_block import FusedLayer, fused_block
+from optinspired_plugins.memory.fused_stage import kernels_for
 from optinspired_plugins.memory.pooled_norm import average_pooled_norm
 from optinspired_plugins.memory.recompute import recompute
 
 from ..inference.folding import ChannelClamp, fold_before, fold_into
 from .checkpoint_rules import RuleBuffer
+from .fused import conv_norm, count_batches
 from .unmodified import fits, is_rectified_norm, is_same_size_convolution, is_unmodified
 
 __all__ = ["NesterovBlock", "PooledTransition", "SourceLayer", "Transition"]
@@ -145,12 +148,14 @@ class Transition(DenseTransition):
 class PooledTransition(Transition):
     """DenseNet's transition with the average pooling before the 1×1 convolution.
 
-    Both orders give the same, and this one saves three quarters of the multiplications. The backward pass recomputes
-    the input of the pooling.
+    Both orders give the same, and this one saves three quarters of the multiplications; a GPU keeps DenseNet's order,
+    which is faster there. The backward pass recomputes the input of the pooling.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shape (batch, channels, ⌊height / 2⌋, ⌊width / 2⌋)."""
+        if x.is_cuda:  # pooling of more channels takes longer there than the multiplications
+            return self.pool(self.conv(self.norm(x)))
         if not torch.jit.is_scripting():
             return self.conv(self._pooled(x))
         return self.conv(self.pool(self.norm(x)))
@@ -247,6 +252,12 @@ class NesterovBlock(RuleBuffer, nn.ModuleDict):
         if len(parts) < len(layers) or len({(layer.norm1.training, layer.norm2 is None) for layer in parts}) > 1:
             return self._plain(z)
         checkpointing = any(bool(layer.grad_checkpointing) for layer, _ in layers)
+        kernels = kernels_for(z) if torch.is_grad_enabled() else None
+        if kernels is not None:
+            fused = [_as_fused_layer(layer) for layer in self.values()]
+            if len({layer.alpha is None for layer in fused}) == 1:
+                count_batches([norm for layer in self.values() for norm in (layer.norm1, layer.norm2)])
+                return fused_block(z, fused, self.momentum, self.beta, checkpointing, kernels)
         if z.is_cuda and not checkpointing:  # the plain form launches fewer kernels
             return self._plain(z)
         return dense_block(z, parts, self.momentum, self.beta, checkpointing)
@@ -273,6 +284,15 @@ def _as_function(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[
     elif not is_unmodified(first, ChannelClamp):
         return None
     return lambda x: layer.conv2(layer.norm2(conv(first(x))))
+
+
+def _as_fused_layer(layer: Any) -> FusedLayer:
+    """Return a layer that is supported as a :class:`DenseLayer` for the kernels of a GPU."""
+    pairs = [(layer.conv1, layer.norm1)]
+    if not isinstance(layer.conv2, nn.Identity):
+        pairs.append((layer.conv2, layer.norm2))
+    parts = [conv_norm(conv, norm) for conv, norm in pairs]
+    return FusedLayer(parts, layer.alpha, layer.drop_rate if layer.training else 0.0)
 
 
 def _as_dense_layer(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[DenseLayer]:
