@@ -9,11 +9,12 @@ No form begins once the share of ``--minutes`` of its block is used up.
 - ``card``: the bandwidth of a copy and the rate of a matrix product.
 - ``correctness``: gradients of every form against the plain form in float64, bfloat16 and float16 autocast, gradient
   scaling, waits for the device, and capture in a CUDA graph.
-- ``training``: time and peak memory of eager steps beside timm's networks.
+- ``training``: time and peak memory of eager steps beside timm's networks, and the time of the same steps in a CUDA
+  graph, to which the host adds nothing.
 - ``inference``: ``validate.py --amp``'s forward pass.
 - ``profile``: the kernels in which a training step spends its time.
 - ``compiled``: the training steps under ``torch.compile``.
-- ``cifar10``: paired trainings on CIFAR-10, with images and augmentation on the device (needs ``--data``).
+- ``cifar10``: paired trainings on CIFAR-10 from several starts (needs ``--data``): see ``gpu_training.py``.
 
 It needs torch and timm; a block that fails has a row with the error, and the next one begins.
 """
@@ -30,19 +31,23 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
+from gpu_training import Data, Recipe, Trainings, load, settings
 from measure import interleaved, peak_memory, ratio
 from speed_and_memory import Form, folded
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 FIELDS = ["model", "form", "peer", "quantity", "value", "unit", "ratio", "low", "high", "note", "device", "torch", "at"]
+TRAINING_FIELDS = [
+    *("model", "start", "seed", "quantity", "value", "unit", "loss", "finite", "seconds", "form", "note"),
+    *("device", "torch", "at"),
+]
 BLOCKS = {
     "card": 0.01,
     "correctness": 0.22,
@@ -86,11 +91,6 @@ FORMS: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
     ("optnet20", {"algorithm": "admm"}, "default", ("checkpointing",)),
     ("cellnet_cifar", {"genotype": "darts_v2", "cells": 3, "channels": 8}, "default", ("checkpointing",)),
 ]
-PAIRED = {
-    "HBNet-56, γ = 1/3": ("hbnet56", {"init_last": 1 / 3}),
-    "ResNet-56, γ = 0": ("hbnet56_resnet", {"zero_init_last": True}),
-    "ResNet-56 without its last ReLU, γ = 1/3": ("hbnet56_resnet", {"post_act": False, "init_last": 1 / 3}),
-}
 
 
 class Run:
@@ -103,6 +103,8 @@ class Run:
         self.batch, self.side, self.rounds = (2, 32, 2) if args.tiny else (args.batch, 224, 12)
         self.name = torch.cuda.get_device_name() if self.on_cuda else platform.machine()
         self.errors, self.only = 0, args.only
+        self.jobs, self.seeds = args.jobs, args.seeds
+        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up)
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -112,22 +114,29 @@ class Run:
 
     def write(self, block: str, **values: Any) -> None:
         """Append a row to a block's file, and print it."""
-        path = self.out / f"{block}.csv"
+        path, fields = self.out / f"{block}.csv", TRAINING_FIELDS if block == "cifar10" else FIELDS
         new = not path.exists()
         at = f"{time.perf_counter() - self.start:.0f}"
         row = {"device": self.name, "torch": torch.__version__, "at": at, **values}
         row = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS)
+            writer = csv.DictWriter(file, fields)
             if new:
                 writer.writeheader()
             writer.writerow(row)
-        shown = [str(row[name]) for name in FIELDS[:10] if row.get(name) not in (None, "")]
+        shown = [str(row[name]) for name in fields[:-3] if row.get(name) not in (None, "")]
         print(f"{row['at']:>4s} s  {block}: {'  '.join(shown)}", flush=True)
 
     def chosen(self, form: Form) -> bool:
         """True if ``--only`` names the form, as in ``hbnet50:checkpointing``."""
         return self.only in f"{form.name}:{form.form}"
+
+    def fail(self, block: str, error: Exception, quantity: str = "", **values: Any) -> None:
+        """Record an error as a row, and the quantity that it cost if others were measured."""
+        self.errors += 1
+        message = f"{quantity}: " * bool(quantity) + f"{type(error).__name__}: {error}"
+        self.write(block, **values, quantity="error", note=message.splitlines()[0][:300])
+        traceback.print_exception(error)
 
     @contextmanager
     def guard(self, block: str, **names: Any) -> Iterator[None]:
@@ -135,9 +144,7 @@ class Run:
         try:
             yield
         except Exception as error:  # one form that fails must not cost the others
-            self.errors += 1
-            self.write(block, **names, quantity="error", note=f"{type(error).__name__}: {error}".splitlines()[0][:300])
-            traceback.print_exc()
+            self.fail(block, error, **names)
         finally:
             gc.collect()
             if self.on_cuda:
@@ -274,6 +281,13 @@ def waits(run: Run, label: str, form: str, net: nn.Module, x: Tensor, y: Tensor)
     found = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
     note = " ".join(sorted(set(found)))[:200]
     run.write("correctness", model=label, form=form, quantity="waits for the device", value=len(found), note=note)
+    captured(step)()
+    torch.cuda.synchronize()
+    run.write("correctness", model=label, form=form, quantity="captured in a CUDA graph", value=1)
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that replays a step from a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -283,9 +297,7 @@ def waits(run: Run, label: str, form: str, net: nn.Module, x: Tensor, y: Tensor)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    graph.replay()
-    torch.cuda.synchronize()
-    run.write("correctness", model=label, form=form, quantity="captured in a CUDA graph", value=1)
+    return graph.replay
 
 
 # --- time and memory --------------------------------------------------------------------------------------------------
@@ -294,6 +306,8 @@ def waits(run: Run, label: str, form: str, net: nn.Module, x: Tensor, y: Tensor)
 def step_of(run: Run, form: Form, compiled: bool = False) -> Callable[[], None]:
     """Return a training step as timm's ``train.py --amp --amp-dtype bfloat16 --channels-last`` takes it."""
     model = run.network(form)
+    if compiled:
+        torch._dynamo.reset()  # or the graph of another instance would serve this one, with its budget
     call = torch.compile(model, backend="aot_eager" if run.tiny else "inductor") if compiled else model
     x, y = run.images(run.batch, run.side)
 
@@ -311,16 +325,33 @@ def step_of(run: Run, form: Form, compiled: bool = False) -> Callable[[], None]:
     return step
 
 
-def compare(run: Run, block: str, ours: Form, peer: Form, functions: list[Callable[[], None]], memory: bool) -> None:
+def compare(
+    run: Run,
+    block: str,
+    ours: Form,
+    peer: Form,
+    functions: list[Callable[[], None]],
+    memory: bool,
+    quantity: str = "time",
+) -> None:
     """Write the time, and the peak memory, of the first function in units of the second's."""
     names = dict(model=ours.name, form=ours.form, peer=f"{peer.name} {peer.form}")
     times, peers = interleaved(functions, run.rounds, warm_up=1 if run.tiny else 3)
     median, low, high = ratio(times, peers)
     milliseconds = 1e3 * statistics.median(times)
-    run.write(block, **names, quantity="time", value=milliseconds, unit="ms", ratio=median, low=low, high=high)
+    run.write(block, **names, quantity=quantity, value=milliseconds, unit="ms", ratio=median, low=low, high=high)
     if memory:
         peaks = [peak_memory(function) / 2**20 for function in functions]
         run.write(block, **names, quantity="peak memory", value=peaks[0], unit="MiB", ratio=peaks[0] / peaks[1])
+
+
+def in_graphs(run: Run, ours: Form, peer: Form, steps: list[Callable[[], None]]) -> None:
+    """Write the time of two steps in CUDA graphs."""
+    quantity = "time in a CUDA graph"
+    try:
+        compare(run, "training", ours, peer, [captured(step) for step in steps], memory=False, quantity=quantity)
+    except Exception as error:  # the other quantities of the form are measured
+        run.fail("training", error, quantity, model=ours.name, form=ours.form, peer=f"{peer.name} {peer.form}")
 
 
 def training(run: Run, until: float, compiled: bool = False) -> None:
@@ -339,6 +370,8 @@ def training(run: Run, until: float, compiled: bool = False) -> None:
                 peers[peer] = step_of(run, peer, compiled)
             functions = [step_of(run, ours, compiled), peers[peer]]
             compare(run, block, ours, peer, functions, memory=run.on_cuda or not compiled)
+            if run.on_cuda and not compiled:
+                in_graphs(run, ours, peer, functions)
 
 
 def inference(run: Run, until: float) -> None:
@@ -405,81 +438,15 @@ def profile(run: Run, until: float) -> None:
 # --- trainings --------------------------------------------------------------------------------------------------------
 
 
-def augmented(x: Tensor, padding: int = 4) -> Tensor:
-    """Return random crops of padded images, half of them mirrored, all on the device."""
-    n, _, height, width = x.shape
-    x = F.pad(x, [padding] * 4)
-    rows, columns = (torch.randint(2 * padding + 1, (n, 1), device=x.device) for _ in range(2))
-    rows = rows + torch.arange(height, device=x.device)
-    columns = columns + torch.arange(width, device=x.device)
-    mirrored = torch.rand(n, 1, device=x.device) < 0.5
-    columns = torch.where(mirrored, columns.flip(1), columns)
-    index = torch.arange(n, device=x.device)[:, None, None]
-    return x.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
 def cifar10(run: Run, until: float) -> None:
-    """Train paired networks on CIFAR-10, seed by seed, until the time is over."""
+    """Train paired networks on CIFAR-10, several at a time, until the time is over."""
     if run.data is None:
-        run.write(
-            "cifar10", quantity="left out", note="needs --data: an .npz file with x_train, y_train, x_test, y_test"
-        )
+        note = "needs --data: an .npz file or a folder, as gpu_training.py describes them"
+        run.write("cifar10", quantity="left out", note=note)
         return
-    epochs, batch = (1, 32) if run.tiny else (16, 128)
-    with np.load(run.data) as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
-    images = {part: arrays[f"x_{part}"].permute(0, 3, 1, 2).float() for part in ("train", "test")}
-    mean, std = images["train"].mean((0, 2, 3), keepdim=True), images["train"].std((0, 2, 3), keepdim=True)
-    data = [((images[part] - mean) / std).to(run.device) for part in ("train", "test")]
-    labels = [arrays[f"y_{part}"].long().to(run.device) for part in ("train", "test")]
-    for seed in range(1 if run.tiny else 8):
-        for name, (model, options) in PAIRED.items():
-            if time.perf_counter() > until:
-                return
-            with run.guard("cifar10", model=name, form=f"seed {seed}"):
-                top1, loss = train(run, model, options, data, labels, epochs, batch, seed)
-                values = dict(model=name, form=f"seed {seed}", note=f"{epochs} epochs, last loss {loss:.3f}")
-                run.write("cifar10", **values, quantity="test error", value=100 - top1, unit="%")
-
-
-def train(
-    run: Run,
-    model: str,
-    options: dict[str, Any],
-    data: list[Tensor],
-    labels: list[Tensor],
-    epochs: int,
-    batch: int,
-    seed: int,
-) -> tuple[float, float]:
-    """Train a network by SGD at 0.1 with a cosine; return its test accuracy in percent and the last epoch's loss."""
-    torch.manual_seed(seed)
-    net = timm.create_model(model, num_classes=10, **options).to(run.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    steps = len(data[0]) // batch
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    loss_sum = torch.zeros((), device=run.device)
-    torch.manual_seed(1000 + seed)  # the same batches for every network of a seed
-    for _ in range(epochs):
-        order = torch.randperm(len(data[0]), device=run.device)
-        loss_sum.zero_()
-        for i in range(steps):
-            index = order[i * batch : (i + 1) * batch]
-            x = augmented(data[0][index]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.on_cuda):
-                loss = F.cross_entropy(net(x), labels[0][index])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            loss_sum += loss.detach()
-    net.eval()
-    with torch.no_grad():
-        hits = sum(
-            (net(x).argmax(1) == y).sum().item()
-            for x, y in zip(data[1].split(1000), labels[1].split(1000), strict=True)
-        )
-    return 100 * hits / len(labels[1]), (loss_sum / steps).item()
+    data = Data.of(load(run.data), run.device)
+    write, fail = partial(run.write, "cifar10"), partial(run.fail, "cifar10")
+    Trainings(data, run.recipe, run.jobs, write, fail).run(settings(run.seeds), until)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -491,7 +458,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--blocks", default=",".join(BLOCKS), help=f"of {', '.join(BLOCKS)}")
     parser.add_argument("--only", default="", help="text in the forms to time, such as hbnet50:checkpointing")
-    parser.add_argument("--data", type=Path, help=".npz file of CIFAR-10: uint8, n × height × width × channels")
+    parser.add_argument("--data", type=Path, help="CIFAR-10: an .npz file, or a folder that gpu_training.py packed")
+    parser.add_argument("--epochs", type=int, default=10, help="of the trainings on CIFAR-10")
+    parser.add_argument("--jobs", type=int, default=6, help="networks that are trained at the same time")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every training")
+    parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     args = parser.parse_args(argv)
     run = Run(args)
