@@ -449,8 +449,8 @@ def cifar10(run: Run, until: float) -> None:
     Trainings(data, run.recipe, run.jobs, write, fail).run(settings(run.seeds), until)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the blocks; the exit status is 1 if anything was wrong or failed."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description="Correctness, time, memory and trainings on a GPU.")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="sizes for two CPU cores")
@@ -464,7 +464,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every training")
     parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the blocks; the exit status is 1 if anything was wrong or failed."""
+    args = parser().parse_args(argv)
     run = Run(args)
     if run.on_cuda:
         torch.backends.cudnn.benchmark = True

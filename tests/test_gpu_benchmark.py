@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fake_cuda
 import gpu
+import gpu_training
 import numpy as np
 import pytest
 import torch
@@ -66,31 +67,56 @@ def test_what_there_is_no_time_for_is_named(small, tmp_path):
     assert (row["quantity"], row["note"]) == ("left out", "no time left")
 
 
-def test_paired_networks_are_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "PAIRED", {"HBNet-20": ("hbnet20", {}), "ResNet-20": ("hbnet20_resnet", {})})
+@pytest.mark.parametrize("packed", [False, True])
+def test_paired_networks_are_trained(tmp_path, monkeypatch, packed):
+    small = {"layers": (1, 1, 1), "channels": (4, 8, 8)}
+    networks = {"HBNet": ("hbnet20", small, ("rule", "0.1")), "No such net": ("no_such_net", {}, ("1",))}
+    monkeypatch.setattr(gpu_training, "NETWORKS", networks)
     labels = {"train": np.arange(96) % 2, "test": np.arange(32) % 2}
     images = {
         part: np.broadcast_to(200 * y[:, None, None, None], (len(y), 32, 32, 3)).astype(np.uint8)
         for part, y in labels.items()
     }
     arrays = {f"{x}_{part}": data[part] for x, data in (("x", images), ("y", labels)) for part in labels}
-    np.savez(tmp_path / "c.npz", **arrays)
-    data = ["--data", str(tmp_path / "c.npz")]
-    assert gpu.main([*TINY, *data, "--out", str(tmp_path), "--blocks", "cifar10"]) == 0
+    data = tmp_path / "c.npz"
+    np.savez(data, **arrays)
+    if packed:
+        gpu_training.pack(tmp_path / "c", data, 96, 32)
+        data = tmp_path / "c"
+    sizes = ["--epochs", "12", "--seeds", "2", "--jobs", "3", "--warm-up", "3"]
+    assert gpu.main([*TINY, "--data", str(data), *sizes, "--out", str(tmp_path), "--blocks", "cifar10"]) == 1
     found = rows(tmp_path / "cifar10.csv")
-    assert [row["model"] for row in found] == ["HBNet-20", "ResNet-20"]
-    assert all(0 <= float(row["value"]) <= 100 for row in found)
+    errors = [row for row in found if row["quantity"] == "error"]
+    assert [(row["model"], row["seed"]) for row in errors] == [("No such net", "0"), ("No such net", "1")]
+    trained = sorted((row["start"], row["seed"]) for row in found if row["quantity"] == "test error")
+    assert trained == [("0.1", "0"), ("0.1", "1"), ("rule", "0"), ("rule", "1")]
+    for row in found:
+        if row["quantity"] == "test error":
+            assert (row["value"], row["finite"], row["form"], row["unit"]) == ("0", "True", "eager", "%")
+            assert float(row["loss"]) < 0.5
 
 
-def test_images_are_cropped_and_mirrored():
-    torch.manual_seed(0)
-    x = torch.arange(1.0, 17).reshape(1, 1, 4, 4).expand(64, 3, 4, 4)
-    crops = gpu.augmented(x, 1)
-    padded = torch.nn.functional.pad(x[0, 0], [1] * 4)
-    windows = [padded[i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
-    seen = {next(i for i, w in enumerate(windows + [w.flip(1) for w in windows]) if w.equal(c)) for c in crops[:, 0]}
-    assert len(seen) > 12
-    assert torch.equal(crops[:, 0], crops[:, 2])
+def test_a_compiled_step_is_compiled_for_its_instance(tmp_path, monkeypatch):
+    """The budget of a second instance would have no effect on a graph that exists."""
+    budgets, compile_model = [], torch.compile
+
+    def backend(graph, inputs):
+        budgets.append(torch._functorch.config.activation_memory_budget)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compile_model(model, backend=backend))
+    run = gpu.Run(gpu.parser().parse_args([*TINY, "--out", str(tmp_path)]))
+    for form in ("default", "budget"):
+        gpu.step_of(run, Form("hbnet20", form), compiled=True)
+    assert {1.0, 0.4} == set(budgets)
+
+
+def test_an_error_says_which_quantity_it_cost(tmp_path):
+    run = gpu.Run(gpu.parser().parse_args([*TINY, "--out", str(tmp_path)]))
+    run.fail("training", RuntimeError("no capture\nmore"), "time in a CUDA graph", model="hbnet20")
+    (row,) = rows(tmp_path / "training.csv")
+    assert (row["quantity"], row["note"]) == ("error", "time in a CUDA graph: RuntimeError: no capture")
+    assert run.errors == 1
 
 
 @pytest.mark.slow
