@@ -223,6 +223,15 @@ def test_sgd_is_that_of_torch():
         assert all(a.equal(b) for a, b in zip(gradients, kept, strict=True))
 
 
+def test_kernels_over_lists_get_equal_strides(monkeypatch):
+    seen, add = [], torch._foreach_add
+    monkeypatch.setattr(torch, "_foreach_add", lambda a, b, alpha: (seen.append((a, b)), add(a, b, alpha=alpha))[1])
+    weight = torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    gpu_training.sgd([weight], [torch.randn(4, 3, 3, 3)], [torch.zeros_like(weight)], torch.tensor(0.1))
+    ((gradients, weights),) = seen
+    assert gradients[0].stride() == weights[0].stride() == weight.stride()
+
+
 def test_a_step_takes_its_batch_and_its_rate_by_its_position(data):
     a, b = job(data), job(data)
     for _ in range(2):
@@ -263,6 +272,20 @@ def test_a_state_is_all_that_a_step_changes(data):
     net.step()
     assert all(t.equal(b) for t, b in zip(rest, before, strict=True))
     assert [name for name, t in tensors.items() if id(t) not in known] == ["rates"]
+    assert all(t.is_floating_point() for t in net.net.buffers())  # no counters, each a kernel
+
+
+def test_a_network_is_evaluated_by_its_running_statistics(data):
+    net = job(data)
+    for module in net.net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.running_mean, 3.0)
+    expected = net.net.eval()(data.test.permute(0, 3, 1, 2)).argmax(1)
+    assert len(expected.unique()) == 1
+    net.net.train()
+    hits = (expected == data.test_labels).sum().item()
+    assert net.results()["value"] == 100 - 5 * hits
+    assert net.results()["finite"]
 
 
 @pytest.fixture
