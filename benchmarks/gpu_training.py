@@ -313,7 +313,7 @@ class Job:
         """
         try:
             with self.on_stream(), restored(self.state()):
-                for _ in range(WARM_UP):
+                for _ in range(min(WARM_UP, self.steps)):
                     self.step()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, stream=self.stream):  # a memory pool of its own
