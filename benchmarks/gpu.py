@@ -221,11 +221,27 @@ def correctness(run: Run, until: float) -> None:
                     "correctness", model=label, form=form, quantity="float64 gradient error", value=error, note=note
                 )
             if not any(key.startswith("drop") for key in options):
+                single_precision(run, label, (plain, *others), net, exact, (batch, side))
                 autocast(run, label, (plain, *others), net, exact, (batch, side), until)
         if run.on_cuda:
             for form in (plain, *others):
                 with run.guard("correctness", model=label, form=form):
                     waits(run, label, form, net(form), *run.images(batch, side))
+
+
+def single_precision(
+    run: Run, label: str, forms: Sequence[str], net: Callable[..., nn.Module], exact: Tensor, shape: tuple[int, int]
+) -> None:
+    """Compare gradients in float32, in which kernels of a GPU run that have no float64, with float64's."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+        errors = {}
+        for form in forms:
+            vector = gradients(run, net(form), *run.images(*shape)).vector
+            errors[form] = ((vector - exact).norm() / exact.norm()).item()
+    for form, error in errors.items():
+        note = "" if error < 1e-4 + 10 * errors[forms[0]] else "WRONG"
+        run.errors += note != ""
+        run.write("correctness", model=label, form=form, quantity="float32 gradient error", value=error, note=note)
 
 
 def autocast(
