@@ -6,9 +6,12 @@ first convolution (ResNet v1) read the same ones as their shortcut, and a backwa
 
 # No postponed annotations here: TorchScript reads the types of arguments.
 
-from typing import Any, Sequence
+from typing import Any, Sequence, Tuple
 
+import torch
 from torch import Tensor, nn
+
+from optinspired_plugins.memory.eager import is_eager
 
 __all__ = ["pull_out_stride", "subsample"]
 
@@ -20,7 +23,48 @@ def subsample(x: Tensor, stride: int) -> Tensor:
     """
     if stride == 1:
         return x
-    return x[:, :, ::stride, ::stride].clone()  # contiguous: else each convolution would make a copy of its own
+    if not torch.jit.is_scripting():
+        return _subsampled(x, stride)
+    return x[:, :, ::stride, ::stride].clone()
+
+
+@torch.jit.ignore
+def _subsampled(x: Tensor, stride: int) -> Tensor:
+    # contiguous: else each convolution would make a copy of its own
+    return _Subsample.apply(x, stride) if is_eager(x) else x[:, :, ::stride, ::stride].clone()
+
+
+class _Subsample(torch.autograd.Function):
+    """Every ``stride``-th row and column; unlike a slice's, its gradient keeps channels last, by two kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
+        ctx.shape, ctx.stride = tuple(x.shape), stride
+        return x[:, :, ::stride, ::stride].clone(memory_format=_layout(x))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Spread.apply(gradient, ctx.stride, ctx.shape), None
+
+
+class _Spread(torch.autograd.Function):
+    """The transpose of :class:`_Subsample`: an image of zeros between the rows and columns."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, stride: int, shape: Tuple[int, ...]) -> Tensor:
+        ctx.stride = stride
+        x = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_layout(g)).zero_()
+        x[:, :, ::stride, ::stride] = g
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Subsample.apply(gradient, ctx.stride), None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def pull_out_stride(transforms: Sequence[Any]) -> int:

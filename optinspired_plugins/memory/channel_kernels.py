@@ -108,7 +108,12 @@ def rectified(x: Tensor, affine: Tensor, factor: Tensor | None = None) -> Tensor
 
 
 def add(
-    factors: Sequence[float] | Tensor, x: Tensor, affine: Tensor | None, *iterates: Iterate, wide: bool = False
+    factors: Sequence[float] | Tensor,
+    x: Tensor,
+    affine: Tensor | None,
+    *iterates: Iterate,
+    wide: bool = False,
+    out: Iterate | None = None,
 ) -> Iterate:
     """Return f_0 (a x + b) + f_1 p + f_2 q, with p and q the iterates.
 
@@ -118,12 +123,16 @@ def add(
         affine: a and b, by default 1 and 0; further rows are not read.
         *iterates: none, one or two.
         wide: return a result with a low part, for images in half precision.
+        out: memory for the result, which may be that of a term.
     """
     total = (x.to(wide_dtype(x.dtype)) if affine is None else _mapped(x, affine)) * factors[0]
     for factor, iterate in zip(factors[1:], iterates):
         total = total + factor * iterate.wide()
     high = total.to(x.dtype)
-    return Iterate(high, (total - high).to(x.dtype) if wide and high.dtype != total.dtype else None)
+    low = (total - high).to(x.dtype) if wide and high.dtype != total.dtype else None
+    if out is None:
+        return Iterate(high, low)
+    return Iterate(out.high.copy_(high), low if low is None or out.low is None else out.low.copy_(low))
 
 
 class Gradients(NamedTuple):
@@ -183,16 +192,19 @@ def gradient_of_input(
     rectify: bool,
     factor: Tensor | None = None,
     into: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return a f m g + c x + d, the gradient of x, or add it to ``into``.
 
-    See :func:`gradient_sums`. Without coefficients c = d = 0.
+    See :func:`gradient_sums`. Without coefficients c = d = 0. ``out`` is memory for the result, which may be that of x.
     """
     scale = affine[0] if factor is None else affine[0] * factor
     result = scale[:, None, None] * _masked(g, x, affine, rectify)
     if coefficients is not None:
         result = result + coefficients[0][:, None, None] * x + coefficients[1][:, None, None]
-    return result.to(x.dtype) if into is None else into.add_(result.to(into.dtype))
+    if into is not None:
+        return into.add_(result.to(into.dtype))
+    return result.to(x.dtype) if out is None else out.copy_(result)
 
 
 def dots(g: Tensor, *iterates: Iterate) -> Tensor:

@@ -9,6 +9,7 @@ wider images. Sums are made in a fixed order, so that results are the same in ev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,15 +32,38 @@ __all__ = [
 
 _TILE = 4096  # elements per step of a program
 _PROGRAMS = 512  # about four per multiprocessor of a large GPU
-
+_REDUCED = 16  # channels per program that merges parts
 
 # Numbers that do not decide how memory is read: one compiled kernel serves all of their values.
 _SIZES = ["R", "share", "parts", "TS", "AS"]
+# From this version on a compiled kernel takes the same arguments as its source.
+_IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4)
 
 
-def _compiled(function: Any) -> Any:
-    names = [name for name in _SIZES if name in function.__code__.co_varnames[: function.__code__.co_argcount]]
-    return triton.jit(function, do_not_specialize=names)
+class _Kernel:
+    """A Triton kernel that is launched without Triton's dispatch, which takes longer than small kernels run."""
+
+    def __init__(self, function: Any) -> None:
+        names = [name for name in _SIZES if name in function.__code__.co_varnames[: function.__code__.co_argcount]]
+        self.function = triton.jit(function, do_not_specialize=names)
+        self.compiled: dict[Any, Any] = {}
+
+    def __call__(self, grid: tuple[int, int, int], tensors: Sequence[Tensor], numbers: Any, constants: Any) -> None:
+        """Launch the kernel; its arguments are tensors, numbers and constants in this order."""
+        key = (
+            tensors[0].get_device(),
+            constants,
+            *[(t.dtype, t.data_ptr() % 16) for t in tensors],
+            *[isinstance(n, float) or (n % 16, n == 1) for n in numbers],
+        )
+        kernel = self.compiled.get(key, self.function)
+        arguments = (*tensors, *numbers, *constants)
+        if kernel is not self.function:
+            kernel[grid](*arguments)
+            return
+        kernel = kernel[grid](*arguments, num_warps=8)
+        if _IS_DIRECT and kernel is not None:  # the interpreter returns None
+            self.compiled[key] = kernel
 
 
 class _Grid(NamedTuple):
@@ -47,36 +71,29 @@ class _Grid(NamedTuple):
 
     pixels: int
     channels: int
-    block_pixels: int
-    block_channels: int
     parts: int  # programs that share the pixels
     share: int  # pixels per program
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.parts, triton.cdiv(self.channels, self.block_channels)
-
-    @property
-    def blocks(self) -> dict[str, int]:
-        return dict(BLOCK_R=self.block_pixels, BLOCK_C=self.block_channels)
+    size: tuple[int, int, int]
+    reduced: tuple[int, int, int]  # programs that merge the parts
+    blocks: tuple[int, int]  # pixels and channels of a step
+    bound: tuple[int, int]  # constants of the kernel that merges: at least the parts, and channels
 
 
-def _grid(x: Tensor, programs: int | None = None) -> _Grid:
+@lru_cache(maxsize=1024)
+def _grid(shape: torch.Size, programs: int | None = None) -> _Grid:
     """Return a division into tiles, or into parts for about this number of programs."""
-    channels = x.shape[1]
-    pixels = x.numel() // channels
-    block_channels = min(64, triton.next_power_of_2(channels))
+    channels = shape[1]
+    pixels = shape.numel() // channels
+    block_channels = min(64, 2 ** (channels - 1).bit_length())
     block_pixels = _TILE // block_channels
-    columns = triton.cdiv(channels, block_channels)
-    tiles = triton.cdiv(pixels, block_pixels)
+    columns, tiles = -(-channels // block_channels), -(-pixels // block_pixels)
     parts = tiles if programs is None else max(1, min(tiles, programs // columns))
-    share = triton.cdiv(tiles, parts) * block_pixels
-    return _Grid(pixels, channels, block_pixels, block_channels, triton.cdiv(pixels, share), share)
-
-
-def _bound(parts: int) -> int:
-    """Return a number of parts for which a kernel is compiled."""
-    return 32 if parts <= 32 else _PROGRAMS
+    share = -(-tiles // parts) * block_pixels
+    parts = -(-pixels // share)
+    bound = 32 if parts <= 32 else _PROGRAMS
+    reduced = (-(-channels // _REDUCED), 1, 1)
+    blocks = (block_pixels, block_channels)
+    return _Grid(pixels, channels, parts, share, (parts, columns, 1), reduced, blocks, (bound, _REDUCED))
 
 
 def _stride(x: Tensor) -> int:
@@ -91,7 +108,7 @@ def _like(x: Tensor) -> Tensor:
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@_Kernel
 def _statistics_kernel(x, means, squares, R, C, S, share, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Mean and sum of squared deviations of every channel over the pixels of one program."""
     part = tl.program_id(0)
@@ -116,7 +133,7 @@ def _statistics_kernel(x, means, squares, R, C, S, share, BLOCK_R: tl.constexpr,
     tl.store(squares + part * C + columns, tl.sum(square, 0) - count * deviation * deviation, mask=valid)
 
 
-@_compiled
+@_Kernel
 def _affine_kernel(
     means, squares, weight, bias, affine, running_mean, running_var,
     R, C, share, parts, eps, momentum, TRACK: tl.constexpr, PARTS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -147,7 +164,7 @@ def _affine_kernel(
         tl.store(running_var + columns, old + momentum * (var * (R / (R - 1)) - old), mask=valid)
 
 
-@_compiled
+@_Kernel
 def _merge_kernel(means, squares, out, R, C, TS, share, parts, PARTS: tl.constexpr, BLOCK_C: tl.constexpr):
     """Mean and sum of squared deviations of every channel over all parts."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -166,28 +183,27 @@ def _merge_kernel(means, squares, out, R, C, TS, share, parts, PARTS: tl.constex
 
 def _partial_statistics(x: Tensor) -> tuple[_Grid, Tensor]:
     """Return statistics of parts of the pixels, shape (2, parts, channels)."""
-    grid = _grid(x, _PROGRAMS)
+    grid = _grid(x.shape, _PROGRAMS)
     of = torch.empty(2, grid.parts, grid.channels, dtype=torch.float32, device=x.device)
-    _statistics_kernel[grid.size](
-        x, of[0], of[1], grid.pixels, grid.channels, _stride(x), grid.share, **grid.blocks, num_warps=8
-    )
+    numbers = grid.pixels, grid.channels, _stride(x), grid.share
+    _statistics_kernel(grid.size, (x, of[0], of[1]), numbers, grid.blocks)
     return grid, of
 
 
 def moments(x: Tensor, out: Tensor) -> None:
     """See :func:`.channel_kernels.moments`."""
     grid, of = _partial_statistics(x)
-    _merge_kernel[(triton.cdiv(grid.channels, 16),)](
-        of[0], of[1], out, grid.pixels, grid.channels, out.stride(0), grid.share, grid.parts,
-        PARTS=_bound(grid.parts), BLOCK_C=16,
-    )  # fmt: skip
+    numbers = grid.pixels, grid.channels, out.stride(0), grid.share, grid.parts
+    _merge_kernel(grid.reduced, (of[0], of[1], out), numbers, grid.bound)
 
 
 def affine_of_moments(
     of: Tensor, count: int, weight: Tensor, bias: Tensor, eps: float, running: RunningStatistics | None = None
 ) -> Tensor:
     """See :func:`.channel_kernels.affine_of_moments`."""
-    return _affine(of[0], of[1], (count, weight.shape[0], count, 1), weight, bias, eps, running)
+    channels = weight.shape[0]
+    reduced = (-(-channels // _REDUCED), 1, 1)
+    return _affine(reduced, of, (count, channels, count, 1), (weight, bias, eps, running), (32, _REDUCED))
 
 
 def normalization(
@@ -195,24 +211,23 @@ def normalization(
 ) -> Tensor:
     """See :func:`.channel_kernels.normalization`."""
     grid, of = _partial_statistics(x)
-    return _affine(of[0], of[1], (grid.pixels, grid.channels, grid.share, grid.parts), weight, bias, eps, running)
+    sizes = grid.pixels, grid.channels, grid.share, grid.parts
+    return _affine(grid.reduced, of, sizes, (weight, bias, eps, running), grid.bound)
 
 
-def _affine(means: Tensor, squares: Tensor, sizes: Any, weight: Tensor, bias: Tensor, eps: float, running: Any) -> Any:
-    channels, parts = sizes[1], sizes[3]
-    affine = torch.empty(4, channels, dtype=torch.float32, device=means.device)
-    mean, var, momentum = running or RunningStatistics(affine, affine, 0.0)
-    _affine_kernel[(triton.cdiv(channels, 16),)](
-        means, squares, weight, bias, affine, mean, var, *sizes, eps, momentum, TRACK=running is not None,
-        PARTS=_bound(parts), BLOCK_C=16,
-    )  # fmt: skip
+def _affine(programs: Any, of: Tensor, sizes: Any, norm: Any, bound: tuple[int, int]) -> Tensor:
+    weight, bias, eps, running = norm
+    affine = torch.empty(4, sizes[1], dtype=torch.float32, device=of.device)
+    mean, var, momentum = running or (affine, affine, 0.0)
+    tensors = of[0], of[1], weight, bias, affine, mean, var
+    _affine_kernel(programs, tensors, (*sizes, eps, momentum), (running is not None, *bound))
     return affine
 
 
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@_Kernel
 def _rectified_kernel(
     x, affine, factor, out, R, C, S, FACTOR: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -232,11 +247,9 @@ def _rectified_kernel(
 
 def rectified(x: Tensor, affine: Tensor, factor: Tensor | None = None) -> Tensor:
     """See :func:`.channel_kernels.rectified`."""
-    grid, out = _grid(x), _like(x)
-    _rectified_kernel[grid.size](
-        x, affine, _or(factor, affine), out, grid.pixels, grid.channels, _stride(x), FACTOR=factor is not None,
-        **grid.blocks, num_warps=8,
-    )  # fmt: skip
+    grid, out = _grid(x.shape), _like(x)
+    tensors = x, affine, _or(factor, affine), out
+    _rectified_kernel(grid.size, tensors, (grid.pixels, grid.channels, _stride(x)), (factor is not None, *grid.blocks))
     return out
 
 
@@ -248,7 +261,7 @@ def _load_iterate(high, low, place, inside, WIDE: tl.constexpr):
     return value
 
 
-@_compiled
+@_Kernel
 def _add_kernel(
     x, affine, p, p_low, q, q_low, out, out_low, factors, f0, f1, f2, R, C, S, AS, PS, QS,
     AFFINE: tl.constexpr, ITERATES: tl.constexpr, P_WIDE: tl.constexpr, Q_WIDE: tl.constexpr, WIDE: tl.constexpr,
@@ -283,22 +296,28 @@ def _add_kernel(
 
 
 def add(
-    factors: Sequence[float] | Tensor, x: Tensor, affine: Tensor | None, *iterates: Iterate, wide: bool = False
+    factors: Sequence[float] | Tensor,
+    x: Tensor,
+    affine: Tensor | None,
+    *iterates: Iterate,
+    wide: bool = False,
+    out: Iterate | None = None,
 ) -> Iterate:
     """See :func:`.channel_kernels.add`."""
-    grid, out = _grid(x), _like(x)
-    low = _like(x) if wide and x.dtype != torch.float32 else None
+    grid, low = _grid(x.shape), None
+    if wide and x.dtype != torch.float32:
+        low = _like(x) if out is None or out.low is None else out.low
+    high = _like(x) if out is None else out.high
     learned = isinstance(factors, Tensor)
-    numbers = [1.0] * 3 if learned else [*map(float, factors), 0.0, 0.0][:3]
-    p, q = ([*iterates] + [Iterate(x)] * 2)[:2]
+    values = [1.0] * 3 if learned else [*map(float, factors), 0.0, 0.0][:3]
+    p, q = (*iterates, Iterate(x), Iterate(x))[:2]
+    pointers = x, _or(affine, x), p.high, _or(p.low, x), q.high, _or(q.low, x), high, _or(low, x)
     strides = _stride(x), 0 if affine is None else affine.stride(0), _stride(p.high), _stride(q.high)
-    _add_kernel[grid.size](
-        x, x if affine is None else affine, p.high, _or(p.low, x), q.high, _or(q.low, x), out, _or(low, x),
-        factors if learned else x, *numbers, grid.pixels, grid.channels, *strides, AFFINE=affine is not None,
-        ITERATES=len(iterates), P_WIDE=p.low is not None, Q_WIDE=q.low is not None, WIDE=low is not None,
-        LEARNED=learned, **grid.blocks, num_warps=8,
-    )  # fmt: skip
-    return Iterate(out, low)
+    constants = affine is not None, len(iterates), p.low is not None, q.low is not None, low is not None, learned
+    numbers = *values, grid.pixels, grid.channels, *strides
+    tensors = *pointers, factors if isinstance(factors, Tensor) else x
+    _add_kernel(grid.size, tensors, numbers, (*constants, *grid.blocks))
+    return Iterate(high, low)
 
 
 def _or(x: Tensor | None, other: Tensor) -> Tensor:
@@ -309,7 +328,7 @@ def _or(x: Tensor | None, other: Tensor) -> Tensor:
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@_Kernel
 def _sums_kernel(
     g, x, affine, sums, R, C, GS, S, share, parts, RECTIFY: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -337,7 +356,7 @@ def _sums_kernel(
     tl.store(sums + (parts + part) * C + columns, tl.sum(product, 0), mask=valid)
 
 
-@_compiled
+@_Kernel
 def _coefficients_kernel(
     sums, affine, factor, out, total, R, C, TS, parts,
     FACTOR: tl.constexpr, THROUGH: tl.constexpr, TOTAL: tl.constexpr, PARTS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -383,22 +402,19 @@ def gradient_sums(
     total: Tensor | None = None,
 ) -> Gradients:
     """See :func:`.channel_kernels.gradient_sums`."""
-    grid = _grid(x, _PROGRAMS)
+    grid = _grid(x.shape, _PROGRAMS)
     sums = torch.empty(2, grid.parts, grid.channels, dtype=torch.float32, device=x.device)
-    _sums_kernel[grid.size](
-        g, x, affine, sums, grid.pixels, grid.channels, _stride(g), _stride(x), grid.share, grid.parts,
-        RECTIFY=rectify, **grid.blocks, num_warps=8,
-    )  # fmt: skip
+    sizes = grid.pixels, grid.channels, _stride(g), _stride(x), grid.share, grid.parts
+    _sums_kernel(grid.size, (g, x, affine, sums), sizes, (rectify, *grid.blocks))
     out = torch.empty(5, grid.channels, dtype=torch.float32, device=x.device)
-    _coefficients_kernel[(triton.cdiv(grid.channels, 16),)](
-        sums, affine, _or(factor, affine), out, _or(total, out), grid.pixels, grid.channels,
-        0 if total is None else total.stride(0), grid.parts, FACTOR=factor is not None, THROUGH=through_statistics,
-        TOTAL=total is not None, PARTS=_bound(grid.parts), BLOCK_C=16,
-    )  # fmt: skip
+    tensors = sums, affine, _or(factor, affine), out, _or(total, out)
+    numbers = grid.pixels, grid.channels, 0 if total is None else total.stride(0), grid.parts
+    constants = factor is not None, through_statistics, total is not None, *grid.bound
+    _coefficients_kernel(grid.reduced, tensors, numbers, constants)
     return Gradients(out[0], out[1], out[2], out[3:])
 
 
-@_compiled
+@_Kernel
 def _input_kernel(
     g, x, affine, coefficients, factor, out, R, C, GS, S, OS, RECTIFY: tl.constexpr, COEFFICIENTS: tl.constexpr,
     FACTOR: tl.constexpr, INTO: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -434,18 +450,20 @@ def gradient_of_input(
     rectify: bool,
     factor: Tensor | None = None,
     into: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """See :func:`.channel_kernels.gradient_of_input`."""
-    grid, out = _grid(x), _like(x) if into is None else into
-    _input_kernel[grid.size](
-        g, x, affine, _or(coefficients, affine), _or(factor, affine), out, grid.pixels, grid.channels, _stride(g),
-        _stride(x), _stride(out), RECTIFY=rectify, COEFFICIENTS=coefficients is not None, FACTOR=factor is not None,
-        INTO=into is not None, **grid.blocks, num_warps=8,
-    )  # fmt: skip
+    grid = _grid(x.shape)
+    if out is None:
+        out = _like(x) if into is None else into
+    tensors = g, x, affine, _or(coefficients, affine), _or(factor, affine), out
+    numbers = grid.pixels, grid.channels, _stride(g), _stride(x), _stride(out)
+    constants = rectify, coefficients is not None, factor is not None, into is not None
+    _input_kernel(grid.size, tensors, numbers, (*constants, *grid.blocks))
     return out
 
 
-@_compiled
+@_Kernel
 def _dots_kernel(
     g, p, p_low, q, q_low, sums, R, C, share, parts,
     ITERATES: tl.constexpr, P_WIDE: tl.constexpr, Q_WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -473,11 +491,10 @@ def _dots_kernel(
 
 def dots(g: Tensor, *iterates: Iterate) -> Tensor:
     """See :func:`.channel_kernels.dots`; one or two iterates, all contiguous."""
-    grid = _grid(g, _PROGRAMS)
+    grid, (p, q) = _grid(g.shape, _PROGRAMS), (iterates[0], iterates[-1])
     sums = torch.empty(len(iterates), grid.size[0] * grid.size[1], dtype=torch.float32, device=g.device)
-    p, q = iterates[0], iterates[-1]
-    _dots_kernel[grid.size](
-        g, p.high, _or(p.low, g), q.high, _or(q.low, g), sums, grid.pixels, grid.channels, grid.share, grid.parts,
-        ITERATES=len(iterates), P_WIDE=p.low is not None, Q_WIDE=q.low is not None, **grid.blocks, num_warps=8,
-    )  # fmt: skip
+    tensors = g, p.high, _or(p.low, g), q.high, _or(q.low, g), sums
+    constants = len(iterates), p.low is not None, q.low is not None
+    numbers = grid.pixels, grid.channels, grid.share, grid.parts
+    _dots_kernel(grid.size, tensors, numbers, (*constants, *grid.blocks))
     return sums.sum(1)
