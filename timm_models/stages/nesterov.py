@@ -247,19 +247,19 @@ class NesterovBlock(RuleBuffer, nn.ModuleDict):
             supported = [function for function in functions if function is not None]
             if len(supported) == len(layers):
                 return dense_block_inference(z, supported, self.momentum, self.beta, self.growth)
-        dense = [_as_dense_layer(layer, z, channels, self.growth) for layer, channels in layers]
-        parts = [layer for layer in dense if layer is not None]
-        if len(parts) < len(layers) or len({(layer.norm1.training, layer.norm2 is None) for layer in parts}) > 1:
+        pairs = [_pairs(layer, z, channels, self.growth) for layer, channels in layers]
+        found = [pair for pair in pairs if pair is not None]
+        if len(found) < len(layers) or len({(pair[0][1].training, len(pair)) for pair in found}) > 1:
             return self._plain(z)
         checkpointing = any(bool(layer.grad_checkpointing) for layer, _ in layers)
         kernels = kernels_for(z) if torch.is_grad_enabled() else None
-        if kernels is not None:
-            fused = [_as_fused_layer(layer) for layer in self.values()]
-            if len({layer.alpha is None for layer in fused}) == 1:
-                count_batches([norm for layer in self.values() for norm in (layer.norm1, layer.norm2)])
-                return fused_block(z, fused, self.momentum, self.beta, checkpointing, kernels)
+        if kernels is not None and len({layer.alpha is None for layer in self.values()}) == 1:
+            fused = [_as_fused_layer(layer, pair) for layer, pair in zip(self.values(), found)]
+            count_batches([norm for pair in found for _, norm in pair])
+            return fused_block(z, fused, self.momentum, self.beta, checkpointing, kernels)
         if z.is_cuda and not checkpointing:  # the plain form launches fewer kernels
             return self._plain(z)
+        parts = [_as_dense_layer(layer, pair) for layer, pair in zip(self.values(), found)]
         return dense_block(z, parts, self.momentum, self.beta, checkpointing)
 
     def extra_repr(self) -> str:
@@ -286,28 +286,29 @@ def _as_function(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[
     return lambda x: layer.conv2(layer.norm2(conv(first(x))))
 
 
-def _as_fused_layer(layer: Any) -> FusedLayer:
-    """Return a layer that is supported as a :class:`DenseLayer` for the kernels of a GPU."""
-    pairs = [(layer.conv1, layer.norm1)]
-    if not isinstance(layer.conv2, nn.Identity):
-        pairs.append((layer.conv2, layer.norm2))
-    parts = [conv_norm(conv, norm) for conv, norm in pairs]
-    return FusedLayer(parts, layer.alpha, layer.drop_rate if layer.training else 0.0)
-
-
-def _as_dense_layer(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[DenseLayer]:
-    """Return a layer as a :class:`DenseLayer`; ``None`` if unsupported."""
+def _pairs(layer: Any, z: Tensor, channels: int, growth: int) -> Optional[List[Any]]:
+    """Return the convolutions of a layer with the normalisations before them; ``None`` if unsupported."""
     if not is_unmodified(layer, SourceLayer) or type(layer.conv1) is not nn.Conv2d:
         return None
     training, middle = layer.norm1.training, layer.conv1.weight.shape[0]
-    parts: List[Any] = [(layer.norm1, layer.conv1, channels, middle)]
+    pairs: List[Any] = [(layer.conv1, layer.norm1)]
+    sizes = [(channels, middle)]
     if not (is_unmodified(layer.norm2, nn.Identity) and is_unmodified(layer.conv2, nn.Identity)):
-        parts.append((layer.norm2, layer.conv2, middle, growth))
-    for norm, conv, before, after in parts:
+        pairs.append((layer.conv2, layer.norm2))
+        sizes.append((middle, growth))
+    for (conv, norm), (before, after) in zip(pairs, sizes):
         is_supported = is_rectified_norm(norm, before, training) and is_same_size_convolution(conv, before, after)
         if not is_supported or not fits(z, conv.weight, *norm.parameters(), *norm.buffers()):
             return None
-    if parts[-1][3] != growth:
-        return None
-    norm2, weight2 = (parts[1][0], parts[1][1].weight) if len(parts) == 2 else (None, None)
-    return DenseLayer(layer.norm1, layer.folded_weight(), norm2, weight2, layer.drop_rate if layer.training else 0.0)
+    return pairs if sizes[-1][1] == growth else None
+
+
+def _as_fused_layer(layer: Any, pairs: List[Any]) -> FusedLayer:
+    drop_rate = layer.drop_rate if layer.training else 0.0
+    return FusedLayer([conv_norm(conv, norm) for conv, norm in pairs], layer.alpha, drop_rate)
+
+
+def _as_dense_layer(layer: Any, pairs: List[Any]) -> DenseLayer:
+    drop_rate = layer.drop_rate if layer.training else 0.0
+    norm2, weight2 = (pairs[1][1], pairs[1][0].weight) if len(pairs) == 2 else (None, None)
+    return DenseLayer(layer.norm1, layer.folded_weight(), norm2, weight2, drop_rate)
