@@ -176,7 +176,8 @@ class _Plan:
     def __init__(self, stage: FusedStage, kernels: ModuleType, dtype: torch.dtype) -> None:
         self.stage, self.kernels, self.dtype = stage, kernels, dtype
         self.sizes = [len(T) for T in stage.transforms]
-        self.recovers = stage.keep is not Keep.ALL and len(self.sizes) > 1
+        # Recovery keeps two iterates. Fewer inputs of transforms are stored instead.
+        self.recovers = stage.keep is not Keep.ALL and len(self.sizes) > 3
         self.factors = _Factors(stage.coefficients, wide_dtype(dtype))
 
     def chain(self, k: int) -> Sequence[ConvNorm]:
@@ -246,7 +247,7 @@ class _Stage(torch.autograd.Function):
             backward = _Backward(plan, u, flat, saved, needs)
             gradients = backward.run(gradient, iterates)
         if backward.first is not None and may_read_values(u):
-            compare_samples(sample(backward.first), ctx.first, 1e-3 if wide_dtype(plan.dtype) == plan.dtype else 5e-2)
+            compare_samples(backward.first, ctx.first, 1e-3 if wide_dtype(plan.dtype) == plan.dtype else 5e-2)
         return None, *gradients
 
 
@@ -331,7 +332,7 @@ def aligned(y: Tensor, x: Tensor) -> Tensor:
 class _Backward:
     """The backward pass of a stage, from the last step to the first.
 
-    ``first`` is the recovered x_1.
+    ``first`` is a sample of the recovered x_1.
     """
 
     def __init__(self, plan: _Plan, u: Tensor, flat: Sequence[Tensor], saved: list[_Saved], needs: Any) -> None:
@@ -344,23 +345,31 @@ class _Backward:
 
     def run(self, gradient: Tensor, iterates: list[Iterate]) -> list[Tensor | None]:
         """Return the gradients of u, x_0, the parameters and the coefficients."""
-        plan = self.plan
-        g, above = aligned(gradient.to(plan.dtype), self.u), None
-        first = 0 if self.slopes else 1  # number of the first stored iterate
-        for k in reversed(range(1, len(plan.sizes))):
+        g, above = aligned(gradient.to(self.plan.dtype), self.u), None
+        for k in reversed(range(1, len(self.plan.sizes))):
             if not self.is_needed(k):
                 return self.result(None, None)
-            x = iterates[0 if plan.recovers else k - first]
-            chain = self.restored(k, x.high)
-            if plan.recovers and (k > 1 or self.slopes):
-                iterates = [self.below(k, chain, iterates), x]
-            if self.slopes:
-                x_prev = iterates[0 if plan.recovers else k - 1]
-                self.slopes[0][k - 1], self.slopes[1][k - 1] = plan.kernels.dots(g, x, x_prev)
-            of_x = self.of_chain(k, x.high, chain, g, True)
-            terms = [Iterate(g)] if above is None else [Iterate(g), Iterate(above)]
-            g, above = plan.add(plan.factors.gradient[k - 1], of_x, None, *terms, out=Iterate(of_x)).high, g
+            g, above = self.step(k, iterates, g, above), g
+        if self.plan.recovers:
+            iterates.clear()
         return self.result(*self.of_start(g, above)) if self.is_needed(0) else self.result(None, None)
+
+    def step(self, k: int, iterates: list[Iterate], g: Tensor, above: Tensor | None) -> Tensor:
+        """Return the gradient of x_k from those of x_{k+1} and x_{k+2}.
+
+        ``iterates`` are the stored ones, or x_k and x_{k+1}, in whose place x_{k−1} and x_k are put.
+        """
+        plan, first = self.plan, 0 if self.slopes else 1  # first: number of the first stored iterate
+        x = iterates[0 if plan.recovers else k - first]
+        chain = self.restored(k, x.high)
+        if plan.recovers and (k > 1 or self.slopes):
+            iterates[:] = [self.below(k, chain, iterates), x]
+        if self.slopes:
+            x_prev = iterates[0 if plan.recovers else k - 1]
+            self.slopes[0][k - 1], self.slopes[1][k - 1] = plan.kernels.dots(g, x, x_prev)
+        of_x = self.of_chain(k, x.high, chain, g, True)
+        terms = [Iterate(g)] if above is None else [Iterate(g), Iterate(above)]
+        return plan.add(plan.factors.gradient[k - 1], of_x, None, *terms, out=Iterate(of_x)).high
 
     def is_needed(self, k: int) -> bool:
         """Return True if a gradient of T_k or of anything before it is needed."""
@@ -384,9 +393,10 @@ class _Backward:
         plan = self.plan
         out = iterates[1] if k < len(plan.sizes) - 2 else None  # x_{k+1} is no saved tensor
         term = chain.convolved[-1], chain.affine[-1]
-        x = plan.kernels.add(plan.factors.recovery[k - 1], *term, *iterates, wide=True, out=out)
+        wide = k > 2 or bool(self.slopes)  # nothing is recovered from x_1
+        x = plan.kernels.add(plan.factors.recovery[k - 1], *term, *iterates, wide=wide, out=out)
         if k == 2:
-            self.first = x.high
+            self.first = sample(x.high)
         return x
 
     def of_chain(self, k: int, x: Tensor, saved: _Saved, g: Any, needs_x: bool) -> Any:
