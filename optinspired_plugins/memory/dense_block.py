@@ -85,8 +85,10 @@ def dense_block_inference(
         beta: β.
         growth: growth rate, the channels of every source but z_0.
     """
-    end = z.shape[1]
-    buffer = empty_buffer(z, end + growth * len(layers), z.dtype)
+    end, kind = z.shape[1], z.device.type
+    mixed = torch.is_autocast_enabled(kind) and z.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if mixed else z.dtype
+    buffer = empty_buffer(z, end + growth * len(layers), dtype)
     buffer[:, :end] = z
     m = None
     for k, layer in enumerate(layers):

@@ -178,7 +178,7 @@ def _forward(plan: _Plan, buffer: Tensor, flat: Sequence[Tensor]) -> list[_Saved
             kernels.moments(buffer[:, start:end], statistics[:, start:end])
             affine = kernels.affine_of_moments(statistics[:, :end], count, *parts[0][1:], first.eps, first.running)
         else:
-            affine = fixed_map(buffer, first)
+            affine = fixed_map(kernels, buffer, first)
         t = convolve(kernels.rectified(buffer[:, :end], affine, factors[k]), own[0], first)
         of_layer = _Saved(affine)
         if len(parts) == 2:

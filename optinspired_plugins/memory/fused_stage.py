@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .channel_kernels import Iterate, RunningStatistics, affine_of, wide_dtype
+from .channel_kernels import Iterate, RunningStatistics, wide_dtype
 from .double_backward import needs_plain_gradients, plain_gradients
 from .heavy_ball import compare_samples, may_read_values, sample
 
@@ -291,15 +291,17 @@ def _chain(plan: _Plan, chain: Sequence[ConvNorm], weights: Sequence[Tensor], ma
 
 def affine_map(kernels: ModuleType, x: Tensor, part: ConvNorm, scale: Tensor, shift: Tensor) -> Tensor:
     """Return the affine map of a normalisation of x."""
-    return kernels.normalization(x, scale, shift, part.eps, part.running) if part.training else fixed_map(x, part)
+    if part.training:
+        return kernels.normalization(x, scale, shift, part.eps, part.running)
+    return fixed_map(kernels, x, part)
 
 
-def fixed_map(x: Tensor, part: ConvNorm) -> Tensor:
+def fixed_map(kernels: ModuleType, x: Tensor, part: ConvNorm) -> Tensor:
     """Return the affine map of a normalisation of images like x in evaluation."""
     assert part.running is not None
     dtype = wide_dtype(x.dtype)
     mean, var = part.running.mean.to(dtype), part.running.var.to(dtype)
-    return affine_of(part.scale.detach(), part.shift.detach(), mean, var, part.eps)
+    return kernels.affine_of(part.scale.detach(), part.shift.detach(), mean, var, part.eps)
 
 
 def convolve(x: Tensor, weight: Tensor, part: ConvNorm) -> Tensor:

@@ -21,6 +21,7 @@ from .channel_kernels import Gradients, Iterate, RunningStatistics
 
 __all__ = [
     "add",
+    "affine_of",
     "affine_of_moments",
     "dots",
     "gradient_of_input",
@@ -197,6 +198,13 @@ def moments(x: Tensor, out: Tensor) -> None:
     _merge_kernel(grid.reduced, (of[0], of[1], out), numbers, grid.bound)
 
 
+def affine_of(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """See :func:`.channel_kernels.affine_of`."""
+    channels = weight.shape[0]
+    reduced = (-(-channels // _REDUCED), 1, 1)
+    return _affine(reduced, (mean, var), (1, channels, 1, 1), (weight, bias, eps, None), (32, _REDUCED))
+
+
 def affine_of_moments(
     of: Tensor, count: int, weight: Tensor, bias: Tensor, eps: float, running: RunningStatistics | None = None
 ) -> Tensor:
@@ -215,9 +223,9 @@ def normalization(
     return _affine(grid.reduced, of, sizes, (weight, bias, eps, running), grid.bound)
 
 
-def _affine(programs: Any, of: Tensor, sizes: Any, norm: Any, bound: tuple[int, int]) -> Tensor:
+def _affine(programs: Any, of: Any, sizes: Any, norm: Any, bound: tuple[int, int]) -> Tensor:
     weight, bias, eps, running = norm
-    affine = torch.empty(4, sizes[1], dtype=torch.float32, device=of.device)
+    affine = torch.empty(4, sizes[1], dtype=torch.float32, device=weight.device)
     mean, var, momentum = running or (affine, affine, 0.0)
     tensors = of[0], of[1], weight, bias, affine, mean, var
     _affine_kernel(programs, tensors, (*sizes, eps, momentum), (running is not None, *bound))

@@ -98,7 +98,9 @@ class ChannelClamp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the clamped x."""
-        # Two passes, the second in place: torch.clamp with two tensors is not vectorised, and takes four times as long.
+        if isinstance(x, Tensor) and x.is_cuda:
+            return torch.clamp(x, self.lower.type_as(x), self.upper.type_as(x))
+        # Two passes, the second in place: on a CPU torch.clamp with two tensors takes four times as long.
         return torch.maximum(x, self.lower.type_as(x)).clamp_(max=self.upper.type_as(x))
 
 

@@ -154,7 +154,7 @@ class PooledTransition(Transition):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return shape (batch, channels, ⌊height / 2⌋, ⌊width / 2⌋)."""
-        if x.is_cuda:  # pooling of more channels takes longer there than the multiplications
+        if isinstance(x, Tensor) and x.is_cuda:  # pooling of more channels takes longer there than the multiplications
             return self.pool(self.conv(self.norm(x)))
         if not torch.jit.is_scripting():
             return self.conv(self._pooled(x))
@@ -242,24 +242,24 @@ class NesterovBlock(RuleBuffer, nn.ModuleDict):
         if not is_eager(z) or z.dim() != 4:
             return self._plain(z)
         layers = [(layer, z.shape[1] + k * self.growth) for k, layer in enumerate(self.values())]
-        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(z.device.type):
+        has_grad, kernels = torch.is_grad_enabled(), kernels_for(z)
+        if not has_grad and (kernels is None or any(isinstance(layer.norm1, ChannelClamp) for layer, _ in layers)):
             functions = [_as_function(layer, z, channels, self.growth) for layer, channels in layers]
             supported = [function for function in functions if function is not None]
             if len(supported) == len(layers):
                 return dense_block_inference(z, supported, self.momentum, self.beta, self.growth)
-        pairs = [_pairs(layer, z, channels, self.growth) for layer, channels in layers]
-        found = [pair for pair in pairs if pair is not None]
-        if len(found) < len(layers) or len({(pair[0][1].training, len(pair)) for pair in found}) > 1:
+        found = [_pairs(layer, z, channels, self.growth) for layer, channels in layers]
+        pairs = [pair for pair in found if pair is not None]
+        if len(pairs) < len(layers) or len({(pair[0][1].training, len(pair)) for pair in pairs}) > 1:
             return self._plain(z)
         checkpointing = any(bool(layer.grad_checkpointing) for layer, _ in layers)
-        kernels = kernels_for(z) if torch.is_grad_enabled() else None
-        if kernels is not None and len({layer.alpha is None for layer in self.values()}) == 1:
-            fused = [_as_fused_layer(layer, pair) for layer, pair in zip(self.values(), found)]
-            count_batches([norm for pair in found for _, norm in pair])
-            return fused_block(z, fused, self.momentum, self.beta, checkpointing, kernels)
+        if kernels is not None and len({layer.alpha is None for layer, _ in layers}) == 1:
+            fused = [_as_fused_layer(layer, pair) for (layer, _), pair in zip(layers, pairs)]
+            count_batches([norm for pair in pairs for _, norm in pair])
+            return fused_block(z, fused, self.momentum, self.beta, checkpointing or not has_grad, kernels)
         if z.is_cuda and not checkpointing:  # the plain form launches fewer kernels
             return self._plain(z)
-        parts = [_as_dense_layer(layer, pair) for layer, pair in zip(self.values(), found)]
+        parts = [_as_dense_layer(layer, pair) for (layer, _), pair in zip(layers, pairs)]
         return dense_block(z, parts, self.momentum, self.beta, checkpointing)
 
     def extra_repr(self) -> str:
