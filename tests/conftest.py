@@ -1,9 +1,13 @@
 """Fixtures shared by the tests, and their order: fast theorems first, whatever takes seconds last."""
 
+import fcntl
+import os
+import shutil
+
 import numpy as np
 import pytest
 from extras import needs
-from wheels import build_wheel, make_environment
+from wheels import PYTHON, build_wheel, make_environment
 
 
 def pytest_collection_modifyitems(items):
@@ -16,12 +20,32 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def digits_folder(tmp_path_factory):
+def once(tmp_path_factory):
+    """``once(name, make)``: a folder that ``make(folder)`` has filled, in one of the workers for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name, make):
+        folder, done = base / name, base / f"{name}.done"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker in which it failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def digits_folder(once):
     """320 real digits to train on and 100 to validate on, as an image folder."""
     needs("sklearn")
     from digits import write_digits
 
-    return write_digits(tmp_path_factory.mktemp("digits") / "digits", 320, 100)
+    return once("digits", lambda folder: write_digits(folder / "digits", 320, 100)) / "digits"
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +64,12 @@ def coloured_images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
+def wheel(once):
+    (file,) = once("wheel", build_wheel).glob("*.whl")
+    return file
 
 
 @pytest.fixture(scope="session")
-def wheel_python(wheel, tmp_path_factory):
+def wheel_python(wheel, once):
     """The interpreter of an environment that has the wheel and not the repository."""
-    return make_environment(wheel, tmp_path_factory.mktemp("fresh"))
+    return once("fresh", lambda folder: make_environment(wheel, folder)) / PYTHON

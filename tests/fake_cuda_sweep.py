@@ -1,8 +1,9 @@
 """Runs steps on fake CUDA tensors in a process of its own, and prints a JSON line about each.
 
-python tests/fake_cuda_sweep.py bfloat16 channels_last hbnet20 '{"memory": "reversible"}' …
+python tests/fake_cuda_sweep.py bfloat16-channels_last,float32-channels_last hbnet20 '{"memory": "reversible"}' …
 """
 
+import itertools
 import json
 import sys
 import traceback
@@ -67,13 +68,13 @@ def facts(name, options, dtype, layout):
     }
 
 
-def main(dtype, layout, *cases):
-    for name, options in zip(cases[::2], cases[1::2]):
+def main(kinds, *cases):
+    for kind, (name, options) in itertools.product(kinds.split(","), zip(cases[::2], cases[1::2])):
         try:
-            found = facts(name, json.loads(options), dtype, layout)
+            found = facts(name, json.loads(options), *kind.split("-"))
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"[:500], "where": traceback.format_exc()[-1500:]}
-        print(json.dumps({"name": name, "options": options, **found}), flush=True)
+        print(json.dumps({"kind": kind, "name": name, "options": options, **found}), flush=True)
 
 
 if __name__ == "__main__":

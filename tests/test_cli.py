@@ -1,4 +1,7 @@
-"""The command, as a user runs it: in a process of its own, from another folder."""
+"""The command, as a user runs it: in a process of its own, from another folder.
+
+``cold``: with the imports of a fresh Python.
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import warm
 from extras import needs
 from report_runs import make_history, write_run
 from safetensors.torch import load_file
@@ -30,16 +34,19 @@ def environment(**variables):
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "120", "OMP_NUM_THREADS": "1", **variables}
 
 
-def run(*arguments, folder, ok=True, **variables):
+def run(*arguments, folder, ok=True, cold=False, **variables):
     env = environment(**variables)
-    done = subprocess.run(command(*arguments), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    if cold:
+        done = subprocess.run(command(*arguments), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    else:
+        done = warm.run(command(*arguments)[1:], cwd=folder, env=env)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 
 
 def test_simulate_trains_prints_and_goes_on(tmp_path):
     options = ["simulate", "--out", "sim", "--depths", "2,3", "--steps", "4", *TINY]
-    first = run(*options, "--seeds", "0", folder=tmp_path).stdout
+    first = run(*options, "--seeds", "0", folder=tmp_path, cold=True).stdout
     assert len(re.findall(r"MSE [\d.]+  [\d.]+ s", first)) == 10
     assert re.search(r"agd2\s+3\s+[\d.]+\s+one seed", first)
     second = run(*options, "--seeds", "0,1", folder=tmp_path).stdout
@@ -102,12 +109,12 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     needs("nni")
     shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]
     options = ["--init", "heavy-ball", "--data", "digits", "--channels", "2", "--nodes", "2", *shared]
-    searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path)
+    searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path, cold=True)
     history = json.loads((tmp_path / "my runs" / "hb" / "history.json").read_text())
     skips = [json.dumps(entry["genotype"]).count("skip_connect") for entry in history]
     assert [int(found) for found in re.findall(r"%  skips +(\d+)/12 ", searched.stdout)] == skips
     (line,) = re.findall("^Train it: optinspired (.*)$", searched.stdout, flags=re.MULTILINE)
-    trained = run(*shlex.split(line), "--channels", "2", "--cutout", "2", *shared, folder=tmp_path)
+    trained = run(*shlex.split(line), "--channels", "2", "--cutout", "2", *shared, folder=tmp_path, cold=True)
     assert searched.stderr + trained.stderr == ""  # the hosts' advice is not for a terminal
     folder = tmp_path / "my runs" / "hb"
     assert json.loads((folder / "settings.json").read_text())["grad_checkpointing"] is True
@@ -125,7 +132,8 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
 def test_a_stopped_search_says_so_and_has_not_finished(tmp_path, number, status):
     """Its status stops ``search && retrain``."""
     needs("nni")
-    options = "--data digits --batch-size 16 --channels 2 --cells 3 --nodes 1 --epochs 1000 --accelerator cpu"
+    options = "--data digits --limit 96 --batch-size 16 --channels 2 --cells 3 --nodes 1 --epochs 1000"
+    options += " --accelerator cpu"
     search = command("search", "--out", "run", *options.split())
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # A shell's background jobs, and what they start, ignore interrupts.
@@ -215,6 +223,6 @@ def test_a_users_algorithm_is_drawn_from_the_current_folder(tmp_path):
 
 def test_without_its_extra_the_command_says_what_to_install(tmp_path):
     (tmp_path / "typer.py").write_text("raise ImportError('no typer here')")
-    done = run("--help", folder=tmp_path, ok=False, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    done = run("--help", folder=tmp_path, ok=False, cold=True, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert "needs the extra 'viz'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import numpy as np
 import pytest
 import torch
+import warm
 from extras import needs
 from PIL import Image
 
@@ -26,12 +27,15 @@ import digits
 ROOT = Path(__file__).parents[1]
 
 
-def run_example(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_script(name: str, *args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     # One thread: two that wait for each other on a busy machine can take ten times as long.
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    command = [sys.executable, str(ROOT / "examples" / "01_train_on_digits.py"), *args]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    return warm.run([ROOT / "examples" / name, *args], cwd=cwd, env=env, timeout=600)
+
+
+def run_example(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return run_script("01_train_on_digits.py", *args, cwd=cwd)
 
 
 def read_rows(path: Path) -> List[Dict[str, str]]:
@@ -261,9 +265,7 @@ def test_bad_arguments_are_named(
 
 @pytest.mark.slow
 def test_own_algorithms_minimise_are_drawn_and_train(tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "examples" / "02_your_own_algorithm.py"), "--out", "own", "--epochs", "2"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    done = run_script("02_your_own_algorithm.py", "--out", "own", "--epochs", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     values = {name: float(value) for name, value in re.findall(r"(\w+) +f after 100 steps ([\d.e-]+)", done.stdout)}
     # The optimised method halves Nesterov's worst case, which a quadratic of small curvature comes close to.
@@ -283,15 +285,13 @@ def test_own_algorithms_minimise_are_drawn_and_train(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_both_spaces_are_searched_retrained_reported_and_resumed(tmp_path: Path) -> None:
     needs("nni")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "examples" / "03_search_on_digits.py"), "--out", "out", "--limit", "96"]
+    options = ["--out", "out", "--limit", "96", "--epochs", "1", "--retrain-epochs", "1"]
     runs = []
     for _ in range(2):
-        run = [*command, "--epochs", "2", "--retrain-epochs", "2"]
-        done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        done = run_script("03_search_on_digits.py", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         runs.append(done.stdout)
-    assert len(re.findall(r"epoch +\d", runs[0])) == 8
+    assert len(re.findall(r"epoch +\d", runs[0])) == 4
     assert "epoch" not in runs[1]  # all was done
     for space in ("hb", "agd"):
         pattern = rf"{space} +test accuracy ([\d.]+) %  cells (\S+)  report (\S+)"
@@ -309,11 +309,8 @@ def test_both_spaces_are_searched_retrained_reported_and_resumed(tmp_path: Path)
 @pytest.mark.slow
 def test_two_strategies_try_networks_and_go_on(tmp_path: Path) -> None:
     needs("nni")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for trials, expected in (("2", [0, 1] * 2), ("5", [2, 3, 4] * 2)):
-        command = [sys.executable, str(ROOT / "examples" / "04_multi_trial.py"), "--out", "out", "--limit", "80"]
-        command += ["--trials", trials]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+        done = run_script("04_multi_trial.py", "--out", "out", "--limit", "80", "--trials", trials, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert [int(index) for index in re.findall(r"trial +(\d+): +[\d.]+ %", done.stdout)] == expected
         assert "One seed and 16 held-out digits, 6.25 points each" in done.stdout

@@ -37,28 +37,30 @@ CASES = [
 ]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("bfloat16", "channels_last"), ("float16", "contiguous_format"), ("float32", "channels_last")],
-    ids="-".join,
-)
-def sweep(request):
-    """What the steps of all cases gave, of one dtype and layout."""
-    dtype, layout = request.param
-    given = [text for name, options in CASES for text in (name, json.dumps(options))]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "tests" / "fake_cuda_sweep.py"), dtype, layout, *given]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return dtype, layout, {(row["name"], row["options"]): row for row in rows}
+KINDS = ["bfloat16-channels_last", "float16-contiguous_format", "float32-channels_last"]
 
 
+@pytest.fixture(scope="module")
+def sweep(once):
+    """The results of the steps of all cases, of every dtype and layout: by one process for all workers."""
+
+    def run(folder):
+        given = [text for name, options in CASES for text in (name, json.dumps(options))]
+        folders = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        command = [sys.executable, str(ROOT / "tests" / "fake_cuda_sweep.py"), ",".join(KINDS), *given]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        (folder / "rows").write_text(done.stdout)
+
+    rows = [json.loads(line) for line in (once("fake_cuda", run) / "rows").read_text().splitlines()]
+    return {(row["kind"], row["name"], row["options"]): row for row in rows}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def test_a_step_on_cuda(sweep, case):
-    dtype, layout, rows = sweep
-    row = rows[case[0], json.dumps(case[1])]
+def test_a_step_on_cuda(sweep, case, kind):
+    row, (dtype, layout) = sweep[kind, case[0], json.dumps(case[1])], kind.split("-")
     assert "error" not in row, row["where"]
     assert row["missing"] == []
     assert row["logits"] == [dtype, dtype, [2, 7], [2, 7]]

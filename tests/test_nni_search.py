@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -24,13 +25,13 @@ from optinspired_plugins import Genotype
 from optinspired_plugins.run_folder import lock_folder, read_history
 
 TINY = dict(
-    data="digits", limit=96, epochs=3, channels=2, cells=3, nodes=2, batch_size=16, padding=1, lr=0.1, alpha_lr=0.1
+    data="digits", limit=64, epochs=3, channels=2, cells=3, nodes=2, batch_size=16, padding=1, lr=0.1, alpha_lr=0.1
 )
 SPACES = [dict(space="hb", initialization="heavy-ball"), dict(space="agd"), dict(space="darts", strategy="gumbel")]
-BATCHES = 3 * 3
+BATCHES = 3 * 2
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["search_runs", "nni_spaces.runs.search"])
+processes.set_forkserver_preload(["search_runs", "nni_spaces.runs.search", "sklearn.datasets"])
 
 
 def run(folder, settings, **kwargs):
@@ -68,12 +69,11 @@ def assert_same_search(folder, reference):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folders = {}
-    for settings in SPACES:
-        folders[settings["space"]] = tmp_path_factory.mktemp(settings["space"])
-        assert run(folders[settings["space"]], {**TINY, **settings}) == 0
-    return folders
+def uninterrupted(once):
+    def search(settings, folder):
+        assert run(folder, {**TINY, **settings}) == 0
+
+    return {s["space"]: once(f"search_{s['space']}", partial(search, s)) for s in SPACES}
 
 
 # --- the same result --------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
 
     def poisoned(*args, **kwargs):
         calls.append(1)
-        return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 * 3 + 3 else 1)
+        return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 * 2 + 3 else 1)
 
     monkeypatch.setattr("nni_spaces.runs.search.F.cross_entropy", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
@@ -340,7 +340,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
     def training_step(self, batch, batch_idx):
         steps.append(batch_idx)
         loss = plain(self, batch, batch_idx)
-        last = len(steps) == 2 * 2 * 3  # of the second epoch
+        last = len(steps) == 2 * 2 * 2  # of the second epoch
         return loss + 0 * self.model.fc.weight.sum() * float("inf") if last else loss
 
     monkeypatch.setattr(SearchModule, "training_step", training_step)

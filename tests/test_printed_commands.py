@@ -6,11 +6,11 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from extras import needs
 
 needs("nni", "typer", "rich", "matplotlib")
@@ -31,12 +31,9 @@ TINY = ["--epochs", "1", "--cells", "3", "--accelerator", "cpu"]
 def shell(text, folder):
     """Run a line as a shell does, in a folder that is made for it."""
     folder.mkdir(exist_ok=True)
-    script = f'optinspired() {{ {shlex.quote(sys.executable)} -m optinspired_plugins.cli "$@"; }}; {text}'
-    done = subprocess.run(
-        ["sh", "-c", script], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    script = f'optinspired() {{ printf "%s\\0" "$@"; }}; {text}'
+    words = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, text=True, check=True).stdout
+    return run(*words.split("\0")[:-1], folder=folder).stdout
 
 
 def after(label, text):
@@ -95,7 +92,7 @@ def test_the_expressions_for_timm_build_the_network(trained, tmp_path):
         assert shown == f"import timm\n\nmodel = {call}"
     code = f"{shown}\nprint(sum(p.numel() for p in model.parameters()))"
     env = environment()
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = warm.run(["-c", code], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     about = json.loads((out / "retrain" / "run.json").read_text())
     assert int(done.stdout.splitlines()[-1]) == about["parameters"]

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -294,11 +295,11 @@ def assert_same_run(folder, reference):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in RUNS}
-    for kind, folder in folders.items():
+def uninterrupted(once):
+    def search(kind, folder):
         assert run(folder, kind) == 0
-    return folders
+
+    return {kind: once(f"stages_{kind}", partial(search, kind)) for kind in RUNS}
 
 
 @pytest.mark.slow
@@ -342,8 +343,8 @@ def test_the_same_seed_gives_the_same_run(uninterrupted, tmp_path):
 
 @pytest.mark.slow
 def test_killed_inside_and_between_stages_it_is_the_uninterrupted_run(uninterrupted, tmp_path):
-    """In the second of three stages (3 batches an epoch, 6 a stage), before the third, and before the genotype."""
-    for kill in (dict(kill_at=8), dict(kill_before="stage3/settings.json"), dict(kill_before="genotype.json")):
+    """In the second of three stages (2 batches an epoch, 4 a stage), before the third, and before the genotype."""
+    for kill in (dict(kill_at=6), dict(kill_before="stage3/settings.json"), dict(kill_before="genotype.json")):
         assert run(tmp_path, "hb", **kill) == -signal.SIGKILL
         assert not (tmp_path / "genotype.json").exists()
     assert run(tmp_path, "hb") == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from extras import needs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,11 +38,11 @@ def test_shell_snippets_run(digits_folder, tmp_path):
     machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
         _, script, *arguments = shlex.split(command)
-        run = [sys.executable, str(SCRIPTS / script), *arguments, *machine]
+        run = [SCRIPTS / script, *arguments, *machine]
         # The README names the folder of my_algorithms.
         path = os.pathsep.join(filter(None, [str(ROOT / "examples"), os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": path}
-        result = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
+        result = warm.run(run, cwd=tmp_path, env=env)
         assert result.returncode == 0, result.stderr[-2000:]
 
 
@@ -51,14 +52,13 @@ def test_the_search_snippets_run(tmp_path):
     commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("optinspired ")]
     assert [shlex.split(command)[1] for command in commands] == ["search", "retrain", "report"]
     for command in commands:
-        run = [sys.executable, "-m", "optinspired_plugins.cli", *shlex.split(command)[1:]]
-        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        done = warm.run(["-m", "optinspired_plugins.cli", *shlex.split(command)[1:]], cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("epoch ") == (0 if "report" in command else 2)
     for name in ("genotype.json", "retrain/model.safetensors", "report.html"):
         assert (tmp_path / "runs" / "hb" / name).exists()
     (call,) = re.findall(r"`(timm\.create_model\([^`]*model\.safetensors\"\))`", README)
-    subprocess.run([sys.executable, "-c", f"import timm; {call}"], cwd=tmp_path, check=True)
+    assert warm.run(["-c", f"import timm; {call}"], cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow
@@ -72,8 +72,7 @@ def test_the_mmengine_snippets_run(digits_folder, tmp_path):
         words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
         python = words.index("python")
         env = {**os.environ, **dict(word.split("=") for word in words[:python])}
-        run = [sys.executable, *words[python + 1 :]]
-        done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = warm.run(words[python + 1 :], cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed epoch: 10" in done.stdout + done.stderr
     assert (tmp_path / "runs" / "mm" / "epoch_12.pth").exists()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import warm
 from extras import needs
 
 from optinspired_plugins import GENOTYPES
@@ -37,10 +38,13 @@ def command(script, *arguments):
     return [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
 
 
-def run(script, *arguments, folder, **variables):
-    done = subprocess.run(
-        command(script, *arguments), cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True
-    )
+def run(script, *arguments, folder, cold=False, **variables):
+    """``cold``: with the imports of a fresh Python."""
+    words, env = command(script, *arguments), {**os.environ, **variables}
+    if cold:
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+    else:
+        done = warm.run(words[1:], cwd=folder, env=env)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout
 
@@ -81,13 +85,13 @@ def test_train_is_killed_resumed_and_validated(name, digits_folder, tmp_path):
     (tmp_path / "out" / "run").rename(tmp_path / "out" / "before")
 
     options = training_options(name, digits_folder, epochs=done + 5)
-    run("train.py", *options, "--resume", tmp_path / "killed.pth.tar", folder=tmp_path)
+    run("train.py", *options, "--resume", tmp_path / "killed.pth.tar", folder=tmp_path, cold=True)
     history = accuracies(tmp_path)
     assert list(history) == list(range(done + 1, done + 5))
 
     checkpoint = tmp_path / "out" / "run" / "last.pth.tar"
     options = [*data_options(name, digits_folder), "--checkpoint", checkpoint]
-    result = json.loads(run("validate.py", *options, folder=tmp_path).split("--result")[1])
+    result = json.loads(run("validate.py", *options, folder=tmp_path, cold=True).split("--result")[1])
     assert result["top1"] == pytest.approx(history[done + 4], abs=1e-3)
     assert result["top1"] > 20, "better than the 10 % of guessing"
 
@@ -96,7 +100,7 @@ def test_train_is_killed_resumed_and_validated(name, digits_folder, tmp_path):
 def test_grad_checkpointing_and_registration_by_hand(name, digits_folder, tmp_path):
     """--device-modules imports the package where the autoload hook is off."""
     options = [*training_options(name, digits_folder, epochs=1), "--grad-checkpointing"]
-    run("train.py", *options, "--device-modules", "timm_models", folder=tmp_path, OPTINSPIRED_AUTOLOAD="0")
+    run("train.py", *options, "--device-modules", "timm_models", folder=tmp_path, cold=True, OPTINSPIRED_AUTOLOAD="0")
     assert list(accuracies(tmp_path)) == [0]
 
 
@@ -140,7 +144,7 @@ def test_a_users_algorithm_trains_and_is_validated(algorithm, digits_folder, tmp
 def test_benchmark_runs(name, tmp_path):
     options = ["--model", name, "--bench", "both", "-b", 2, "--img-size", 64, "--device", DEVICE]
     counts = ["--num-warm-iter", 1, "--num-bench-iter", 5]
-    output = run("benchmark.py", *options, *counts, "--results-file", "results.json", folder=tmp_path)
+    output = run("benchmark.py", *options, *counts, "--results-file", "results.json", folder=tmp_path, cold=True)
     result = json.loads(output.split("--result")[1])
     result = result[0] if isinstance(result, list) else result
     assert result["model"] == name
@@ -161,7 +165,7 @@ def test_onnx_export_runs_and_onnxruntime_agrees(name, tmp_path):
             torch.nn.init.uniform_(module.alpha, 0.5, 1.5)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     options = ["model.onnx", "--model", name, "--num-classes", 10, "--checkpoint", "weights.pth", "-b", 2]
-    run("onnx_export.py", *options, folder=tmp_path)
+    run("onnx_export.py", *options, folder=tmp_path, cold=True)
     image = torch.randn(2, 3, 32, 32)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (got,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})

@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 
 import numpy as np
 import pytest
+import warm
 from extras import needs, needs_version
 from PIL import Image
 from wheels import HIDDEN, execute
@@ -17,7 +19,7 @@ from wheels import HIDDEN, execute
 needs("nni", "typer", "rich", "matplotlib")
 pytestmark = [pytest.mark.slow, needs_version("timm", "1.0.31", "keeps no record of a model's arguments")]
 PARTS = {"train": 24, "test": 6}
-EPOCHS = 20
+EPOCHS = 8
 SEARCH = f"--out run --batch-size 8 --channels 2 --cells 3 --nodes 1 --padding 1 --accelerator cpu --epochs {EPOCHS}"
 TRAIN = "--epochs 1 --cells 3 --channels 2"
 PUBLISH = """
@@ -75,33 +77,46 @@ def kill_after_an_epoch(command, folder, run):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.fixture(scope="module")
+def server(wheel_python):
+    return warm.Server(wheel_python, environment())
+
+
 def rest_of_line(label, text):
     return re.search(f"^{label}: (.*)$", text, flags=re.MULTILINE)[1]
 
 
 @pytest.mark.parametrize(("name", "channels"), [("photos", 3), ("scans", 1), ("arrays.npz", 3)])
-def test_a_day(name, channels, wheel_python, tmp_path):
+def test_a_day(name, channels, wheel_python, server, tmp_path):
     optinspired = wheel_python.with_name("optinspired")
+
+    def python(*args, folder):
+        done = server.run(args, cwd=folder, env=environment())
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run = partial(python, "-m", "optinspired_plugins.cli")
+
     home, cluster, friend = (tmp_path / folder for folder in ("at home", "the cluster", "at a friend's"))
     for folder in (home, cluster, friend):
         folder.mkdir()
     WRITE[name](home / name)
 
-    search = [optinspired, "search", "--data", name, *SEARCH.split()]
-    kill_after_an_epoch(search, home, home / "run")
+    search = ["search", "--data", name, *SEARCH.split()]
+    kill_after_an_epoch([optinspired, *search], home, home / "run")
     for moved in (name, "run"):
         shutil.move(home / moved, cluster / moved)
-    searched = execute(*search, folder=cluster)
+    searched = run(*search, folder=cluster)
     done = int(re.search(r"Going on after epoch (\d+) of run", searched)[1])
     assert len(re.findall(r"^epoch ", searched, flags=re.MULTILINE)) == EPOCHS - done < EPOCHS
 
     _, *train = shlex.split(rest_of_line("Train it", searched))
-    trained = execute(optinspired, *train, *TRAIN.split(), folder=home)
-    for run in ("run", "run/retrain"):
-        report = rest_of_line("Report", execute(optinspired, "report", run, folder=cluster))
+    trained = run(*train, *TRAIN.split(), folder=home)
+    for trained_or_searched in ("run", "run/retrain"):
+        report = rest_of_line("Report", run("report", trained_or_searched, folder=cluster))
         assert (cluster / report).stat().st_size > 20_000
 
     call = rest_of_line("In Python", trained)
-    execute(wheel_python, "-c", PUBLISH.format(call=call, channels=channels), friend, folder=home)
+    python("-c", PUBLISH.format(call=call, channels=channels), friend, folder=home)
     shutil.rmtree(cluster)
     execute(wheel_python, "-c", LOAD, folder=friend)

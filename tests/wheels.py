@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PYTHON = "env/bin/python"  # of an environment's folder
 HIDDEN = {"PYTHONPATH", "OPTINSPIRED_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"}
 
 
@@ -28,7 +29,7 @@ def build_wheel(folder):
 def make_environment(wheel, folder):
     """Install a wheel in a fresh environment with this environment's folders behind it; return its interpreter."""
     execute(sys.executable, "-m", "venv", "env", folder=folder)
-    python = folder / "env" / "bin" / "python"
+    python = folder / PYTHON
     execute(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, folder=folder)
     site = Path(execute(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
     # Python does not read the .pth files of a folder that a .pth file names, so an editable install stays unseen.

@@ -2,8 +2,10 @@
 
 The file asks ``timm.list_models`` what to test. The answer is narrowed to our names; where it asks by module (the
 models with ``forward_intermediates``), each of our families answers for the module of timm's that it extends.
+``SUITE_OPTIONS`` has arguments of models, for networks of fewer layers.
 """
 
+import json
 import os
 
 import timm
@@ -11,7 +13,9 @@ import timm
 NAMES = set(os.environ["SUITE_MODELS"].split())
 EXTENDS = {"hbnet": "resnet", "optnet": "resnet", "agdnet": "densenet", "cellnet": "resnet"}
 
-_list_models = timm.list_models
+OPTIONS = json.loads(os.environ["SUITE_OPTIONS"])
+
+_list_models, _create_model = timm.list_models, timm.create_model
 
 
 def _narrowed(filter="", module="", pretrained=False, **kwargs):
@@ -19,7 +23,11 @@ def _narrowed(filter="", module="", pretrained=False, **kwargs):
     return [n for n in found if not module or EXTENDS[n[: n.index("net") + 3]] in module]
 
 
-timm.list_models = _narrowed
+def _shallow(name, *args, **kwargs):
+    return _create_model(name, *args, **OPTIONS.get(name, {}), **kwargs)
+
+
+timm.list_models, timm.create_model = _narrowed, _shallow
 
 
 def pytest_collection_modifyitems(config, items):
