@@ -240,19 +240,13 @@ class GraphFeatures(KeepsActivations, FeatureGraphNet):
             raise ValueError("feature_cls='fx' with checkpointing: a graph has no stages; pass another feature_cls")
 
 
-WRAPPERS: Dict[str, Any] = {
-    "list": ListFeatures,
-    "dict": DictFeatures,
-    "getter": GetterFeatures,
-    "fx": GraphFeatures,
-    "hook": HookFeatures,
-}
-TIMM_WRAPPERS: Dict[str, Any] = {
-    "list": FeatureListNet,
-    "dict": FeatureDictNet,
-    "getter": FeatureGetterNet,
-    "fx": FeatureGraphNet,
-    "hook": FeatureHookNet,
+# timm's wrappers and ours.
+WRAPPERS: Dict[str, Tuple[Any, Any]] = {
+    "list": (FeatureListNet, ListFeatures),
+    "dict": (FeatureDictNet, DictFeatures),
+    "getter": (FeatureGetterNet, GetterFeatures),
+    "fx": (FeatureGraphNet, GraphFeatures),
+    "hook": (FeatureHookNet, HookFeatures),
 }
 
 
@@ -293,8 +287,8 @@ def _wrapper(choice: Any, is_chain: bool) -> Any:
     """Return the wrapper for a ``feature_cls``, or a user's own class."""
     if choice is None:
         choice = "list" if is_chain else "getter"
-    choice = next((name for name, wrapper in TIMM_WRAPPERS.items() if wrapper is choice), choice)
+    choice = next((name for name, (timms, _) in WRAPPERS.items() if timms is choice), choice)
     if not isinstance(choice, str):
         return choice
     check_one_of("feature_cls", choice.lower(), [name for name in WRAPPERS if is_chain or name not in ("list", "dict")])
-    return WRAPPERS[choice.lower()]
+    return WRAPPERS[choice.lower()][1]

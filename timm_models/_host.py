@@ -11,13 +11,7 @@ from timm.models import build_model_with_cfg, is_model, model_entrypoint
 from timm.models import register_model as register_with_timm
 from torch import nn
 
-__all__ = [
-    "SavesArguments",
-    "build_model",
-    "refuse_module_from_config",
-    "register_all",
-    "register_model",
-]
+__all__ = ["SavesArguments", "build_model", "refuse_module_from_config", "register_all", "register_model"]
 
 EntryPoint = TypeVar("EntryPoint", bound=Callable[..., nn.Module])
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
 from timm.layers import _assert, create_classifier, get_norm_act_layer
@@ -21,14 +21,7 @@ from timm.models.densenet import DenseNet, DenseTransition
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins._checks import (
-    check_bool,
-    check_finite,
-    check_int,
-    check_layers,
-    check_one_of,
-    check_rate,
-)
+from optinspired_plugins._checks import check_bool, check_finite, check_int, check_layers, check_one_of, check_rate
 from optinspired_plugins.memory.eager import is_eager
 
 from ._cfgs import cifar_cfg, imagenet_cfg
@@ -36,7 +29,7 @@ from ._conversions import KeepsActivations
 from ._features import Intermediates, build_with_features
 from ._host import register_model
 from .inference.folding import fold_into
-from .stages.checkpoint_rules import mismatch_hint, warn_without_rule
+from .stages.checkpoint_rules import LearnedRule, warn_without_rule
 from .stages.nesterov import NesterovBlock, PooledTransition, SourceLayer, Transition
 from .stages.stem import pool_first, recompute_chain
 from .stages.unmodified import is_unmodified
@@ -44,7 +37,7 @@ from .stages.unmodified import is_unmodified
 __all__ = ["AGDNet", "CifarAGDNet"]
 
 
-class AGDNet(Intermediates, KeepsActivations, DenseNet):
+class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
     """AGDNet on timm's DenseNet: the same layers and names, blocks propagated by (21) (§7.2).
 
     Args:
@@ -61,6 +54,8 @@ class AGDNet(Intermediates, KeepsActivations, DenseNet):
         ValueError: an argument is out of range; nothing was allocated.
         TypeError: an argument is unknown.
     """
+
+    coefficients, learn_option, conversion = ("alpha",), "learn_alpha", "to_nesterov"
 
     def __init__(
         self,
@@ -98,19 +93,6 @@ class AGDNet(Intermediates, KeepsActivations, DenseNet):
         # The stem rounds sizes up, the transitions round them down; at least one pixel must reach the last block.
         halvings = 2 ** (len(names) - 1)
         self.min_size = halvings if self.feature_info[0]["reduction"] == 1 else 4 * (halvings - 1) + 1
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, timm's too, as ``torch.nn.Module`` does.
-
-        Raises:
-            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
-        """
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            own = self.state_dict()
-            hint = mismatch_hint(own, state_dict, ("alpha",), "learn_alpha", "to_nesterov") if strict else ""
-            raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
     def init_weights(self) -> None:

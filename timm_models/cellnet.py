@@ -20,11 +20,7 @@ from timm.layers import create_classifier
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
-from optinspired_plugins._checks import (
-    check_bool,
-    check_int,
-    check_rate,
-)
+from optinspired_plugins._checks import check_bool, check_int, check_rate
 from optinspired_plugins.cells.genotype import Genotype, load_genotype
 from optinspired_plugins.cells.network import make_stem, plan_cells
 from optinspired_plugins.memory.recompute import recompute

@@ -7,7 +7,7 @@ A network of this shape is a stem, stages over transforms T that know no algorit
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
 
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
@@ -15,19 +15,12 @@ from timm.models.resnet import ResNet, drop_blocks
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins._checks import (
-    check_bool,
-    check_finite,
-    check_int,
-    check_layers,
-    check_one_of,
-    check_rate,
-)
+from optinspired_plugins._checks import check_bool, check_finite, check_int, check_layers, check_one_of, check_rate
 
 from ._features import Intermediates
 from .inference.folding import fold_into
 from .inference.stream_free import StreamFreeStage
-from .stages.checkpoint_rules import mismatch_hint, warn_without_rule
+from .stages.checkpoint_rules import LearnedRule, warn_without_rule
 from .stages.stem import pool_first, recompute_chain
 from .stages.transforms import BasicTransform, BottleneckTransform, PadShortcut
 from .stages.unmodified import is_unmodified
@@ -39,7 +32,7 @@ __all__ = ["CifarStagedResNet", "StagedResNet"]
 COEFFICIENTS = re.compile(r"layer\d+\.(?:beta\d|algorithm\..*)")
 
 
-class StagedResNet(Intermediates, ResNet):
+class StagedResNet(Intermediates, LearnedRule, ResNet):
     """timm's ResNet, with stages that can be replaced.
 
     Args:
@@ -59,6 +52,8 @@ class StagedResNet(Intermediates, ResNet):
         ValueError: an argument is out of range; nothing was allocated.
         TypeError: an argument is unknown.
     """
+
+    coefficients, learn_option, conversion = ("beta1", "beta2"), "learn_beta", "to_heavy_ball"
 
     def __init__(
         self,
@@ -152,19 +147,6 @@ class StagedResNet(Intermediates, ResNet):
                 stage.training, stage.grad_checkpointing = blocks.training, checkpointing
                 setattr(self, name, stage)
         warn_without_rule(self.stages(), type(self).__name__, "timm's ResNet")
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights, timm's too, as ``torch.nn.Module`` does.
-
-        Raises:
-            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
-        """
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            own = self.state_dict()
-            hint = mismatch_hint(own, state_dict, ("beta1", "beta2"), "learn_beta", "to_heavy_ball") if strict else ""
-            raise RuntimeError(f"{error}{hint}") from error
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = False, init_last: float = 1.0) -> None:

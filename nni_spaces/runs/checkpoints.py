@@ -39,10 +39,7 @@ SEAL_BYTES = 71
 def seal(archive: bytes) -> bytes:
     """Return a zip archive with its SHA-256 as its comment.
 
-    Archive and digest are one file, so that a killed process cannot write only one of them.
-
-    Raises:
-        ValueError: the bytes are no zip archive.
+    Archive and digest are one file, so that a killed process cannot write only one of them. ValueError for other bytes.
     """
     body = archive[: archive.rindex(END_OF_ARCHIVE) + 20]
     comment = b"sha256:" + hashlib.sha256(body).hexdigest().encode()

@@ -260,8 +260,7 @@ def _read_image(path: str) -> np.ndarray:
 def _pixels(image: Any) -> np.ndarray:
     """Return PIL's image as (height, width, channels), with one channel if it is grey.
 
-    Raises:
-        ValueError: the mode has no range that could be scaled to 0 … 255, or pixels are transparent.
+    ValueError if the mode has no range that could be scaled to 0 … 255, or pixels are transparent.
     """
     # PNG and PPM have at most 16 bits, also where PIL's mode has 32.
     if image.mode in GREY_16 or (image.mode == "I" and image.format in ("PNG", "PPM")):

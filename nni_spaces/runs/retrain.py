@@ -203,11 +203,7 @@ def _entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
 
 
 def _write_weights(run: RunCallback, is_new: bool) -> None:
-    """Write the trained network for timm, or compare the file of a finished training with the checkpoint.
-
-    Raises:
-        ValueError: the file holds another network.
-    """
+    """Write the trained network for timm; ValueError if a finished training has another file."""
     # From the checkpoint: a run that was killed after its last epoch has the weights only there.
     state, weights = read_checkpoint(run.checkpoint)["state_dict"], run.folder / WEIGHTS
     content = save({k.removeprefix("model."): v.contiguous() for k, v in state.items() if "aux_head" not in k})

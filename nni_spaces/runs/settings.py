@@ -24,6 +24,7 @@ __all__ = ["RetrainSettings", "SearchSettings"]
 STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
 DATA = "digits, cifar10, an .npz file or a folder of images."
+LIMIT = "Use this many images of each part: the first, or the first of each class."
 PADDING = "Pixels that a random crop shifts by; 0 for no augmentation."
 SEED = "Seed of weights, order and augmentation."
 
@@ -65,7 +66,7 @@ class SearchSettings:
         choices=("darts", "darts-second-order", "gumbel", "pc-darts", "p-darts"),
     )
     data: str = _option("cifar10", DATA)
-    limit: int | None = _option(None, "Use this many images of each part: the first, or the first of each class.")
+    limit: int | None = _option(None, LIMIT)
     epochs: int = _option(50, "Epochs (§9.3); for p-darts in each of its stages.")
     batch_size: int = _option(64, "Batch size, of both halves (§9.3).")
     channels: int = _option(16, "Channels of the first cells (§9.3).")
@@ -118,7 +119,7 @@ class RetrainSettings:
 
     genotype: dict[str, Any] = field(default_factory=dict)
     data: str = _option("cifar10", DATA)
-    limit: int | None = _option(None, "Use this many images of each part: the first, or the first of each class.")
+    limit: int | None = _option(None, LIMIT)
     model: str = _option("cellnet_cifar", "timm's name of the network.", choices=("cellnet_cifar", "cellnet_imagenet"))
     epochs: int = _option(600, "Epochs (§9.3).")
     batch_size: int = _option(96, "Batch size (§9.3).")

@@ -108,11 +108,7 @@ class NodeSum:
         self._bypasses: list[tuple[NodeInput, Tensor | None]] = []
 
     def add_edge(
-        self,
-        weights: Tensor,
-        operations: Mapping[str, nn.Module],
-        source: NodeInput,
-        edge_weight: Tensor | None = None,
+        self, weights: Tensor, operations: Mapping[str, nn.Module], source: NodeInput, edge_weight: Tensor | None = None
     ) -> None:
         """Add an edge.
 

@@ -281,11 +281,7 @@ class DARTSSpace(CellSpace):
         return slot._replace(choice="edge", position=source)
 
     def has_our_supernet(self, strategy: Any) -> bool:
-        """Return True if our supernet is built for a strategy.
-
-        Raises:
-            ValueError: the strategy does not support the options of this space.
-        """
+        """Return True if our supernet is built for a strategy, as in :class:`CellSpace`."""
         has_supernet = super().has_our_supernet(strategy)
         if self.options.allowed and not has_supernet:
             raise ValueError(f"allowed with strategy={type(strategy).__name__}{self.advice}")

@@ -126,15 +126,8 @@ class EdgeNormalizedCell(MixedCell):
 
     _arch_parameter_names = ["_arch_alpha", "_arch_beta"]
 
-    def __init__(
-        self,
-        cell: Cell,
-        memo: dict[str, Any],
-        kwargs: dict[str, Any],
-        initialization: Any,
-        options: EdgeOptions = EdgeOptions(),
-    ) -> None:
-        super().__init__(cell, memo, kwargs, initialization, options)
+    def __init__(self, cell: Cell, memo: dict[str, Any], *args: Any) -> None:
+        super().__init__(cell, memo, *args)
         self._arch_beta = nn.ParameterDict()
         for t in range(2, 2 + self.num_nodes):
             key = f"{self.label}/{t}"

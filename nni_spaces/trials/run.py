@@ -229,11 +229,7 @@ class _Engine(SequentialExecutionEngine):
 
 
 def _execute(model: Any, results: _Results) -> None:
-    """Train and test a network; its reports go to ``results``.
-
-    Raises:
-        RuntimeError: the evaluator reported no result.
-    """
+    """Train and test a network; its reports go to ``results``; RuntimeError if there are none."""
     before = get_default_trial_command_channel()
     set_default_trial_command_channel(results)
     try:
@@ -281,8 +277,10 @@ def run_trials(
     check_int("seed", seed, 0)
     _check_fit(space, strategy, evaluator)
     folder = Path(out)
-    settings = dict(space=type(space).__name__, strategy=type(strategy).__name__, evaluator=_name(evaluator), seed=seed)
-    settings |= space.describe() | (evaluator.source if isinstance(evaluator, TrialEvaluator) else {})
+    is_ours = isinstance(evaluator, TrialEvaluator)
+    name = repr(evaluator) if is_ours else type(evaluator).__name__
+    settings = dict(space=type(space).__name__, strategy=type(strategy).__name__, evaluator=name, seed=seed)
+    settings |= space.describe() | (evaluator.source if is_ours else {})
     with lock_folder(folder):
         done = _trials_to_continue(folder, settings, trials)
 
@@ -310,10 +308,6 @@ def _trials_to_continue(folder: Path, settings: dict[str, Any], trials: int) -> 
         return []
     check_same_settings(folder, "trials", stored, settings)
     return done
-
-
-def _name(evaluator: Any) -> str:
-    return repr(evaluator) if isinstance(evaluator, TrialEvaluator) else type(evaluator).__name__
 
 
 def _check_fit(space: CellSpace, strategy: Any, evaluator: Any) -> None:

@@ -15,14 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from optinspired_plugins.cells.operations import FactorizedReduce
 from optinspired_plugins.memory.batch_norm import FixedNorm
 
-__all__ = [
-    "ChannelClamp",
-    "fold",
-    "fold_all",
-    "fold_before",
-    "fold_into",
-    "fold_shortcut",
-]
+__all__ = ["ChannelClamp", "fold", "fold_all", "fold_before", "fold_into", "fold_shortcut"]
 
 
 def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Optional[nn.Conv2d]:

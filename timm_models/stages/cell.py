@@ -27,12 +27,7 @@ class Cell(nn.Module):
         drop_path_rate: rate at which an operation other than ± identity is dropped.
     """
 
-    def __init__(
-        self,
-        genotype: CellGenotype,
-        plan: CellPlan,
-        drop_path_rate: float = 0.0,
-    ) -> None:
+    def __init__(self, genotype: CellGenotype, plan: CellPlan, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.preprocess0, self.preprocess1 = make_preprocessors(plan)
         edges = [edge for node in genotype for edge in node]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .network_algorithms import agree, algorithm_names
 
-__all__ = ["RuleBuffer", "StageRule", "is_rule", "mismatch_hint", "stride_in_1x1", "warn_without_rule"]
+__all__ = ["LearnedRule", "RuleBuffer", "StageRule", "is_rule", "stride_in_1x1", "warn_without_rule"]
 
 WITHOUT_STRIDE = 0.5  # in the place of stride_in_1x1
 
@@ -145,12 +145,11 @@ class _RuleError(str):
     def with_other(self, other: "_RuleError") -> "_RuleError":
         """Return one error for two stages, by the longer one's rule."""
         short, long = sorted((other, self), key=lambda error: error.parts[2])
-        merged = [{**a, **b, **_flags(a, b)} for a, b in zip(short.parts[:2], long.parts[:2])]
+        merged = []
+        for a, b in zip(short.parts[:2], long.parts[:2]):
+            flags = {name: True for rule in (a, b) for name, value in rule.items() if value is True}
+            merged.append({**a, **b, **flags})
         return _RuleError(merged[0], merged[1], *long.parts[2:])
-
-
-def _flags(one: Mapping[str, Any], other: Mapping[str, Any]) -> Dict[str, bool]:
-    return {name: True for rule in (one, other) for name, value in rule.items() if value is True}
 
 
 class StageRule(RuleBuffer):
@@ -189,25 +188,36 @@ class StageRule(RuleBuffer):
         return dict(algorithm=names or ("one without a name",))
 
 
-def mismatch_hint(
-    own: Iterable[str], checkpoint: Iterable[str], names: Sequence[str], option: str, conversion: str
-) -> str:
-    """Return advice if a checkpoint has other learned coefficients, else "".
+class LearnedRule:
+    """A network whose rule can be learned: an error on loading names the arguments that fit the weights."""
 
-    Args:
-        own: keys of the network.
-        checkpoint: keys of the checkpoint.
-        names: the last parts of the keys of these coefficients.
-        option: the argument that makes a network learn them.
-        conversion: the function that makes a network learn them.
-    """
-    ours, theirs = ({key for key in keys if key.rpartition(".")[2] in names} for keys in (own, checkpoint))
-    if ours - theirs:
-        return (
-            f"\n\tThe checkpoint has no {min(ours - theirs)}: load it with {option}=False, "
-            f"then timm_models.{conversion}(model, {option}=True) learns from there; it takes timm's network, too."
-        )
-    return f"\n\t{min(theirs - ours)} is of a network with {option}=True: pass it." if theirs - ours else ""
+    coefficients: Tuple[str, ...]  # the last parts of the keys of learned coefficients
+    learn_option: str  # the argument that makes a network learn them
+    conversion: str  # the function that makes a network learn them
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, timm's too, as ``torch.nn.Module`` does.
+
+        Raises:
+            RuntimeError: keys, shapes or the rule of the weights do not fit; the message names the arguments that do.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}{self._mismatch_hint(state_dict) if strict else ''}") from error
+
+    def _mismatch_hint(self: Any, state_dict: Iterable[str]) -> str:
+        """Return advice if a checkpoint has other learned coefficients, else ""."""
+        all_keys = (self.state_dict(), state_dict)
+        ours, theirs = ({key for key in keys if key.rpartition(".")[2] in self.coefficients} for keys in all_keys)
+        option = self.learn_option
+        if ours - theirs:
+            return (
+                f"\n\tThe checkpoint has no {min(ours - theirs)}: load it with {option}=False, "
+                f"then timm_models.{self.conversion}(model, {option}=True) learns from there; it takes timm's network, "
+                "too."
+            )
+        return f"\n\t{min(theirs - ours)} is of a network with {option}=True: pass it." if theirs - ours else ""
 
 
 def warn_without_rule(stages: Sequence[Any], ours: str, theirs: str) -> None:

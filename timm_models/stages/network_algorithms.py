@@ -15,11 +15,7 @@ from optinspired_plugins.propagation.unrolled import TwoPath
 __all__ = ["NETWORK_ALGORITHMS", "agree", "algorithm_names", "program_coefficients"]
 
 # The names of section 3, with the β of §7.1 for the heavy ball, and the last row of Table 3.
-NETWORK_ALGORITHMS: dict[str, Callable[[], Any]] = {
-    **ALGORITHMS,
-    "hb": partial(HeavyBall, beta=1.0),
-    "dmrnet": TwoPath,
-}
+NETWORK_ALGORITHMS: dict[str, Callable[[], Any]] = {**ALGORITHMS, "hb": partial(HeavyBall, beta=1.0), "dmrnet": TwoPath}
 
 # Half precision rounds a coefficient by up to 0.4 %.
 RELATIVE, ABSOLUTE = 0.01, 1e-4

@@ -17,11 +17,46 @@ from .unmodified import is_unmodified
 __all__ = ["BasicTransform", "BottleneckTransform", "PadShortcut"]
 
 
-class BasicTransform(BasicBlock):
+class ResidualTransform:
+    """The end of a layer T: its last normalisation, and ResNet's activation after the addition.
+
+    Both have the number of the last convolution: ``bn2`` and ``act2``, for example.
+    """
+
+    convolutions: int
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self: Any) -> Any:
+        """Fold the normalisations into the convolutions, for evaluation."""
+        for i in range(1, self.convolutions + 1):
+            fold_into(self, f"conv{i}", f"bn{i}")
+        fold_shortcut(self)
+        return self
+
+    @torch.jit.ignore
+    def is_activated(self) -> bool:
+        """Return True unless ``activate`` is the identity."""
+        return not is_unmodified(getattr(self, f"act{self.convolutions}"), nn.Identity)
+
+    @torch.jit.ignore
+    def drop_activation(self) -> None:
+        """Remove the activation after the addition."""
+        setattr(self, f"act{self.convolutions}", nn.Identity())
+
+    @torch.jit.ignore
+    def last_norm(self) -> nn.Module:
+        """Return the last normalisation: its weight is the size of T."""
+        return getattr(self, f"bn{self.convolutions}")
+
+
+class BasicTransform(ResidualTransform, BasicBlock):
     """T of HBNet, two 3×3 convolutions: timm's ``BasicBlock`` up to its addition.
 
     The stage does the addition, and calls ``downsample`` and ``act2``.
     """
+
+    convolutions = 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Return T(x), shape (batch, planes, height / stride, width / stride)."""
@@ -38,15 +73,6 @@ class BasicTransform(BasicBlock):
         return x
 
     @torch.jit.ignore
-    @torch.no_grad()
-    def fuse(self) -> BasicTransform:
-        """Fold the normalisations into the convolutions, for evaluation."""
-        fold_into(self, "conv1", "bn1")
-        fold_into(self, "conv2", "bn2")
-        fold_shortcut(self)
-        return self
-
-    @torch.jit.ignore
     def split(self) -> SplitTransform:
         """Return T in parts that store their input."""
         return SplitTransform(self, self.conv1, [self.finish])
@@ -55,23 +81,8 @@ class BasicTransform(BasicBlock):
         """Apply ResNet's activation after the addition, if there is one."""
         return self.act2(x)
 
-    @torch.jit.ignore
-    def is_activated(self) -> bool:
-        """Return True unless :meth:`activate` is the identity."""
-        return not is_unmodified(self.act2, nn.Identity)
 
-    @torch.jit.ignore
-    def drop_activation(self) -> None:
-        """Remove the activation after the addition."""
-        self.act2 = nn.Identity()
-
-    @torch.jit.ignore
-    def last_norm(self) -> nn.Module:
-        """Return the last normalisation: its weight is the size of T."""
-        return self.bn2
-
-
-class BottleneckTransform(Bottleneck):
+class BottleneckTransform(ResidualTransform, Bottleneck):
     """T of HBNet, 1×1, 3×3 and 1×1 convolutions: timm's ``Bottleneck`` up to its addition.
 
     Args:
@@ -80,6 +91,7 @@ class BottleneckTransform(Bottleneck):
         **kwargs: timm's ``Bottleneck`` keyword arguments.
     """
 
+    convolutions = 3
     stride_in_1x1 = False  # True if there is a stride and it is there; the default serves blocks of timm
 
     def __init__(
@@ -110,15 +122,6 @@ class BottleneckTransform(Bottleneck):
         return x
 
     @torch.jit.ignore
-    @torch.no_grad()
-    def fuse(self) -> BottleneckTransform:
-        """Fold the normalisations into the convolutions, for evaluation."""
-        for i in (1, 2, 3):
-            fold_into(self, f"conv{i}", f"bn{i}")
-        fold_shortcut(self)
-        return self
-
-    @torch.jit.ignore
     def split(self) -> SplitTransform:
         """Return T in parts that store their narrow input."""
         return SplitTransform(self, self.conv1, [self.middle, self.finish])
@@ -126,21 +129,6 @@ class BottleneckTransform(Bottleneck):
     def activate(self, x: Tensor) -> Tensor:
         """Apply ResNet's activation after the addition, if there is one."""
         return self.act3(x)
-
-    @torch.jit.ignore
-    def is_activated(self) -> bool:
-        """Return True unless :meth:`activate` is the identity."""
-        return not is_unmodified(self.act3, nn.Identity)
-
-    @torch.jit.ignore
-    def drop_activation(self) -> None:
-        """Remove the activation after the addition."""
-        self.act3 = nn.Identity()
-
-    @torch.jit.ignore
-    def last_norm(self) -> nn.Module:
-        """Return the last normalisation: its weight is the size of T."""
-        return self.bn3
 
 
 class PadShortcut(nn.Module):
