@@ -74,11 +74,7 @@ class _HostFinder:
 
 
 def _find_in_folder(path: str) -> Any:
-    """Return the finder of the other path hooks for a folder ``timm``, made to detect ``timm.models``.
-
-    Raises:
-        ImportError: the folder has another name, or no finder.
-    """
+    """Return the finder of the other path hooks for a folder ``timm``, made to detect ``timm.models``."""
     if os.path.basename(path) != _PARENT:
         raise ImportError(f"path={path!r}: must be a folder called {_PARENT}")
     for hook in sys.path_hooks:

@@ -85,11 +85,6 @@ def printable(value: object) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for the writer of a pipe, if the system has a flag for it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def read_file(path: Path, limit: int | None = LIMIT_BYTES) -> bytes:
     """Return the content of a regular file.
 
@@ -101,7 +96,8 @@ def read_file(path: Path, limit: int | None = LIMIT_BYTES) -> bytes:
         OSError: it cannot be read.
         ValueError: it is larger, or not a regular file.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
+    at_once = getattr(os, "O_NONBLOCK", 0)  # without waiting for the writer of a pipe
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{printable(path)}: must be a regular file")
         content = file.read() if limit is None else file.read(limit + 1)

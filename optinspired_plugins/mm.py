@@ -249,10 +249,6 @@ class HBNet(Backbone):
         depth: 18, 34, 50, 101 or 152; 20, 32, 44, 56 or 110 for images of CIFAR's size.
         **kwargs: as for :class:`Backbone`, and timm's for ``hbnet50``: ``beta1``, ``beta2``, ``learn_beta``,
             ``post_act``, ``memory="reversible"``, ``stride_in_1x1``, ``output_stride``, ….
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an argument is out of range; nothing was allocated.
     """
 
     def __init__(self, depth: int = 50, **kwargs: Any) -> None:
@@ -267,10 +263,6 @@ class AGDNet(Backbone):
     Args:
         depth: 121, 161, 169 or 201; 40 or 52, with k = 12, for images of CIFAR's size.
         **kwargs: as for :class:`Backbone`, and timm's for ``agdnet121``: ``beta``, ``learn_alpha``, ….
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an argument is out of range; nothing was allocated.
     """
 
     def __init__(self, depth: int = 121, **kwargs: Any) -> None:
@@ -285,10 +277,6 @@ class OptNet(Backbone):
     Args:
         depth: 18, 34, 50 or 101; 20, 56 or 110 for images of CIFAR's size.
         **kwargs: as for :class:`Backbone`, and timm's for ``optnet50``: ``algorithm``, ``output_stride``, ….
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an argument is out of range; nothing was allocated.
     """
 
     def __init__(self, depth: int = 50, **kwargs: Any) -> None:
@@ -304,10 +292,6 @@ class CellNet(Backbone):
         genotype: a genotype, the name of a published one, or a JSON file.
         stem: ``"imagenet"``, or ``"cifar"`` for images of that size.
         **kwargs: as for :class:`Backbone`, and timm's for ``cellnet_imagenet``: ``cells``, ``channels``, ….
-
-    Raises:
-        TypeError: an option is unknown.
-        ValueError: an argument is out of range; nothing was allocated.
     """
 
     def __init__(self, genotype: Any = "darts_v2", stem: str = "imagenet", **kwargs: Any) -> None:

@@ -240,11 +240,7 @@ def read_runs(path: Path, recipe: Recipe | None = None) -> list[Run]:
 
 
 def _parse_run(row: Mapping[str, str]) -> tuple[Run, Recipe]:
-    """Return the run and the recipe of a row.
-
-    Raises:
-        ValueError: a field is invalid.
-    """
+    """Return the run and the recipe of a row; ValueError if a field is invalid."""
 
     def number(name: str, kind: type[Any]) -> Any:
         try:

@@ -310,22 +310,14 @@ def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Te
 
 
 def check_same_shape(z: Tensor, value: Tensor, name: str) -> Tensor:
-    """Return ``value``, checked to have the shape of z.
-
-    Raises:
-        ValueError: the shapes differ; the message names the function and both shapes.
-    """
+    """Return ``value``; ValueError unless it has the shape of z."""
     if value.shape != z.shape:
         raise ValueError(f"{name} maps shape {tuple(z.shape)} to {tuple(value.shape)}: must keep the shape")
     return value
 
 
 def check_coefficient(name: str, value: float | Tensor) -> float | Tensor:
-    """Return ``value``, checked to be finite.
-
-    Raises:
-        ValueError: it is not a finite number or tensor.
-    """
+    """Return ``value``; ValueError unless it is a finite number or tensor."""
     finite = value.isfinite().all() if isinstance(value, Tensor) and not value.is_meta else isinstance(value, Tensor)
     if not (finite or (isinstance(value, (int, float)) and math.isfinite(value))):
         raise ValueError(f"{name}={value!r}: must be finite")

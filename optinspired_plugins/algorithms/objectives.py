@@ -58,14 +58,6 @@ class Activation(NamedTuple):
     psi: Callable[[Tensor], Tensor]
 
 
-def _softsign_psi(u: Tensor) -> Tensor:
-    return u.abs() - torch.log1p(u.abs())
-
-
-def _swish_psi(u: Tensor) -> Tensor:
-    return u**2 / 2 + u * softplus(-u) - dilogarithm_of_minus_exp(-u)
-
-
 def leaky_relu(slope: float = 0.01) -> Activation:
     """Return leaky ReLU, slope α for u ≤ 0: Ψ = u² / 2 or α u² / 2."""
     return Activation(lambda u: F.leaky_relu(u, slope), lambda u: torch.where(u > 0, u**2, slope * u**2) / 2)
@@ -83,11 +75,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": Activation(torch.sigmoid, softplus),  # u + log(e^{−u} + 1)
     "tanh": Activation(torch.tanh, lambda u: u + softplus(-2 * u)),
     "softplus": Activation(softplus, lambda u: -dilogarithm_of_minus_exp(u)),  # C = 0
-    "softsign": Activation(F.softsign, _softsign_psi),
+    "softsign": Activation(F.softsign, lambda u: u.abs() - torch.log1p(u.abs())),
     "relu": Activation(torch.relu, lambda u: torch.relu(u) ** 2 / 2),
     "leaky_relu": leaky_relu(),
     "elu": elu(),
-    "swish": Activation(F.silu, _swish_psi),
+    "swish": Activation(F.silu, lambda u: u**2 / 2 + u * softplus(-u) - dilogarithm_of_minus_exp(-u)),
 }
 
 

@@ -136,7 +136,6 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     NEGATIVE_IDENTITY: lambda channels, stride, affine: NegativeIdentity(_identity(channels, stride, affine)),
 }
 
-
 TABLE_6 = tuple(OPERATIONS)
 DARTS_OPERATIONS = TABLE_6[:-1]
 POOLINGS = ("max_pool_3x3", "avg_pool_3x3")

@@ -18,7 +18,6 @@ __all__ = ["draw_condition_numbers", "draw_convergence", "draw_simulation"]
 
 STYLES = {"gd": (BLUE, "-"), "hb": (RED, "--"), "agd": (GREEN, "-"), "agd2": (PURPLE, "--"), "admm": (ORANGE, "-")}
 
-
 NAMES = {"gd": "GD", "hb": "HB", "agd": "AGD", "agd2": "AGD2", "admm": "ADMM"}
 
 

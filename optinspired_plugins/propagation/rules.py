@@ -26,9 +26,7 @@ __all__ = [
 
 Transform = Callable[[Tensor], Tensor]
 
-
 SourceTransform = Callable[[int, Tensor], Tensor]
-
 
 Coefficient = float | Tensor
 

@@ -85,7 +85,12 @@ def page_data(
         "beta": [_rounded(epoch.beta[edge] for edge in edges) for epoch in epochs if epoch.beta],
         "chosen": [[_chosen(genotype, edge) for edge in edges] for genotype in genotypes],
         "drawings": [[drawings[cell, getattr(genotype, cell)] for cell in CELLS] for genotype in genotypes],
-        "counts": {cell: [_counts(getattr(genotype, cell)) for genotype in genotypes] for cell in CELLS},
+        "counts": {
+            cell: [
+                Counter(edge.operation for node in getattr(genotype, cell) for edge in node) for genotype in genotypes
+            ]
+            for cell in CELLS
+        },
         "curves": {
             "search": _curves(run.history),
             "retrain": _curves(run.retraining.history if run.retraining else []),
@@ -113,10 +118,6 @@ def _chosen(genotype: Genotype, edge: EdgeKey) -> list[str]:
     if genotype.rule == "hb":
         return [node[edge.slot].operation]
     return [operation for operation, source in node if source == edge.source]
-
-
-def _counts(cell: CellGenotype) -> dict[str, int]:
-    return dict(Counter(edge.operation for node in cell for edge in node))
 
 
 def _curves(history: Sequence[Epoch]) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from .. import __version__
 from .._files import write_atomically
 from ..cells.genotype import SKIPS
 from ..next_steps import retrain_command
@@ -31,7 +29,7 @@ from .parts import (
     usage,
     verdict,
 )
-from .retraining import measured, render_retraining, retrained_metric, unfinished
+from .retraining import PAGE, facts, measured, render_retraining, retrained_metric, unfinished
 from .runs import Retraining, SearchEpoch, SearchRun
 from .texts import text
 
@@ -247,15 +245,6 @@ def _command(run: SearchRun) -> str:
 
 
 def _provenance(run: SearchRun) -> str:
-    retraining = run.retraining
-    settings = retraining.settings if retraining else {}
-    contents: dict[str, Mapping[str, Any]] = {
-        "Settings": run.settings,
-        "Versions": {**run.about.get("versions", {}), "optinspired-plugins of this page": __version__},
-        "Images": run.about.get("data", {}),
-        "Settings of the retraining": {name: value for name, value in settings.items() if name != "genotype"},
-        "Versions of the retraining": retraining.about.get("versions", {}) if retraining else {},
-        "Images of the retraining": retraining.about.get("data", {}) if retraining else {},
-        "SHA-256 of the files": run.hashes,
-    }
-    return tables(contents)
+    retraining = facts(run.retraining) if run.retraining else {}
+    of_retraining = {f"{title} of the retraining": rows for title, rows in retraining.items()}
+    return tables({**facts(run, PAGE), **of_retraining, "SHA-256 of the files": run.hashes})

@@ -8,22 +8,14 @@ from typing import Any
 from .. import __version__
 from . import texts
 from .data import retraining_data
-from .parts import (
-    CURVES,
-    cells,
-    diverged,
-    document,
-    drawings_of,
-    percent,
-    seconds,
-    tables,
-    usage,
-    verdict,
-)
-from .runs import Retraining
+from .parts import CURVES, cells, diverged, document, drawings_of, percent, seconds, tables, usage, verdict
+from .runs import Retraining, SearchRun
 from .texts import text
 
-__all__ = ["measured", "render_retraining", "retrained_metric", "unfinished"]
+__all__ = ["PAGE", "facts", "measured", "render_retraining", "retrained_metric", "unfinished"]
+
+# The version that writes the page.
+PAGE = {"optinspired-plugins of this page": __version__}
 
 
 def render_retraining(run: Retraining) -> str:
@@ -44,7 +36,7 @@ def render_retraining(run: Retraining) -> str:
         usage(run),
         cells(drawings_of([run.genotype]), run.genotype),
         CURVES if run.history else "",
-        tables(provenance(run)),
+        tables({**facts(run, PAGE), "SHA-256 of the files": run.hashes}),
     ]
     name = "/".join(run.folder.resolve().parts[-2:])  # most are called retrain
     return document("Retraining report", name, body, retraining_data(run))
@@ -69,11 +61,10 @@ def unfinished(run: Retraining) -> list[str]:
     return [] if done == planned else [texts.unfinished(done, planned or "?", "retraining")]
 
 
-def provenance(run: Retraining) -> Mapping[str, Mapping[str, Any]]:
-    """Return the tables of settings, versions, images and hashes."""
+def facts(run: Retraining | SearchRun, versions: Mapping[str, str] = {}) -> dict[str, Mapping[str, Any]]:
+    """Return the tables of settings, images and versions, which ``versions`` extends."""
     return {
         "Settings": {name: value for name, value in run.settings.items() if name != "genotype"},
-        "Versions": {**run.about.get("versions", {}), "optinspired-plugins of this page": __version__},
+        "Versions": {**run.about.get("versions", {}), **versions},
         "Images": run.about.get("data", {}),
-        "SHA-256 of the files": run.hashes,
     }
