@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from extras import needs
 
 needs("nni", "sklearn")
@@ -21,11 +20,8 @@ SCRIPT = Path(__file__).with_name("distributed_search.py")
 
 
 def run(*command):
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = warm.run(command, cwd=Path.cwd(), env=env)  # Lightning starts the second process as it always does
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -171,17 +171,17 @@ def test_every_model_trains_and_is_reported(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_learning_works_and_is_drawn(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run_example("--out", str(out), "--epochs", "4", "--models", "resnet", "hbnet", cwd=tmp_path)
+    result = run_example("--out", str(out), "--epochs", "3", "--models", "resnet", "hbnet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows = read_rows(out / "results.csv")
     assert [(row["model"], int(row["epoch"])) for row in rows] == [
-        (model, epoch) for model in ("hbnet20_resnet", "hbnet20") for epoch in range(1, 5)
+        (model, epoch) for model in ("hbnet20_resnet", "hbnet20") for epoch in range(1, 4)
     ]
     for model in ("hbnet20_resnet", "hbnet20"):
         first, *_, last = [row for row in rows if row["model"] == model]
         assert float(last["val_accuracy"]) >= 90
         assert float(last["train_loss"]) < float(first["train_loss"]) / 5
-        assert f"{model:<18} epoch  4/4" in result.stdout  # a line an epoch where the output is no terminal
+        assert f"{model:<18} epoch  3/3" in result.stdout  # a line an epoch where the output is no terminal
 
     image = Image.open(out / "curves.png")
     image.load()

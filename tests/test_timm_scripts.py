@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "timm"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODELS = {
-    "hbnet20": ["learn_beta=True"],
+    "hbnet20": ["layers=(2,2,2)", "learn_beta=True"],
     "agdnet40_k12": ["block_config=(2,2,2)"],
 }
 CELLNET = ["genotype=genotype.json", "cells=3", "channels=4"]
-OPTIONS = {**MODELS, "optnet20": ["algorithm="], "cellnet_cifar": CELLNET}
+OPTIONS = {**MODELS, "optnet20": ["layers=(2,2,2)", "algorithm="], "cellnet_cifar": CELLNET}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository"),
