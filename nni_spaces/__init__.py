@@ -16,33 +16,23 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_EXPORTS = {
-    "AGDSpace": "spaces.space",
-    "DARTSSpace": "spaces.space",
-    "HBSpace": "spaces.space",
-    "HeavyBallCell": "spaces.heavy_ball_cell",
-    "EdgeNormalizedCell": "spaces.supernet",
-    "MixedCell": "spaces.supernet",
-    "MixedLayer": "spaces.edges",
-    "HeavyBallInit": "spaces.initialization",
-    "RandomInit": "spaces.initialization",
-    "ZeroInit": "spaces.initialization",
-    "derive": "spaces.derivation",
-    "limit_skips": "spaces.derivation",
-    "strongest_candidates": "spaces.derivation",
-    "DARTS": "strategies.differentiable",
-    "GumbelDARTS": "strategies.differentiable",
-    "TPE": "strategies.sampling",
-    "SearchSettings": "runs.settings",
-    "RetrainSettings": "runs.settings",
-    "search": "runs.search",
-    "retrain": "runs.retrain",
-    "Trial": "trials.run",
-    "read_trials": "trials.run",
-    "run_trials": "trials.run",
-    "TrialEvaluator": "trials.evaluator",
-    "quiet_hosts": "_nni",
+_NAMES = {
+    "spaces.space": "AGDSpace DARTSSpace HBSpace",
+    "spaces.heavy_ball_cell": "HeavyBallCell",
+    "spaces.supernet": "EdgeNormalizedCell MixedCell",
+    "spaces.edges": "MixedLayer",
+    "spaces.initialization": "HeavyBallInit RandomInit ZeroInit",
+    "spaces.derivation": "derive limit_skips strongest_candidates",
+    "strategies.differentiable": "DARTS GumbelDARTS",
+    "strategies.sampling": "TPE",
+    "runs.settings": "SearchSettings RetrainSettings",
+    "runs.search": "search",
+    "runs.retrain": "retrain",
+    "trials.run": "Trial read_trials run_trials",
+    "trials.evaluator": "TrialEvaluator",
+    "_nni": "quiet_hosts",
 }
+_EXPORTS = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [*_EXPORTS]
 
 

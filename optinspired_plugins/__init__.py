@@ -21,37 +21,18 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "ALGORITHMS": "algorithms.methods",
-    "GradientDescent": "algorithms.methods",
-    "HeavyBall": "algorithms.methods",
-    "LinearizedADMM": "algorithms.methods",
-    "Nesterov": "algorithms.methods",
-    "NesterovSummed": "algorithms.methods",
-    "load_algorithm": "algorithms.methods",
-    "minimize": "algorithms.methods",
-    "constant_momentum": "algorithms.coefficients",
-    "momentum": "algorithms.coefficients",
-    "nesterov_weights": "algorithms.coefficients",
-    "theta": "algorithms.coefficients",
-    "GENOTYPES": "cells.genotype",
-    "Genotype": "cells.genotype",
-    "load_genotype": "cells.genotype",
-    "ACTIVATIONS": "algorithms.objectives",
-    "Objective": "algorithms.objectives",
-    "OPERATIONS": "cells.operations",
-    "make_operation": "cells.operations",
-    "TwoPath": "propagation.unrolled",
-    "Unrolled": "propagation.unrolled",
-    "concatenated": "propagation.rules",
-    "extrapolated": "propagation.rules",
-    "heavy_ball": "propagation.rules",
-    "nesterov": "propagation.rules",
-    "nesterov_coefficients": "propagation.rules",
-    "two_path": "propagation.rules",
-    "weighted_sums": "propagation.rules",
-    "trace": "propagation.tracing",
+_NAMES = {
+    "algorithms.methods": "ALGORITHMS GradientDescent HeavyBall LinearizedADMM Nesterov "
+    "NesterovSummed load_algorithm minimize",
+    "algorithms.coefficients": "constant_momentum momentum nesterov_weights theta",
+    "cells.genotype": "GENOTYPES Genotype load_genotype",
+    "algorithms.objectives": "ACTIVATIONS Objective",
+    "cells.operations": "OPERATIONS make_operation",
+    "propagation.unrolled": "TwoPath Unrolled",
+    "propagation.rules": "concatenated extrapolated heavy_ball nesterov nesterov_coefficients two_path weighted_sums",
+    "propagation.tracing": "trace",
 }
+_EXPORTS = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ["__version__", *_EXPORTS]
 
 

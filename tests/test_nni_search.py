@@ -201,7 +201,7 @@ def test_wrong_settings_are_named(change, message):
     [
         (dict(data="nowhere"), "data='nowhere': must be 'digits', 'cifar10', an .npz file or a folder"),
         (dict(space="agd", initialization="heavy-ball"), "initialization=HeavyBallInit: needs HBSpace"),
-        (dict(batch_size=64), "batch_size=64: must be at most 48, half of the images"),
+        (dict(batch_size=64), "batch_size=64: must be at most 32, half of the images"),
         (dict(cells=2), "cells=2: must be an integer ≥ 3"),
     ],
 )
@@ -226,7 +226,7 @@ def start(settings, folder):
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        (dict(batch_size=64), "batch_size=64: must be at most 48"),
+        (dict(batch_size=64), "batch_size=64: must be at most 32"),
         (dict(strategy="darts-second-order", skip_dropout=0.1), "skip_dropout=0.1 with strategy=DARTS"),
     ],
 )

@@ -79,9 +79,6 @@ def search_progressively(
     Raises:
         ValueError: ``stages`` is empty or its first stage has ``keep``; ``max_skips`` is out of range; or as in a
             search.
-        RuntimeError: another process searches in the folder.
-        FloatingPointError: the loss was not finite.
-        OSError: a file cannot be written; earlier files are kept.
     """
     _check(stages, max_skips)
     folder = Path(out)
