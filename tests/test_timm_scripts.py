@@ -143,7 +143,7 @@ def test_a_users_algorithm_trains_and_is_validated(algorithm, digits_folder, tmp
 @pytest.mark.parametrize("name", ["hbnet50", "agdnet121"])
 def test_benchmark_runs(name, tmp_path):
     options = ["--model", name, "--bench", "both", "-b", 2, "--img-size", 64, "--device", DEVICE]
-    counts = ["--num-warm-iter", 1, "--num-bench-iter", 2]
+    counts = ["--num-warm-iter", 1, "--num-bench-iter", 5]
     output = run(
         "benchmark.py", *options, *counts, "--results-file", "results.json", folder=tmp_path, cold=name == "hbnet50"
     )
