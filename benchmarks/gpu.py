@@ -25,6 +25,7 @@ import argparse
 import csv
 import gc
 import platform
+import re
 import statistics
 import time
 import traceback
@@ -103,7 +104,7 @@ class Run:
         self.batch, self.side, self.rounds = (2, 32, 2) if args.tiny else (args.batch, 224, 12)
         self.name = torch.cuda.get_device_name() if self.on_cuda else platform.machine()
         self.errors, self.only = 0, args.only
-        self.jobs, self.seeds = args.jobs, args.seeds
+        self.jobs, self.seeds, self.networks = args.jobs, args.seeds, args.networks
         self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up)
         self.out.mkdir(parents=True, exist_ok=True)
 
@@ -128,8 +129,8 @@ class Run:
         print(f"{row['at']:>4s} s  {block}: {'  '.join(shown)}", flush=True)
 
     def chosen(self, form: Form) -> bool:
-        """True if ``--only`` names the form, as in ``hbnet50:checkpointing``."""
-        return self.only in f"{form.name}:{form.form}"
+        """True if ``--only`` matches the form, as in ``hbnet50:checkpointing``."""
+        return re.search(self.only, f"{form.name}:{form.form}") is not None
 
     def fail(self, block: str, error: Exception, quantity: str = "", **values: Any) -> None:
         """Record an error as a row, and the quantity that it cost if others were measured."""
@@ -394,7 +395,7 @@ def inference(run: Run, until: float) -> None:
     """Compare forward passes under autocast: networks as built, and with folded normalisations."""
     for name, peer in (("hbnet50", "resnet50"), ("agdnet121", "densenet121")):
         for form in ("default", "fused"):
-            if time.perf_counter() > until:
+            if time.perf_counter() > until or not run.chosen(Form(name, form)):
                 continue
             with run.guard("inference", model=name, form=form), torch.no_grad():
                 nets = [run.network(Form(name)).eval(), run.network(Form(peer)).eval()]
@@ -462,7 +463,8 @@ def cifar10(run: Run, until: float) -> None:
         return
     data = Data.of(load(run.data), run.device)
     write, fail = partial(run.write, "cifar10"), partial(run.fail, "cifar10")
-    Trainings(data, run.recipe, run.jobs, write, fail).run(settings(run.seeds), until)
+    chosen = [setting for setting in settings(run.seeds) if re.search(run.networks, setting.model)]
+    Trainings(data, run.recipe, run.jobs, write, fail).run(chosen, until)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -473,11 +475,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=8.5, help="time for all blocks")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--blocks", default=",".join(BLOCKS), help=f"of {', '.join(BLOCKS)}")
-    parser.add_argument("--only", default="", help="text in the forms to time, such as hbnet50:checkpointing")
+    parser.add_argument("--only", default="", help="pattern of the forms to time, such as hbnet50:checkpointing")
     parser.add_argument("--data", type=Path, help="CIFAR-10: an .npz file, or a folder that gpu_training.py packed")
     parser.add_argument("--epochs", type=int, default=10, help="of the trainings on CIFAR-10")
     parser.add_argument("--jobs", type=int, default=6, help="networks that are trained at the same time")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every training")
+    parser.add_argument("--networks", default="", help="pattern of the networks to train, such as HBNet-56")
     parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     return parser
