@@ -22,6 +22,7 @@ except ImportError as error:  # the base installation has torch and timm only
 
 from . import __version__, simulation
 from ._files import write_atomically
+from .algorithms.faster import FASTER
 from .algorithms.methods import ALGORITHMS, load_algorithm
 from .cells.genotype import load_genotype
 from .propagation.unrolled import TwoPath
@@ -35,7 +36,7 @@ app = typer.Typer(
 plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
-NAMED = {**ALGORITHMS, "dmrnet": TwoPath}
+NAMED = {**ALGORITHMS, "dmrnet": TwoPath, **FASTER}
 
 
 def integers(text: str) -> list[int]:
@@ -153,9 +154,7 @@ def _save(draw: Callable[[], Any], out: Path) -> None:
 
 @plot.command("algorithm")
 def plot_algorithm(
-    algorithm: Annotated[
-        str, typer.Argument(help="A name (gd, hb, agd, agd2, admm, dmrnet) or my_module:MyAlgorithm.")
-    ],
+    algorithm: Annotated[str, typer.Argument(help=f"A name ({', '.join(NAMED)}) or my_module:MyAlgorithm.")],
     steps: Annotated[int, typer.Option(help="Steps to draw.")] = 4,
     out: Annotated[Path, typer.Option(help="Image to write; the ending chooses the format.")] = Path("algorithm.png"),
 ) -> None:

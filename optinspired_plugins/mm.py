@@ -248,7 +248,7 @@ class HBNet(Backbone):
     Args:
         depth: 18, 34, 50, 101 or 152; 20, 32, 44, 56 or 110 for images of CIFAR's size.
         **kwargs: as for :class:`Backbone`, and timm's for ``hbnet50``: ``beta1``, ``beta2``, ``learn_beta``,
-            ``post_act``, ``memory="reversible"``, ``stride_in_1x1``, ``output_stride``, ….
+            ``post_act``, ``init_last``, ``memory="reversible"``, ``stride_in_1x1``, ``output_stride``, ….
     """
 
     def __init__(self, depth: int = 50, **kwargs: Any) -> None:

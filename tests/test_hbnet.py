@@ -50,7 +50,7 @@ def plain_forward(model):
 @pytest.mark.parametrize("name", marked(IMAGENET + CIFAR))
 def test_forward_and_gradients_are_those_of_rule_16(name, training):
     """With coefficients of every step drawn around (1, −1)."""
-    model = timm.create_model(name, learn_beta=True, dtype=torch.float64, num_classes=7)
+    model = timm.create_model(name, learn_beta=True, beta_lr_scale=1.0, dtype=torch.float64, num_classes=7)
     reference = twin(randomise(model).train(training))
     assert_same_function(model, reference, images(name), plain_forward(reference))
 
@@ -66,7 +66,7 @@ def test_constant_coefficients_too(name, kwargs, training):
 
 @pytest.mark.parametrize("layers", [(1, 1, 1), (1, 2, 3)], ids=str)
 def test_small_stages_too(layers):
-    model = timm.create_model("hbnet20", layers=layers, learn_beta=True, dtype=torch.float64)
+    model = timm.create_model("hbnet20", layers=layers, learn_beta=True, beta_lr_scale=1.0, dtype=torch.float64)
     reference = twin(randomise(model))
     with pytest.MonkeyPatch.context() as patch:
         # A stage of one block has no step of (16) and so no coefficients to learn.
@@ -252,7 +252,7 @@ def test_learned_coefficients_start_at_the_given_values_and_get_gradients():
 
 
 def test_checkpointing_gives_the_same_gradients():
-    model = randomise(timm.create_model("hbnet20", learn_beta=True, dtype=torch.float64)).eval()
+    model = randomise(timm.create_model("hbnet20", learn_beta=True, beta_lr_scale=1.0, dtype=torch.float64)).eval()
     reference = twin(model)
     model.set_grad_checkpointing()
     assert_same_function(model, reference, images("hbnet20"), tolerance=1e-12)

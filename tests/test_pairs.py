@@ -14,6 +14,8 @@ STAGED = {
     "drop block": dict(drop_block_rate=0.2),
     "zero_init_last": dict(zero_init_last=True),
     "init_last": dict(init_last=0.3),
+    "final_norm": dict(final_norm=True),
+    "init_last auto": dict(init_last="auto"),
     "features_only": dict(features_only=True),
     "checkpointing": {},
     "stride_in_1x1": dict(stride_in_1x1=False),
@@ -31,9 +33,11 @@ HEAVY_BALL = {
     "memory": dict(memory="reversible"),
     "learn_beta": dict(learn_beta=True),
     "post_act": dict(post_act=True),
+    "beta_lr_scale": dict(learn_beta=True, beta_lr_scale=1.0),
     "beta2=0": dict(beta2=0.0),
     "betas": dict(beta1=0.5, beta2=-0.7),
 }
+ALGORITHM = {"reading": dict(reading="residual")}
 DENSE = {
     "beta=0": dict(beta=0.0),
     "learn_alpha": dict(learn_alpha=False),
@@ -66,9 +70,9 @@ SMALL = {
     "hbnet50": (FOUR, STAGED | HEAVY_BALL),
     "hbnet20": (THREE, STAGED | HEAVY_BALL),
     "hbnet20_resnet": (THREE, STAGED | HEAVY_BALL),
-    "optnet18": (FOUR, STAGED),
-    "optnet50": (FOUR, STAGED),
-    "optnet20": (THREE, STAGED),
+    "optnet18": (FOUR, STAGED | ALGORITHM),
+    "optnet50": (FOUR, STAGED | ALGORITHM),
+    "optnet20": (THREE, STAGED | ALGORITHM),
     "agdnet121": (dict(block_config=(2, 1, 3, 2), growth_rate=8), DENSE),
     "agdnet40_k12": (dict(block_config=(2, 1, 3), growth_rate=4), DENSE),
     "cellnet_cifar": (dict(cells=3, channels=4), CELLS),
@@ -181,7 +185,7 @@ def test_every_option_and_every_pair(case):
 
 def test_no_option_is_refused_everywhere():
     """Which would make its pairs tests of nothing."""
-    for option in STAGED | HEAVY_BALL | DENSE | CELLS:
+    for option in STAGED | HEAVY_BALL | ALGORITHM | DENSE | CELLS:
         assert not all(refused(name, option) for name in CASES if option in SMALL[name.partition("-")[0]][1]), option
 
 

@@ -35,7 +35,8 @@ __all__ = [
 class Intermediates:
     """Base of a network: timm's methods for intermediate feature maps.
 
-    A network defines :meth:`feature_maps` and :meth:`cut`.
+    A network defines :meth:`feature_maps` and :meth:`cut`; with a final normalisation that is not part of the last map,
+    also :meth:`normalise` and :meth:`drop_norm`.
     """
 
     def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
@@ -45,6 +46,13 @@ class Intermediates:
     def cut(self, last: int) -> None:
         """Remove the layers after feature map ``last``."""
         raise NotImplementedError
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return the features from the last feature map."""
+        return x
+
+    def drop_norm(self) -> None:
+        """Remove what :meth:`normalise` does."""
 
     def forward_intermediates(
         self: Any,
@@ -62,7 +70,7 @@ class Intermediates:
         Args:
             x: images.
             indices: the last n if an int, all if None, else a list of positions, which may be negative.
-            norm: no effect: a final normalisation is part of the last intermediate.
+            norm: apply the final normalisation to the last intermediate, if it is not part of it.
             stop_early: stop at the last chosen intermediate, which is then returned as the features.
             output_fmt: ``"NCHW"``.
             intermediates_only: leave the features out.
@@ -74,8 +82,10 @@ class Intermediates:
         positions = check_feature_indices(indices, len(self.feature_info))
         features, intermediates = x, []
         for i, features in enumerate(self.feature_maps(x)):
+            is_last = i == len(self.feature_info) - 1
+            before, features = features, self.normalise(features) if is_last else features
             if i in positions:
-                intermediates.append(features)
+                intermediates.append(features if norm else before)
             if stop_early and i == max(positions):
                 break
         return intermediates if intermediates_only else (features, intermediates)
@@ -87,7 +97,8 @@ class Intermediates:
 
         Args:
             indices: as for :meth:`forward_intermediates`.
-            prune_norm: no effect: a final normalisation is part of the last intermediate.
+            prune_norm: remove the final normalisation, if it is not part of the last intermediate. It goes in any case
+                if a layer before it goes.
             prune_head: remove the classifier also where no other layer is removed.
 
         Raises:
@@ -99,6 +110,8 @@ class Intermediates:
         if is_cut:
             self.cut(last)
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if is_cut or prune_norm:
+            self.drop_norm()
         if prune_head or is_cut:
             self.reset_classifier(0, "")
         return positions
@@ -203,6 +216,7 @@ class HookFeatures(_StageCheckpointing, FeatureHookNet):
     hooks: Any
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        model.drop_norm()  # as timm drops the classifier
         super().__init__(model, *args, **kwargs)
         self.hooked = [name.replace(".", "_") for name in self.feature_info.module_name()]
         self.recompute_stem = bool(getattr(model, "recompute_stem", False))

@@ -142,6 +142,7 @@ def _become_hbnet(net: Any, rule: HeavyBallRule) -> None:
         if type(module) in _TRANSFORMS:
             module.__class__ = _TRANSFORMS[type(module)]
     net.__class__ = HBNet
+    net.drop_norm()
     net.propagate_by_heavy_ball(rule)
 
 

@@ -68,12 +68,14 @@ class HBNet(_HeavyBallNet):
         block: ``BasicTransform`` or ``BottleneckTransform``.
         layers: transforms in each of the four stages.
         **kwargs: the fields of :class:`~timm_models.stages.heavy_ball.HeavyBallRule`: ``beta1``, ``beta2``,
-            ``learn_beta``, ``post_act``, ``memory``; and as for :class:`~timm_models.staged_resnet.StagedResNet`:
-            ``stride_in_1x1``, ``init_last``, ``zero_init_last`` and timm's ``ResNet`` arguments.
+            ``learn_beta``, ``beta_lr_scale``, ``post_act``, ``memory``; and as for
+            :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last``, ``zero_init_last``,
+            ``final_norm`` and timm's ``ResNet`` arguments.
 
-            ``zero_init_last`` is not the default: with T = 0, x_{k+1} = x_k − x_{k−1} returns to 0 every third step,
-            and the layers after it get no gradient. Independent T of variance γ² give x_n a variance of 2/3 n γ², so a
-            small ``init_last`` steadies deep stages: see ``docs/results.md`` on HBNet-110.
+            ``zero_init_last`` is not the default: with T = 0 the input of a stage of n layers reaches its output with
+            the weight 1, 1, 0, −1, −1, 0, … for n = 0, 1, 2, …. A stage of 2, 5, 8, … layers then returns 0, and the
+            layers around it get no gradient. Independent T of variance γ² add the variance (n − ⌊n/3⌋) γ², so
+            ``init_last="auto"`` steadies deep stages: see ``docs/results.md`` on HBNet-110.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.
@@ -85,6 +87,7 @@ class HBNet(_HeavyBallNet):
         rule.check_depth(layers)
         super().__init__(block, layers, **kwargs)
         self.propagate_by_heavy_ball(rule)
+        self.start_transforms()
 
 
 class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
@@ -105,6 +108,7 @@ class CifarHBNet(_HeavyBallNet, CifarStagedResNet):
         rule.check_depth(layers)
         super().__init__(layers, **kwargs)
         self.propagate_by_heavy_ball(rule)
+        self.start_transforms()
 
 
 def _create_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -> HBNet:
@@ -201,33 +205,33 @@ def hbnet110(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
 @register_model
 def hbnet20_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
     """ResNet-20 for CIFAR, n = 3: β2 = 0 (Table 4)."""
-    model_args = dict(layers=(3, 3, 3), beta2=0.0, post_act=True)
+    model_args = dict(layers=(3, 3, 3), beta2=0.0, post_act=True, init_last=1.0)
     return _create_cifar_hbnet("hbnet20_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet32_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
     """ResNet-32 for CIFAR, n = 5: β2 = 0 (Table 4)."""
-    model_args = dict(layers=(5, 5, 5), beta2=0.0, post_act=True)
+    model_args = dict(layers=(5, 5, 5), beta2=0.0, post_act=True, init_last=1.0)
     return _create_cifar_hbnet("hbnet32_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet44_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
     """ResNet-44 for CIFAR, n = 7: β2 = 0 (Table 4)."""
-    model_args = dict(layers=(7, 7, 7), beta2=0.0, post_act=True)
+    model_args = dict(layers=(7, 7, 7), beta2=0.0, post_act=True, init_last=1.0)
     return _create_cifar_hbnet("hbnet44_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet56_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
     """ResNet-56 for CIFAR, n = 9: β2 = 0 (Table 4)."""
-    model_args = dict(layers=(9, 9, 9), beta2=0.0, post_act=True)
+    model_args = dict(layers=(9, 9, 9), beta2=0.0, post_act=True, init_last=1.0)
     return _create_cifar_hbnet("hbnet56_resnet", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hbnet110_resnet(pretrained: bool = False, **kwargs: Any) -> CifarHBNet:
     """ResNet-110 for CIFAR, n = 18: β2 = 0 (Table 4)."""
-    model_args = dict(layers=(18, 18, 18), beta2=0.0, post_act=True)
+    model_args = dict(layers=(18, 18, 18), beta2=0.0, post_act=True, init_last=1.0)
     return _create_cifar_hbnet("hbnet110_resnet", pretrained, **dict(model_args, **kwargs))

@@ -1,7 +1,8 @@
 """OptNet: networks of ResNet's shape for any optimisation algorithm, also a user's.
 
 Each stage starts the algorithm at x_0 = S(u), the projected shortcut of its input u. A layer that the first step calls
-at x_0 is ResNet's transition block, T_0(u) + S(u). All other calls have ∇f(z) = z − T(z), which gives (7), (11)-(14).
+at x_0 is ResNet's transition block, T_0(u) + S(u). All other calls have ∇f(z) = z − T(z), which gives (7), (11)-(14);
+or ∇f(z) = −T(z), with ``reading="residual"``.
 
 The transforms and names are ResNet's, so one ``resnet50`` state dict loads strictly into ``optnet50`` for every
 algorithm with one gradient per step. Algorithms with several gradients (ADMM and DMRNet with two paths, the
@@ -19,11 +20,11 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple, Type
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from optinspired_plugins._checks import check_layers
+from optinspired_plugins._checks import check_layers, check_one_of
 from optinspired_plugins.algorithms.methods import Algorithm, load_algorithm
 from optinspired_plugins.propagation.probing import calls_at_start, layers_per_step
 from optinspired_plugins.propagation.recorded import RecordedAlgorithm, record
-from optinspired_plugins.propagation.tracing import NotLinearError
+from optinspired_plugins.propagation.tracing import READINGS, NotLinearError
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._features import build_with_features
@@ -43,12 +44,16 @@ class OptNet(SavesArguments, StagedResNet):
         block: ``BasicTransform`` or ``BottleneckTransform``.
         layers: steps in each of the four stages.
         algorithm: ``"gd"`` (7), ``"hb"`` (11) with β = 1, which is HBNet, ``"agd"`` (12), ``"agd2"`` (13), ``"admm"``
-            (14), ``"dmrnet"`` (20) with ½; ``"module:attribute"``; an object with ``init``, ``step`` and ``result``; or
-            the data of a :class:`~optinspired_plugins.propagation.recorded.RecordedAlgorithm`, which timm's
-            ``save_for_hf`` writes for an algorithm with constant coefficients. Each stage has a copy. The parameters of
-            a module, or held by the object, are learned, without weight decay.
-        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
-            ``ResNet`` arguments.
+            (14), ``"dmrnet"`` (20) with ½; ``"tmm"``, ``"chebyshev"``, ``"km"``, ``"halpern"`` of
+            :mod:`optinspired_plugins.algorithms.faster`; ``"module:attribute"``; an object with ``init``, ``step`` and
+            ``result``; or the data of a :class:`~optinspired_plugins.propagation.recorded.RecordedAlgorithm`, which
+            timm's ``save_for_hf`` writes for an algorithm with constant coefficients. Each stage has a copy. The
+            parameters of a module, or held by the object, are learned, without weight decay.
+        reading: ``"fixed-point"``, the paper's ∇f(z) = z − T(z); or ``"residual"``, ∇f(z) = −T(z), with which a stage
+            of T = 0 returns S(u). By it, ``"gd"`` is ResNet without its last activations, and a heavy ball momentum
+            ResNet. T adds up with the weight 1/(1 − β): ``init_last="auto"`` allows for it.
+        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last``,
+            ``final_norm`` and timm's ``ResNet`` arguments.
 
     Raises:
         TypeError: the algorithm lacks a method; an argument is unknown.
@@ -61,14 +66,16 @@ class OptNet(SavesArguments, StagedResNet):
         block: Type[nn.Module],
         layers: Tuple[int, ...],
         algorithm: str | Mapping[str, Any] | Algorithm = "hb",
+        reading: str = "fixed-point",
         **kwargs: Any,
     ) -> None:
         check_layers("layers", layers, stages=4)
+        check_one_of("reading", reading, READINGS)
         rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
         super().__init__(block, layers, **kwargs)
         self.saved_args = _as_data(algorithm, rule, max(layers))
-        _propagate(self, rule, counts, kwargs, lambda: StagedResNet(block, (2,) * 4, **kwargs))
+        _propagate(self, rule, reading, counts, kwargs, lambda: StagedResNet(block, (2,) * 4, **kwargs))
 
 
 class CifarOptNet(SavesArguments, CifarStagedResNet):
@@ -77,6 +84,7 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
     Args:
         layers: steps in each of the three stages.
         algorithm: as for :class:`OptNet`.
+        reading: as for :class:`OptNet`.
         **kwargs: as for :class:`~timm_models.staged_resnet.CifarStagedResNet`.
 
     Raises:
@@ -88,14 +96,16 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
         self,
         layers: Tuple[int, ...] = (3, 3, 3),
         algorithm: str | Mapping[str, Any] | Algorithm = "hb",
+        reading: str = "fixed-point",
         **kwargs: Any,
     ) -> None:
         check_layers("layers", layers, stages=3)
+        check_one_of("reading", reading, READINGS)
         rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
         super().__init__(layers, **kwargs)
         self.saved_args = _as_data(algorithm, rule, max(layers))
-        _propagate(self, rule, counts, kwargs, lambda: CifarStagedResNet((2,) * 3, **kwargs))
+        _propagate(self, rule, reading, counts, kwargs, lambda: CifarStagedResNet((2,) * 3, **kwargs))
 
 
 def _load(algorithm: object) -> Algorithm:
@@ -117,6 +127,7 @@ def _as_data(algorithm: object, rule: Algorithm, steps: int) -> Dict[str, Any]:
 def _propagate(
     net: StagedResNet,
     algorithm: Algorithm,
+    reading: str,
     counts: Sequence[int],
     kwargs: Dict[str, Any],
     make_deeper: Callable[[], StagedResNet],
@@ -138,12 +149,13 @@ def _propagate(
         stage_algorithm = copy.deepcopy(algorithm)
         if isinstance(stage_algorithm, nn.Module):
             stage_algorithm.to(device=kwargs.get("device"), dtype=kwargs.get("dtype"))
-        return make_stage(transforms, stage_algorithm, layers)
+        return make_stage(transforms, stage_algorithm, layers, reading)
 
     net.replace_stages(stage)
     if max(counts) > 1 or not all(at_start):
-        start = {name: kwargs[name] for name in ("zero_init_last", "init_last") if name in kwargs}
-        net.init_weights(**start)  # gives the copies different values
+        net.init_weights()  # gives the copies different values
+    else:
+        net.start_transforms()
 
 
 def _first_step(blocks: Sequence[Any], at_start: Sequence[bool], second: Any) -> List[Any]:

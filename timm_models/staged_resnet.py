@@ -7,7 +7,7 @@ A network of this shape is a stem, stages over transforms T that know no algorit
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Type, Union
 
 import torch
 from timm.layers import DropPath, create_classifier, get_act_layer, get_norm_layer
@@ -15,12 +15,13 @@ from timm.models.resnet import ResNet, drop_blocks
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from optinspired_plugins._checks import check_bool, check_finite, check_int, check_layers, check_one_of, check_rate
+from optinspired_plugins._checks import check_bool, check_int, check_layers, check_one_of, check_rate
 
 from ._features import Intermediates
 from .inference.folding import fold_into
 from .inference.stream_free import StreamFreeStage
-from .stages.checkpoint_rules import LearnedRule, warn_without_rule
+from .stages.checkpoint_rules import LearnedRule, StageRule, warn_without_rule
+from .stages.start import DEFAULT_START, Start, check_start, start_weight
 from .stages.stem import pool_first, recompute_chain
 from .stages.transforms import BasicTransform, BottleneckTransform, PadShortcut
 from .stages.unmodified import is_unmodified
@@ -40,9 +41,14 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
         layers: transforms in each of the four stages.
         stride_in_1x1: put a bottleneck's stride in its first 1×1 convolution (ResNet v1), which gives the paper's
             FLOPs (Table 5); ``False`` puts it in the 3×3, as timm does. No effect on ``BasicTransform``.
-        zero_init_last: start every T at 0: ``init_last=0``.
-        init_last: weight γ of every T's last normalisation at the start, finite; 1/√n, n the transforms of a stage,
-            keeps the size of the iterates from growing with depth. ValueError if the normalisation has no weight.
+        zero_init_last: start every T at 0: ``init_last="zero"``.
+        init_last: weight γ of every T's last normalisation at the start: a finite number; ``"zero"``, timm's
+            ``zero_init_last``; or ``"auto"``, the γ of each stage with which its transforms add the variance 1 to its
+            output, at most 1 (:mod:`timm_models.stages.start`): (n − ⌊n/3⌋)^(−1/2) for n transforms of a heavy ball
+            with (1, −1). It is 1/√n with ``post_act=True``, and for an algorithm that is not linear. ValueError for a
+            number other than 1 if the normalisation has no weight.
+        final_norm: a normalisation and an activation between the last stage and the pooling, as in a pre-activation
+            ResNet. ``feature_info`` names the stage's output, before them.
         **kwargs: timm's ``ResNet`` arguments: ``num_classes``, ``in_chans``, ``output_stride``, ``global_pool``,
             ``cardinality``, ``base_width``, ``stem_width``, ``stem_type``, ``replace_stem_pool``, ``avg_down``,
             ``channels``, ``act_layer``, ``norm_layer``, ``aa_layer``, ``drop_rate``, ``drop_path_rate``,
@@ -54,6 +60,7 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
     """
 
     coefficients, learn_option, conversion = ("beta1", "beta2"), "learn_beta", "to_heavy_ball"
+    init_last = DEFAULT_START
 
     def __init__(
         self,
@@ -61,11 +68,13 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
         layers: Tuple[int, ...],
         stride_in_1x1: bool = True,
         zero_init_last: bool = False,
-        init_last: float = 1.0,
+        init_last: Start = DEFAULT_START,
+        final_norm: bool = False,
         **kwargs: Any,
     ) -> None:
-        init_last = _check_init_last(init_last, zero_init_last)
+        start = check_start(init_last, zero_init_last)
         check_bool("stride_in_1x1", stride_in_1x1)
+        check_bool("final_norm", final_norm)
         check_one_of("block", block, (BasicTransform, BottleneckTransform))
         check_layers("layers", layers, stages=4)
         _check_resnet_kwargs(kwargs)
@@ -77,13 +86,27 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
                 )
             kwargs["block_args"] = dict(kwargs.get("block_args") or {}, stride_in_1x1=stride_in_1x1)
         super().__init__(block, layers, zero_init_last=False, **kwargs)
-        self._scale_transforms(init_last)
+        self.init_last = start
+        self.drop_norm()
+        if final_norm:
+            norm = get_norm_layer(kwargs.get("norm_layer", nn.BatchNorm2d))
+            self.norm = norm(self.num_features, device=kwargs.get("device"), dtype=kwargs.get("dtype"))
+            self.act = get_act_layer(kwargs.get("act_layer", nn.ReLU))(inplace=True)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, num_features, height / 32, width / 32)."""
         if torch.jit.is_scripting():
-            return self._plain(x)
-        return self._run_stages(self._pool(self.conv1(x)))
+            return self.normalise(self._plain(x))
+        return self.normalise(self._run_stages(self._pool(self.conv1(x))))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return the features from the last stage's output; the same without ``final_norm``."""
+        return self.act(self.norm(x))
+
+    @torch.jit.ignore
+    def drop_norm(self) -> None:
+        """Remove the final normalisation and its activation."""
+        self.norm, self.act = nn.Identity(), nn.Identity()
 
     def _plain(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
@@ -149,27 +172,38 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
         warn_without_rule(self.stages(), type(self).__name__, "timm's ResNet")
 
     @torch.jit.ignore
-    def init_weights(self, zero_init_last: bool = False, init_last: float = 1.0) -> None:
-        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; coefficients at their start."""
-        init_last = _check_init_last(init_last, zero_init_last)
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; coefficients at their start.
+
+        Args:
+            zero_init_last: start every T at 0 and not at the constructor's ``init_last``.
+        """
+        if zero_init_last:
+            self.init_last = 0.0
         super().init_weights(zero_init_last=False)
-        self._scale_transforms(init_last)
         if isinstance(self.fc, nn.Linear):
             nn.init.xavier_uniform_(self.fc.weight)
             nn.init.zeros_(self.fc.bias)
         for stage in self.stages():
             if hasattr(stage, "reset_parameters"):
                 stage.reset_parameters()
+        self.start_transforms()
 
     @torch.jit.ignore
-    def _scale_transforms(self, gamma: float) -> None:
-        for module in self.modules():
-            if isinstance(module, (BasicTransform, BottleneckTransform)):
-                weight = getattr(module.last_norm(), "weight", None)
-                if weight is not None:
-                    nn.init.constant_(weight, gamma)
-                elif gamma != 1:
-                    raise ValueError(f"init_last={gamma}: must be 1 with a norm_layer that has no weight")
+    def start_transforms(self) -> None:
+        """Set the weight of each transform's last normalisation to ``init_last``."""
+        for stage in self.stages():
+            if isinstance(stage, StageRule):  # not yet replaced otherwise
+                self._scale_transforms(stage.transforms(), start_weight(self.init_last, stage.gains()))
+
+    @torch.jit.ignore
+    def _scale_transforms(self, transforms: Iterable[Any], gamma: float) -> None:
+        for transform in transforms:
+            weight = getattr(transform.last_norm(), "weight", None)
+            if weight is not None:
+                nn.init.constant_(weight, gamma)
+            elif self.init_last not in ("auto", 1.0):
+                raise ValueError(f"init_last={self.init_last}: must be 1 with a norm_layer that has no weight")
 
     @torch.jit.ignore
     def stages(self) -> List[Any]:
@@ -224,6 +258,7 @@ class CifarStagedResNet(StagedResNet):
         drop_block_rate: rate of DropBlock in the last two stages, with timm's sizes of blocks.
         zero_init_last: as for :class:`StagedResNet`.
         init_last: as for :class:`StagedResNet`.
+        final_norm: as for :class:`StagedResNet`.
         device: device of the parameters.
         dtype: data type of the parameters.
 
@@ -244,12 +279,14 @@ class CifarStagedResNet(StagedResNet):
         drop_path_rate: float = 0.0,
         drop_block_rate: float = 0.0,
         zero_init_last: bool = False,
-        init_last: float = 1.0,
+        init_last: Start = DEFAULT_START,
+        final_norm: bool = False,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        # 50 lines: fourteen arguments, their checks, then the layers in order.
-        init_last = _check_init_last(init_last, zero_init_last)
+        # 55 lines: fifteen arguments, their checks, then the layers in order.
+        start = check_start(init_last, zero_init_last)
+        check_bool("final_norm", final_norm)
         check_layers("layers", layers, stages=3)
         check_layers("channels", channels, stages=3)
         if sorted(channels) != list(channels):
@@ -261,6 +298,7 @@ class CifarStagedResNet(StagedResNet):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.init_last = start
         self.grad_checkpointing = False
         act, norm = get_act_layer(act_layer), get_norm_layer(norm_layer)
 
@@ -277,10 +315,13 @@ class CifarStagedResNet(StagedResNet):
             self.add_module(f"layer{i + 1}", stage)
             self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
 
+        self.drop_norm()
+        if final_norm:
+            self.norm, self.act = norm(channels[-1], **dd), act(inplace=True)
         self.num_features = channels[-1]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.init_weights(init_last=init_last)
+        self.init_weights()
 
     @torch.jit.ignore
     def convolve_shortcuts(self) -> CifarStagedResNet:
@@ -297,7 +338,7 @@ class CifarStagedResNet(StagedResNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output, shape (batch, channels[2], ⌈height / 4⌉, ⌈width / 4⌉)."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        return self.normalise(self.layer3(self.layer2(self.layer1(x))))
 
     def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the stem's and each stage's output."""
@@ -327,14 +368,6 @@ def _cifar_stage(inplanes: int, planes: int, stride: int, drop_path: List[float]
         )
         inplanes, stride = planes, 1
     return nn.Sequential(*blocks)
-
-
-def _check_init_last(init_last: float, zero_init_last: bool) -> float:
-    """Return the initial weight of the last normalisations."""
-    check_bool("zero_init_last", zero_init_last)
-    if zero_init_last and init_last != 1:
-        raise ValueError(f"init_last={init_last!r} with zero_init_last=True: pass one of them")
-    return 0.0 if zero_init_last else check_finite("init_last", init_last)
 
 
 def _check_resnet_kwargs(kwargs: Dict[str, Any]) -> None:

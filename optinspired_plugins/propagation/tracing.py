@@ -11,15 +11,30 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
-from .._checks import check_int
+from .._checks import check_int, check_one_of
 from ..algorithms.methods import Algorithm, check_algorithm
 
-__all__ = ["Call", "NotLinearError", "Program", "Step", "Sum", "Term", "trace", "trace_steps"]
+__all__ = [
+    "READINGS",
+    "Call",
+    "NotLinearError",
+    "Program",
+    "Step",
+    "Sum",
+    "Term",
+    "trace",
+    "trace_at_present",
+    "trace_steps",
+]
+
+# ∇f(z) = z − T(z), as in the paper, and ∇f(z) = −T(z).
+READINGS = ("fixed-point", "residual")
 
 
 class NotLinearError(ValueError):
@@ -70,6 +85,26 @@ class Program:
     instructions: tuple[Sum | Call, ...]
     result: int
     calls: tuple[int, ...]
+
+    def weights(self) -> list[tuple[float, ...]]:
+        """Return the total weights of x_0 and of the output of each call in every register.
+
+        Outputs of different calls are uncorrelated with each other and with x_0 if their layers are random and have
+        mean 0. A register with the weights h, w_0, w_1, … then has the variance h² Var(x_0) + Σ_j w_j² Var(T_j).
+        """
+        unit = [tuple(float(i == j) for j in range(sum(self.calls) + 1)) for i in range(sum(self.calls) + 1)]
+        outputs, registers = iter(unit[1:]), unit[:1]
+        for instruction in self.instructions:
+            if isinstance(instruction, Call):
+                registers.append(next(outputs))
+            else:
+                terms = [[weight * value for value in registers[r]] for r, weight in instruction.terms]
+                registers.append(tuple(math.fsum(column) for column in zip(*terms, strict=True)))
+        return registers
+
+    def gains(self) -> tuple[float, ...]:
+        """Return the total weights of x_0 and of the output of each call in the result."""
+        return self.weights()[self.result]
 
 
 class Step(NamedTuple):
@@ -158,10 +193,16 @@ def _symbol(value: object) -> _Symbol:
     raise NotLinearError(f"the algorithm adds {value!r} to an iterate")
 
 
+# True while tensors of one value count as numbers.
+_READS_TENSORS: ContextVar[bool] = ContextVar("_READS_TENSORS", default=False)
+
+
 def _number(value: object) -> float:
     """Return a number as float; a tensor is refused, since it may be learned or loaded later."""
     if isinstance(value, numbers.Real):
         return float(value)
+    if _READS_TENSORS.get() and isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_meta:
+        return float(value.detach())
     raise NotLinearError(f"the algorithm multiplies an iterate by a {type(value).__name__}, not by a number")
 
 
@@ -205,7 +246,7 @@ class _Recorder:
         return _Symbol(register=len(self.instructions))
 
 
-def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program:
+def trace(algorithm: Algorithm, steps: int, transition: bool = False, reading: str = "fixed-point") -> Program:
     """Run an algorithm on symbols.
 
     Args:
@@ -213,6 +254,7 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
         steps: number of steps, ≥ 1.
         transition: the calls of the first step at x_0 act on another tensor u, which may have another shape, and are
             residual: T(x_0) is T_0(u) + x_0, so ∇f(x_0) = −T_0(u). Calls at other points are ordinary.
+        reading: ``"fixed-point"``, ∇f(z) = z − T(z), or ``"residual"``, ∇f(z) = −T(z).
 
     Returns:
         The program.
@@ -223,9 +265,24 @@ def trace(algorithm: Algorithm, steps: int, transition: bool = False) -> Program
         ValueError: ``steps`` is not an integer ≥ 1, or a step calls no layer.
     """
     recorder = _Recorder()
-    run = list(_run(algorithm, steps, transition, recorder))
+    check_one_of("reading", reading, READINGS)
+    run = list(_run(algorithm, steps, transition, recorder, reading))
     result = recorder.register(_symbol(algorithm.result(run[-1][1])), steps, "result")
     return _without_dead_sums(Program(tuple(recorder.instructions), result, tuple(count for count, _ in run)))
+
+
+def trace_at_present(
+    algorithm: Algorithm, steps: int, transition: bool = False, reading: str = "fixed-point"
+) -> Program:
+    """Trace an algorithm with the present values of its learned coefficients.
+
+    The arguments and errors are those of :func:`trace`; only tensors of one value count as numbers.
+    """
+    token = _READS_TENSORS.set(True)
+    try:
+        return trace(algorithm, steps, transition, reading)
+    finally:
+        _READS_TENSORS.reset(token)
 
 
 def trace_steps(algorithm: Algorithm, steps: int) -> list[Step]:
@@ -238,7 +295,7 @@ def trace_steps(algorithm: Algorithm, steps: int) -> list[Step]:
     """
     recorder, start = _Recorder(), 0
     run: list[Step] = []
-    for _, state in _run(algorithm, steps, True, recorder):
+    for _, state in _run(algorithm, steps, True, recorder, "fixed-point"):
         result = recorder.expand(_symbol(algorithm.result(state)))
         if not result:
             raise NotLinearError(f"the result of step {len(run)} is 0 for every input")
@@ -247,7 +304,9 @@ def trace_steps(algorithm: Algorithm, steps: int) -> list[Step]:
     return run
 
 
-def _run(algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder) -> Iterator[tuple[int, Any]]:
+def _run(
+    algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder, reading: str
+) -> Iterator[tuple[int, Any]]:
     """Run an algorithm on symbols; yield the number of layer calls of each step and the state after it."""
     check_algorithm(algorithm)
     check_int("steps", steps, 1)
@@ -258,10 +317,9 @@ def _run(algorithm: Algorithm, steps: int, transition: bool, recorder: _Recorder
 
         def gradient(z: Any, k: int = k, gradients: list[_Symbol] = gradients) -> Any:
             point = recorder.register(_symbol(z), k, "point")
-            if k == 0 and transition and point == 0:
-                gradients.append(-recorder.call(k, len(gradients), -1))
-            else:
-                gradients.append(z - recorder.call(k, len(gradients), point))
+            is_residual = k == 0 and transition and point == 0
+            t = recorder.call(k, len(gradients), -1 if is_residual else point)
+            gradients.append(-t if is_residual or reading == "residual" else z - t)
             return gradients[-1]
 
         state = algorithm.step(state, gradient)

@@ -1,4 +1,4 @@
-"""Algorithms unrolled into networks by ∇f(z) = z − T(z): (7) and (11)-(14)."""
+"""Algorithms unrolled into networks by ∇f(z) = z − T(z), (7) and (11)-(14), or by ∇f(z) = −T(z)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .._checks import check_one_of
 from ..algorithms.methods import Algorithm, Gradient, check_algorithm, check_coefficient, check_same_shape
 from .rules import Coefficient, Transform
+from .tracing import READINGS
 
 __all__ = ["TwoPath", "TwoPathState", "Unrolled"]
 
@@ -23,26 +25,36 @@ class Unrolled(nn.Module):
         algorithm: an object with ``init``, ``step`` and ``result``; its parameters are learned too.
         transforms: T_0, T_1, …, one per step, at least one. Each is a shape-preserving callable, or a sequence of them
             for an algorithm with several gradients per step (ADMM: one for x', one for x).
+        reading: ``"fixed-point"``, or ``"residual"`` for the gradient −T_k(z). Then gradient descent is ResNet,
+            x + T(x), and the heavy ball is x + T(x) + β (x − x_prev), momentum ResNet (`Sander et al. 2021
+            <https://arxiv.org/abs/2102.07870>`_) up to the factor 1 − β of T. With T = 0, the result is x_0.
 
     Raises:
         TypeError: the algorithm lacks a method, or a transform cannot be called.
-        ValueError: there is no transform, the number of gradients of a step is not the number of its transforms, or a
-            transform changes the shape.
+        ValueError: the reading is unknown; there is no transform; the number of gradients of a step is not the number
+            of its transforms; or a transform changes the shape.
     """
 
-    def __init__(self, algorithm: Algorithm, transforms: Sequence[Transform | Sequence[Transform]]) -> None:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        transforms: Sequence[Transform | Sequence[Transform]],
+        reading: str = "fixed-point",
+    ) -> None:
         super().__init__()
         check_algorithm(algorithm)
+        check_one_of("reading", reading, READINGS)
         if len(transforms) == 0:
             raise ValueError("transforms is empty: must hold at least one, one per step")
         self.algorithm = as_learnable(algorithm)
+        self.reading = reading
         self.transforms = nn.ModuleList(_as_module(T, f"transforms[{k}]") for k, T in enumerate(transforms))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the result of the algorithm after one step per transform, shape of x."""
         state = self.algorithm.init(x)
         for k, T in enumerate(self.transforms):
-            calls = _Calls(T, f"transforms[{k}]")
+            calls = _Calls(T, f"transforms[{k}]", self.reading)
             state = self.algorithm.step(state, calls.gradient)
             calls.check_all_used()
         return self.algorithm.result(state)
@@ -145,10 +157,10 @@ def _as_module(transform: object, name: str) -> nn.Module:
 
 
 class _Calls:
-    """The gradients ∇f(z) = z − T(z) of one step; a list of transforms has one for each call."""
+    """The gradients of one step by a reading; a list of transforms has one for each call."""
 
-    def __init__(self, T: nn.Module, name: str) -> None:
-        self.T, self.name = T, name
+    def __init__(self, T: nn.Module, name: str, reading: str) -> None:
+        self.T, self.name, self.reading = T, name, reading
         self.rest: list[nn.Module] = list(T) if isinstance(T, nn.ModuleList) else []
 
     def gradient(self, z: Tensor) -> Tensor:
@@ -159,7 +171,8 @@ class _Calls:
                     f"{self.name} has {len(part)} transforms: the algorithm asks for more gradients per step"
                 )
             part = self.rest.pop(0)
-        return z - check_same_shape(z, part(z), self.name)
+        t = check_same_shape(z, part(z), self.name)
+        return -t if self.reading == "residual" else z - t
 
     def check_all_used(self) -> None:
         if self.rest:

@@ -2,6 +2,7 @@
 
 # No postponed annotations here: TorchScript reads the types of attributes from the class.
 
+import copy
 from typing import Any, Iterator, List, Sequence, Tuple
 
 import torch
@@ -11,7 +12,7 @@ from optinspired_plugins.algorithms.methods import Algorithm, Gradient
 from optinspired_plugins.memory.memory_format import align_gradient
 from optinspired_plugins.memory.recompute import recompute
 from optinspired_plugins.propagation.probing import calls_at_start
-from optinspired_plugins.propagation.tracing import Call, NotLinearError, Program, Sum, trace
+from optinspired_plugins.propagation.tracing import Call, NotLinearError, Program, Sum, trace, trace_at_present
 from optinspired_plugins.propagation.unrolled import as_learnable
 
 from ..strides import subsample
@@ -29,7 +30,7 @@ class AlgorithmStage(StageRule):
 
     With u the input and S the shortcut projection, the algorithm starts at x_0 = S(u). A layer that its first step
     calls at x_0 is ResNet's transition block T_0(u) + S(u), so ∇f(x_0) = −T_0(u). All other calls have
-    ∇f(z) = z − T(z).
+    ∇f(z) = z − T(z), or ∇f(z) = −T(z) by the residual reading.
 
     Which calls are at x_0 is decided once, by :func:`~optinspired_plugins.propagation.probing.calls_at_start`. If such
     a call is at another point in some forward pass, as under a condition, its layer still is T_0(u) + S(u):
@@ -41,16 +42,23 @@ class AlgorithmStage(StageRule):
             at x_0 map from u; all others keep the shape.
         algorithm: an object with ``init``, ``step`` and ``result``; if it is a module, its parameters are learned.
         layers: number of layers that each step calls.
+        reading: ``"fixed-point"`` or ``"residual"``.
     """
 
     prefers_names = True
 
-    def __init__(self, transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        transforms: Sequence[nn.Module],
+        algorithm: Algorithm,
+        layers: Sequence[int],
+        reading: str = "fixed-point",
+    ) -> None:
         super().__init__()
         for i, transform in enumerate(transforms):
             self.add_module(str(i), transform)
             transform.drop_activation()  # type: ignore[operator]
-        self.layers = tuple(layers)
+        self.layers, self.reading = tuple(layers), reading
         self.at_start = calls_at_start(algorithm, layers[0])
         self.algorithm = as_learnable(algorithm)
         self.stride = 1  # of u, before anything else
@@ -60,6 +68,15 @@ class AlgorithmStage(StageRule):
     def equals_timm(self) -> bool:
         """Return False: timm has no such network."""
         return False
+
+    @torch.jit.ignore
+    def gains(self) -> Sequence[float]:
+        """Return the weight of each T in the stage's output at the start; 1 if the algorithm is not linear."""
+        try:
+            program = trace_at_present(copy.deepcopy(self.algorithm), len(self.layers), True, self.reading)
+        except NotLinearError:
+            return super().gains()
+        return program.gains()[1:]
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
@@ -81,7 +98,8 @@ class AlgorithmStage(StageRule):
         layers = iter(transforms)
 
         def gradient(z: Tensor) -> Tensor:
-            return z - self._call(_next(layers, k), z)
+            t = self._call(_next(layers, k), z)
+            return -t if self.reading == "residual" else z - t
 
         return gradient
 
@@ -90,10 +108,11 @@ class AlgorithmStage(StageRule):
 
         def gradient(z: Tensor) -> Tensor:
             T = _next(layers, 0)
-            if not next(at_start):
-                return z - self._call(T, z)
-            t = self._call(T, u)
-            return -t if z is x0 else z - x0 - t
+            is_start = next(at_start)
+            t = self._call(T, u if is_start else z)
+            if self.reading == "residual" or (is_start and z is x0):
+                return -t
+            return z - x0 - t if is_start else z - t
 
         return gradient
 
@@ -114,6 +133,7 @@ class ProgramStage(StageRule, nn.Sequential):
 
     prefers_names = True
     sums: List[List[Tuple[int, bool, Terms]]]
+    output_weights: List[float]
     sources: List[int]
     targets: List[int]
 
@@ -137,11 +157,17 @@ class ProgramStage(StageRule, nn.Sequential):
                 terms = sorted(instruction.terms, key=lambda term: term.register != fresh)
                 self.sums[-1].append((slots[i + 1], fresh >= 0, [(slots[r], weight) for r, weight in terms]))
         self.result = slots[program.result]
+        self.output_weights = list(program.gains()[1:])
         self.set_rule([*program_coefficients(program), False, stride_in_1x1(transforms[0])])
 
     def equals_timm(self) -> bool:
         """Return False: ResNet has an activation after its additions."""
         return False
+
+    @torch.jit.ignore
+    def gains(self) -> Sequence[float]:
+        """Return the weight of each T in the stage's output."""
+        return self.output_weights
 
     def forward(self, u: Tensor) -> Tensor:
         """Return the algorithm's result, shape (batch, channels, height / stride, width / stride)."""
@@ -191,12 +217,14 @@ def weighted_sum(values: List[Tensor], terms: Terms, in_place: bool) -> Tensor:
     return out
 
 
-def make_stage(transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int]) -> nn.Module:
+def make_stage(
+    transforms: Sequence[nn.Module], algorithm: Algorithm, layers: Sequence[int], reading: str = "fixed-point"
+) -> nn.Module:
     """Return a :class:`ProgramStage` for constant coefficients, else an :class:`AlgorithmStage`."""
     try:
-        program = trace(algorithm, len(layers), transition=True)
+        program = trace(algorithm, len(layers), True, reading)
     except NotLinearError:
-        return AlgorithmStage(transforms, algorithm, layers)
+        return AlgorithmStage(transforms, algorithm, layers, reading)
     return ProgramStage(transforms, program)
 
 

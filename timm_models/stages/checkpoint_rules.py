@@ -21,6 +21,8 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Seque
 import torch
 from torch import Tensor, nn
 
+from optinspired_plugins.propagation.tracing import READINGS
+
 from .network_algorithms import agree, algorithm_names
 
 __all__ = ["LearnedRule", "RuleBuffer", "StageRule", "is_rule", "stride_in_1x1", "warn_without_rule"]
@@ -158,6 +160,16 @@ class StageRule(RuleBuffer):
     conversion = "timm_models.to_heavy_ball"
     prefers_names = False
 
+    @torch.jit.ignore
+    def transforms(self) -> List[Any]:
+        """Return T_0, T_1, …."""
+        return [module for name, module in self.named_children() if name.isdigit()]
+
+    @torch.jit.ignore
+    def gains(self) -> Sequence[float]:
+        """Return the weight of each T in the stage's output at the start; ResNet's, 1, if it is unknown."""
+        return [1.0] * len(self.transforms())
+
     def _agrees(self, values: Sequence[float]) -> bool:
         """Return True if the rules agree; without a stride its place is ignored.
 
@@ -176,16 +188,19 @@ class StageRule(RuleBuffer):
         return {**self._named(rule[:-2]), **flags}
 
     def _named(self, coefficients: Tuple[float, ...]) -> Dict[str, Any]:
-        layers = sum(1 for name, _ in self.named_children() if name.isdigit())
+        layers = len(self.transforms())
         if not coefficients:
             return {} if layers == 1 else dict(learn_beta=True)
         is_pair = len(coefficients) == 2
-        names = () if is_pair and not self.prefers_names else algorithm_names(coefficients, layers)
-        if not names and is_pair:
+        for reading in READINGS if self.prefers_names or not is_pair else ():
+            names = algorithm_names(coefficients, layers, reading)
+            if names:
+                return dict(algorithm=names, reading=reading)
+        if is_pair:
             beta1, beta2 = (float(f"{value:.3g}") for value in coefficients)
             betas = dict(beta1=beta1, beta2=beta2)
             return betas if self.prefers_names else {**betas, "learn_beta": False}
-        return dict(algorithm=names or ("one without a name",))
+        return dict(algorithm=("one without a name",))
 
 
 class LearnedRule:
@@ -237,6 +252,8 @@ def warn_without_rule(stages: Sequence[Any], ours: str, theirs: str) -> None:
         return
     rule = max(different, key=lambda stage: len(list(stage.children()))).describe()
     rule.pop("learn_beta", None)
+    if rule.get("reading") == READINGS[0]:
+        del rule["reading"]
     if "stride_in_1x1" in rule and not any(stage.describe()["stride_in_1x1"] for stage in stages):
         del rule["stride_in_1x1"]  # the argument may have no effect
     elif "stride_in_1x1" in rule:

@@ -27,6 +27,7 @@ from ..inference.stream_free import stream_free
 from ..strides import subsample
 from .checkpoint_rules import StageRule, stride_in_1x1
 from .fused import count_batches, fused_parts, norms_of
+from .network_algorithms import heavy_ball_rows
 from .transforms import BasicTransform, BottleneckTransform
 from .unmodified import is_unmodified_inside
 
@@ -41,6 +42,9 @@ class HeavyBallRule:
         beta1: β1, finite.
         beta2: β2, finite; 0 is ResNet's propagation.
         learn_beta: learn β1 and β2 of every step, from ``beta1`` and ``beta2`` and without weight decay.
+        beta_lr_scale: multiple of the learning rate at which they are learned, > 0: the factor of their gradients.
+            SGD moves them by this part of the step, and optimisers that divide by the size of the gradient, such as
+            Adam, ignore it.
         post_act: activate after every addition, as ResNet does.
         memory: ``"stored"``, or ``"reversible"``: the backward pass recovers x_{k−1} from x_k and x_{k+1}, so that
             memory does not grow with depth, for the time of another forward pass. Not with ``post_act`` or β2 = 0.
@@ -52,12 +56,15 @@ class HeavyBallRule:
     beta1: float = 1.0
     beta2: float = -1.0
     learn_beta: bool = False
+    beta_lr_scale: float = 0.1
     post_act: bool = False
     memory: str = "stored"
 
     def __post_init__(self) -> None:
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "beta_lr_scale"):
             object.__setattr__(self, name, check_finite(name, getattr(self, name)))
+        if self.beta_lr_scale <= 0:
+            raise ValueError(f"beta_lr_scale={self.beta_lr_scale!r}: must be > 0")
         check_bool("learn_beta", self.learn_beta)
         check_bool("post_act", self.post_act)
         check_one_of("memory", self.memory, ("stored", "reversible"))
@@ -127,6 +134,7 @@ class HeavyBallStage(StageRule, nn.Sequential):
         self.stride = 1  # of u, before anything else
         self.grad_checkpointing = False
         self.settings = rule
+        self.beta_lr_scale = rule.beta_lr_scale
         self.learn_beta = rule.learn_beta and len(transforms) > 1
         if self.learn_beta:
             weight = next(self.parameters())
@@ -144,6 +152,14 @@ class HeavyBallStage(StageRule, nn.Sequential):
         rule = self.settings
         resnet = len(self) == 1 or (rule.beta1, rule.beta2) == (1.0, 0.0)
         return resnet and rule.post_act and self.rule_values[-1] < 1
+
+    @torch.jit.ignore
+    def gains(self) -> Sequence[float]:
+        """Return the weight of each T in the stage's output at the start; 1 with ``post_act``."""
+        rule = self.settings
+        if rule.post_act:
+            return super().gains()
+        return heavy_ball_rows(len(self), rule.beta1, rule.beta2)[-1][1:]
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
@@ -177,8 +193,8 @@ class HeavyBallStage(StageRule, nn.Sequential):
         """Return t + β1 x + β2 x_prev, in place for constant coefficients."""
         if self.learn_beta:
             # In the precision of t: on CUDA autocast would widen all iterates to that of the coefficients.
-            beta1 = self.beta1[k - 1].to(t.dtype)  # type: ignore[index]
-            beta2 = self.beta2[k - 1].to(t.dtype)  # type: ignore[index]
+            beta1 = scale_gradient(self.beta1[k - 1], self.beta_lr_scale).to(t.dtype)  # type: ignore[index]
+            beta2 = scale_gradient(self.beta2[k - 1], self.beta_lr_scale).to(t.dtype)  # type: ignore[index]
             return torch.addcmul(t, x, beta1).addcmul_(x_prev, beta2)
         # Assigned: torch.fx drops a call whose result is not used.
         if self.beta1 != 0:
@@ -209,7 +225,8 @@ class HeavyBallStage(StageRule, nn.Sequential):
         downsample = transforms[0].downsample
         x0 = downsample(u) if shortcut is None and downsample is not None else None
         steps = len(transforms) - 1
-        beta1, beta2 = (b if isinstance(b, Tensor) else [b] * steps for b in (self.beta1, self.beta2))
+        betas: tuple[Any, Any] = (self.beta1, self.beta2)
+        beta1, beta2 = (scale_gradient(b, self.beta_lr_scale) if self.learn_beta else [b] * steps for b in betas)
         keep = Keep.NOTHING if recover and self.settings.is_reversible else Keep.NARROW if recover else Keep.ALL
         stage = FusedStage(chains, shortcut, Coefficients(beta1, beta2), keep)
         kernels = kernels_for(u)
@@ -235,7 +252,9 @@ class HeavyBallStage(StageRule, nn.Sequential):
         for part in parts[0].others:
             t = recompute(first, part, t)
         steps = len(transforms) - 1
-        beta1, beta2 = (list(b) if isinstance(b, Tensor) else [b] * steps for b in (self.beta1, self.beta2))
+        betas: tuple[Any, Any] = (self.beta1, self.beta2)
+        scaled = (scale_gradient(b, self.beta_lr_scale) if self.learn_beta else [b] * steps for b in betas)
+        beta1, beta2 = map(list, scaled)
         return reversible_heavy_ball(parts[1:], x0, t.add_(x0), beta1, beta2)
 
     @torch.jit.ignore
@@ -278,6 +297,11 @@ class HeavyBallStage(StageRule, nn.Sequential):
     def extra_repr(self) -> str:
         """Return the coefficients."""
         return "learn_beta=True" if self.learn_beta else f"beta1={self.beta1}, beta2={self.beta2}"
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """Return x to the bit; its gradient is multiplied by ``scale``."""
+    return x if scale == 1.0 else torch.lerp(x.detach(), x, scale)
 
 
 def writable(T: nn.Module, t: Tensor) -> Tensor:

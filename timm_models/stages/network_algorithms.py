@@ -7,15 +7,21 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+from optinspired_plugins.algorithms.faster import FASTER
 from optinspired_plugins.algorithms.methods import ALGORITHMS, HeavyBall
 from optinspired_plugins.propagation.probing import layers_per_step
 from optinspired_plugins.propagation.tracing import Call, Program, trace
 from optinspired_plugins.propagation.unrolled import TwoPath
 
-__all__ = ["NETWORK_ALGORITHMS", "agree", "algorithm_names", "program_coefficients"]
+__all__ = ["NETWORK_ALGORITHMS", "agree", "algorithm_names", "heavy_ball_rows", "program_coefficients"]
 
-# The names of section 3, with the β of §7.1 for the heavy ball, and the last row of Table 3.
-NETWORK_ALGORITHMS: dict[str, Callable[[], Any]] = {**ALGORITHMS, "hb": partial(HeavyBall, beta=1.0), "dmrnet": TwoPath}
+# The names of section 3, with the β of §7.1 for the heavy ball, the last row of Table 3, and methods beyond the paper.
+NETWORK_ALGORITHMS: dict[str, Callable[[], Any]] = {
+    **ALGORITHMS,
+    "hb": partial(HeavyBall, beta=1.0),
+    "dmrnet": TwoPath,
+    **FASTER,
+}
 
 # Half precision rounds a coefficient by up to 0.4 %.
 RELATIVE, ABSOLUTE = 0.01, 1e-4
@@ -35,21 +41,21 @@ def program_coefficients(program: Program) -> tuple[float, ...]:
     rows = _rows(program)
     layers = len(rows) - 1
     if layers == 1:
-        return () if _close(rows, _heavy_ball_rows(1, 1.0, 0.0)) else _flat(rows)
+        return () if _close(rows, heavy_ball_rows(1, 1.0, 0.0)) else _flat(rows)
     total, beta1 = rows[2][0], rows[2][1]
-    if _close(rows, _heavy_ball_rows(layers, beta1, total - beta1)):
+    if _close(rows, heavy_ball_rows(layers, beta1, total - beta1)):
         return beta1, total - beta1
     return _flat(rows)
 
 
-def algorithm_names(coefficients: Sequence[float], layers: int) -> tuple[str, ...]:
-    """Return the names of algorithms with these coefficients.
+def algorithm_names(coefficients: Sequence[float], layers: int, reading: str = "fixed-point") -> tuple[str, ...]:
+    """Return the names of algorithms with these coefficients by a reading.
 
     A short stage can have several names.
     """
     return tuple(
         name
-        for name, values in _named_coefficients(layers).items()
+        for name, values in _named_coefficients(layers, reading).items()
         if len(values) == len(coefficients) and agree(coefficients, values)
     )
 
@@ -60,34 +66,25 @@ def agree(some: Sequence[float], others: Sequence[float]) -> bool:
 
 
 @lru_cache
-def _named_coefficients(layers: int) -> dict[str, tuple[float, ...]]:
+def _named_coefficients(layers: int, reading: str) -> dict[str, tuple[float, ...]]:
     coefficients = {}
     for name, make in NETWORK_ALGORITHMS.items():
         per_step = layers_per_step(make(), 1)[0]
         if layers % per_step == 0:
-            coefficients[name] = program_coefficients(trace(make(), layers // per_step, transition=True))
+            coefficients[name] = program_coefficients(trace(make(), layers // per_step, True, reading))
     return coefficients
 
 
 def _rows(program: Program) -> Rows:
     """Return the weights of S(u), T_0, … in each call and the result."""
-    calls = sum(program.calls)
-    registers = [[1.0, *[0.0] * calls]]
-    rows: Rows = []
-    for instruction in program.instructions:
-        if isinstance(instruction, Call):
-            rows.append(registers[max(instruction.register, 0)][: len(rows) + 1])
-            output = [0.0] * (calls + 1)
-            output[len(rows)] = 1.0
-        else:
-            terms = [[weight * value for value in registers[register]] for register, weight in instruction.terms]
-            output = [math.fsum(column) for column in zip(*terms)]
-        registers.append(output)
-    return [*rows, registers[program.result]]
+    weights = program.weights()
+    calls = [instruction for instruction in program.instructions if isinstance(instruction, Call)]
+    points = [weights[max(call.register, 0)][: k + 1] for k, call in enumerate(calls)]
+    return [[*row] for row in (*points, weights[program.result])]
 
 
-def _heavy_ball_rows(layers: int, beta1: float, beta2: float) -> Rows:
-    """Return the rows x_0, x_1, … of (16)."""
+def heavy_ball_rows(layers: int, beta1: float, beta2: float) -> Rows:
+    """Return x_0, x_1, … of (16), each as the weights of S(u), T_0, T_1, …."""
     rows = [[1.0], [1.0, 1.0]]
     for k in range(1, layers):
         before = [*rows[k - 1], *[0.0] * (k + 1 - len(rows[k - 1]))]
