@@ -73,3 +73,16 @@ def wheel(once):
 def wheel_python(wheel, once):
     """The interpreter of an environment that has the wheel and not the repository."""
     return once("fresh", lambda folder: make_environment(wheel, folder)) / PYTHON
+
+
+@pytest.fixture(autouse=True)
+def _fused_kernels(request):
+    """Use the kernels of a GPU in their plain form for a parameter ``form`` that names them."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is not None and "fused" in str(parameters.params.get("form")):
+        import forms
+
+        with forms.fused_kernels():
+            yield
+    else:
+        yield

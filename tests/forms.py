@@ -9,10 +9,13 @@ import torch
 from equality import assert_close_in_norm, randomise
 from torch import nn
 
+from optinspired_plugins.memory import channel_kernels
+
 IMAGENET = dict(layers=(2, 3, 1, 2), channels=(8, 12, 16, 16), num_classes=3)
 DENSE = dict(growth_rate=4, block_config=(2, 3), num_classes=3)
 CIFAR_DENSE = dict(growth_rate=4, block_config=(2, 3), stem_chs=6, num_classes=3)
 CIFAR = dict(layers=(3, 2, 3), channels=(4, 6, 8), num_classes=3)
+DEEP = dict(layers=(2, 5, 1, 4), channels=(8, 12, 16, 16), num_classes=3)
 CELLS = dict(genotype="darts_v2", cells=3, channels=4, num_classes=3)
 
 # name -> model, arguments, checkpointing
@@ -35,9 +38,21 @@ FORMS = {
     "agdnet40_k12, checkpointing": ("agdnet40_k12", CIFAR_DENSE, True),
     "cellnet_cifar": ("cellnet_cifar", CELLS, False),
     "cellnet_cifar, checkpointing": ("cellnet_cifar", CELLS, True),
+    # On the CPU these run only with the fixture fused_kernels.
+    "hbnet18, fused": ("hbnet18", IMAGENET, False),
+    "hbnet20, fused, checkpointing": ("hbnet20", CIFAR, True),
+    "hbnet50, fused, learned": ("hbnet50", dict(IMAGENET, learn_beta=True), False),
+    "hbnet50, fused, checkpointing, learned": ("hbnet50", dict(DEEP, learn_beta=True), True),
+    "hbnet50, fused, reversible": ("hbnet50", dict(DEEP, memory="reversible"), False),
+    "agdnet121, fused": ("agdnet121", DENSE, False),
+    "agdnet40_k12, fused, checkpointing": ("agdnet40_k12", CIFAR_DENSE, True),
 }
 # Forms that recover iterates: they have no second derivative.
-RECOVERING = [form for form in FORMS if "hbnet" in form and ("reversible" in form or "checkpointing" in form)]
+RECOVERING = [
+    form
+    for form in FORMS
+    if "hbnet" in form and ("reversible" in form or "checkpointing" in form) and "fused" not in form
+]
 RECOVERING.remove("hbnet20, post_act, checkpointing")
 
 # Special cases of ours -> the network of timm's that they are.
@@ -68,6 +83,16 @@ def twin_of(form):
     keys = twin.state_dict().keys()
     twin.double().load_state_dict({key: value for key, value in model.state_dict().items() if key in keys})
     return twin.train()
+
+
+@contextlib.contextmanager
+def fused_kernels():
+    """Run the forms of a GPU with the plain kernels, on any device and for images of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("timm_models.stages.fused", "timm_models.stages.heavy_ball", "timm_models.stages.nesterov"):
+            patch.setattr(f"{module}.kernels_for", lambda x: channel_kernels)
+        patch.setattr("timm_models.stages.fused.WORTHWHILE", 0)
+        yield
 
 
 @contextlib.contextmanager
@@ -127,7 +152,8 @@ def convolutions(model):
 
 
 # In `make test`; the other forms are in `make test-all`.
-FAST = ("hbnet18, checkpointing", "hbnet50, reversible", "agdnet121", "agdnet40_k12, checkpointing", *TWINS)
+FUSED = ("hbnet50, fused, checkpointing, learned", "agdnet121, fused")
+FAST = ("hbnet18, checkpointing", *FUSED, "hbnet50, reversible", "agdnet121", "agdnet40_k12, checkpointing", *TWINS)
 
 
 def marked(forms, cases=(None,)):

@@ -6,11 +6,12 @@ first convolution (ResNet v1) read the same ones as their shortcut, and a backwa
 
 # No postponed annotations here: TorchScript reads the types of arguments.
 
-from typing import Any, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from optinspired_plugins.memory.double_backward import needs_plain_gradients
 from optinspired_plugins.memory.eager import is_eager
 
 __all__ = ["pull_out_stride", "subsample"]
@@ -39,27 +40,19 @@ class _Subsample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
-        ctx.shape, ctx.stride = tuple(x.shape), stride
-        return x[:, :, ::stride, ::stride].clone(memory_format=_layout(x))
+        ctx.shape, ctx.stride, ctx.layout = tuple(x.shape), stride, _layout(x)
+        return x[:, :, ::stride, ::stride].clone(memory_format=ctx.layout)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Spread.apply(gradient, ctx.stride, ctx.shape), None
-
-
-class _Spread(torch.autograd.Function):
-    """The transpose of :class:`_Subsample`: an image of zeros between the rows and columns."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, stride: int, shape: Tuple[int, ...]) -> Tensor:
-        ctx.stride = stride
-        x = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_layout(g)).zero_()
-        x[:, :, ::stride, ::stride] = g
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Subsample.apply(gradient, ctx.stride), None, None
+        if needs_plain_gradients(gradient):
+            rows = torch.ops.aten.slice_backward(
+                gradient, [*gradient.shape[:3], ctx.shape[3]], 3, 0, ctx.shape[3], ctx.stride
+            )
+            return torch.ops.aten.slice_backward(rows, ctx.shape, 2, 0, ctx.shape[2], ctx.stride), None
+        x = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout).zero_()
+        x[:, :, :: ctx.stride, :: ctx.stride] = gradient
+        return x, None
 
 
 def _layout(x: Tensor) -> torch.memory_format:

@@ -30,9 +30,10 @@ def plain_gradients(
         gradient: gradient of the output.
         needs: for each input, True if its gradient is needed; the other gradients are ``None``.
     """
-    leaves = [x for x, need in zip(inputs, needs) if need]
     with torch.enable_grad():
+        inputs = [x.view_as(x) for x in inputs]  # one may be a function of another; views are independent
         output = function(*inputs)
+    leaves = [x for x, need in zip(inputs, needs) if need]
     create_graph = torch.is_grad_enabled()
     gradients = iter(torch.autograd.grad(output, leaves, gradient, create_graph=create_graph, allow_unused=True))
     return [next(gradients) if need else None for need in needs]

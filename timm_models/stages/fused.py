@@ -13,15 +13,29 @@ from optinspired_plugins.memory.fused_stage import ConvNorm, kernels_for
 from .transforms import BasicTransform, BottleneckTransform
 from .unmodified import fits, is_plain_norm, is_unmodified, is_unmodified_inside
 
-__all__ = ["conv_norm", "count_batches", "fused_parts", "norms_of"]
+__all__ = ["WORTHWHILE", "conv_norm", "count_batches", "fused_parts", "norms_of"]
 
 
-def fused_parts(transforms: list[Any], u: Tensor) -> tuple[list[list[ConvNorm]], ConvNorm | None] | None:
-    """Return the transforms and the shortcut in parts; ``None`` if kernels would not compute the same.
+# Elements of an iterate from which a pass over it takes a GPU at least as long as a launch takes the host.
+WORTHWHILE = 2**25
+
+
+def fused_parts(
+    transforms: list[Any], u: Tensor, saves_memory: bool
+) -> tuple[list[list[ConvNorm]], ConvNorm | None] | None:
+    """Return the transforms and the shortcut in parts; ``None`` if modules are faster or compute something else.
 
     The shortcut is ``None``, too, unless it is a convolution with a normalisation.
+
+    Args:
+        transforms: T_0, T_1, ….
+        u: input of the stage.
+        saves_memory: the backward pass computes tensors again; modules would be slower whatever the size.
     """
     if kernels_for(u) is None or not all(_is_supported(T, u) for T in transforms):
+        return None
+    elements = u.numel() // u.shape[1] * transforms[0].last_norm().num_features
+    if not saves_memory and elements < WORTHWHILE:
         return None
     shortcut = transforms[0].downsample
     is_pair = isinstance(shortcut, nn.Sequential) and len(shortcut) == 2 and is_unmodified(shortcut, nn.Sequential)

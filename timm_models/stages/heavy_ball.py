@@ -218,7 +218,7 @@ class HeavyBallStage(StageRule, nn.Sequential):
     def _fused(self, u: Tensor, recover: bool) -> Tensor | None:
         """Return the last x by one function with few kernels; ``None`` where there is none."""
         transforms: list[Any] = list(self)
-        parts = fused_parts(transforms, u) if torch.is_grad_enabled() and is_eager(u) else None
+        parts = fused_parts(transforms, u, recover) if torch.is_grad_enabled() and is_eager(u) else None
         if parts is None:
             return None
         chains, shortcut = parts
