@@ -147,6 +147,8 @@ def fake_cuda() -> Iterator[Callable[[Any], None]]:
         stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True))
         # As in a CUDA graph: checks that read values are left out.
         stack.enter_context(patch("torch.cuda.is_current_stream_capturing", lambda: True))
+        for name in ("_exchange_device", "_maybe_exchange_device"):
+            stack.enter_context(patch(f"torch.cuda.{name}", lambda index: index))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(torch.device("cuda"))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))

@@ -3,7 +3,8 @@
     python benchmarks/roofline.py --out benchmarks/results/roofline.csv
     python benchmarks/roofline.py hbnet50 hbnet50:reversible --gpu rtx3090 --top 10
 
-A step runs on fake CUDA tensors (:mod:`fake_cuda`), and every operation that launches kernels is logged. The predicted
+A step runs on fake CUDA tensors (:mod:`fake_cuda`), and every operation that launches kernels is logged, with this
+package's own kernels (:mod:`fake_kernels`). The predicted
 time is Σ max(bytes / bandwidth, FLOPs / (0.6 · peak), launches · 4 µs) over the operations. Bytes count each input and
 output once; a training batch normalisation reads its input twice. The peak follows the storages of all tensors.
 
@@ -30,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from fake_cuda import convolution_layout, to_fake
 from fake_cuda import fake_cuda as on_fake_cuda
+from fake_kernels import fake_kernels
 from speed_and_memory import Form
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -195,6 +197,10 @@ class Trace(TorchDispatchMode):
         # An operation in place reads its first argument and writes it.
         self.kernels.append(Kernel(name, total(inputs) + sum(map(size_in_bytes, outputs))))
 
+    def log_kernel(self, name: str, bytes: int, launches: int) -> None:
+        """Log a kernel of this package."""
+        self.kernels.append(Kernel(name, bytes, 0, launches))
+
 
 class Step(NamedTuple):
     """The kernels of a training step; bytes kept for the backward pass, and at the peak; and waits for the device."""
@@ -226,7 +232,7 @@ def run_step(
         to_fake(model, layout)
         x = torch.empty(batch, 3, size, size).contiguous(memory_format=layout)
         y = torch.zeros(batch, dtype=torch.int64)
-        with Trace() as trace:
+        with Trace() as trace, fake_kernels(trace.log_kernel):
             with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
                 loss = F.cross_entropy(model(x), y)
             kept = trace.now

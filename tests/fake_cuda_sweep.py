@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 import traceback
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import fake_cuda
@@ -16,6 +17,7 @@ fake_cuda.install()  # before torch
 import timm
 import torch
 import torch.nn.functional as F
+from fake_kernels import fake_kernels
 
 import timm_models
 from timm_models.stages import nesterov
@@ -30,13 +32,18 @@ def layout_of(x):
 
 def facts(name, options, dtype, layout):
     """Take a training step and a pass in evaluation; return dtypes and layouts."""
-    checkpointing = options.pop("checkpointing", False)
+    checkpointing, fused, calls = options.pop("checkpointing", False), options.pop("fused", False), []
     kind = torch.float32 if dtype == "float32" else getattr(torch, dtype)
     model = timm.create_model(name, num_classes=7, **options).train()
     side = 64 if timm.get_pretrained_cfg(name).input_size[-1] > 64 else 32
     if checkpointing:
         model.set_grad_checkpointing()
-    with fake_cuda.fake_cuda() as backward, patch.object(nesterov, "dense_block", wraps=nesterov.dense_block) as kernel:
+    with ExitStack() as stack:
+        backward = stack.enter_context(fake_cuda.fake_cuda())
+        kernel = stack.enter_context(patch.object(nesterov, "dense_block", wraps=nesterov.dense_block))
+        if fused:
+            stack.enter_context(fake_kernels(lambda name, *_: calls.append(name)))
+            stack.enter_context(patch("timm_models.stages.fused.WORTHWHILE", 0))
         fake_cuda.to_fake(model, getattr(torch, layout))
         outputs, gradients = [], []
 
@@ -64,6 +71,7 @@ def facts(name, options, dtype, layout):
         "gradients": sorted({d for d, _ in gradients}),
         "missing": missing,
         "dense_block": kernel.called,
+        "kernels": sorted(set(calls)),
         "input": [str(x.grad.dtype)[6:], layout_of(x.grad)],
     }
 

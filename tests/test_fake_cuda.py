@@ -15,7 +15,15 @@ pytestmark = [
     pytest.mark.skipif(fake_cuda.missing() is not None, reason=f"needs {fake_cuda.missing()}"),
 ]
 
+# With the kernels of a GPU, which fake tensors can only allocate.
+FUSED = [
+    *(("hbnet20", {"fused": True, **more}) for more in ({}, {"learn_beta": True, "checkpointing": True})),
+    *(("hbnet50", {"fused": True, **more}) for more in ({"checkpointing": True}, {"memory": "reversible"})),
+    *(("agdnet121", {"block_config": [2, 2], "fused": True, **more}) for more in ({}, {"checkpointing": True})),
+    ("agdnet40_k12", {"block_config": [2, 2, 2], "fused": True, "proj_drop_rate": 0.1}),
+]
 CASES = [
+    *FUSED,
     *(("hbnet20", options) for options in ({}, {"checkpointing": True}, {"memory": "reversible"})),
     *(("hbnet20", {"learn_beta": True, **more}) for more in ({}, {"checkpointing": True}, {"memory": "reversible"})),
     ("hbnet20", {"post_act": True}),
@@ -68,5 +76,7 @@ def test_a_step_on_cuda(sweep, case, kind):
     assert row["gradients"] in ([dtype], [])
     assert row["layouts"] in ([layout], [])
     assert row["input"] == ["float32", layout]
-    # By default AGDNet is the plain form.
-    assert row["dense_block"] == (case[0].startswith("agdnet") and "checkpointing" in case[1])
+    fused = "fused" in case[1] and layout == "channels_last"
+    assert bool(row["kernels"]) == fused
+    # Without these kernels AGDNet is the plain form by default.
+    assert row["dense_block"] == (case[0].startswith("agdnet") and "checkpointing" in case[1] and not fused)

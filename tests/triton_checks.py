@@ -14,7 +14,7 @@ from optinspired_plugins.memory import channel_kernels as plain
 from optinspired_plugins.memory import triton_kernels as fast
 
 # Batch, channels, height, width, and channels of the wider images that an input is a slice of.
-SHAPES = [(2, 16, 8, 8, 0), (3, 24, 5, 7, 8), (4, 96, 4, 4, 32), (2, 130, 33, 9, 0)]
+SHAPES = [(3, 24, 5, 7, 8), (2, 66, 13, 9, 0)]
 
 
 class Checks:
@@ -99,6 +99,7 @@ class Checks:
 
 
 def main(device):
+    fast._PROGRAMS = 8  # several parts per channel even for small images
     for dtype, shape in itertools.product((torch.float32, torch.float16, torch.bfloat16), SHAPES):
         errors = Checks(device, dtype, shape).run()
         print(json.dumps({"dtype": str(dtype)[6:], "shape": shape, "errors": errors}), flush=True)

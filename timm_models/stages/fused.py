@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def fused_parts(
     """
     if kernels_for(u) is None or not all(_is_supported(T, u) for T in transforms):
         return None
-    elements = u.numel() // u.shape[1] * transforms[0].last_norm().num_features
+    strides = math.prod(stride for conv, _ in _pairs(transforms[0]) for stride in conv.stride)
+    elements = u.numel() // u.shape[1] // strides * transforms[0].last_norm().num_features
     if not saves_memory and elements < WORTHWHILE:
         return None
     shortcut = transforms[0].downsample
