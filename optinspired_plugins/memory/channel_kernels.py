@@ -123,7 +123,7 @@ def add(
         affine: a and b, by default 1 and 0; further rows are not read.
         *iterates: none, one or two.
         wide: return a result with a low part, for images in half precision.
-        out: memory for the result, which may be that of a term.
+        out: memory for the result, for instance a term's.
     """
     total = (x.to(wide_dtype(x.dtype)) if affine is None else _mapped(x, affine)) * factors[0]
     for factor, iterate in zip(factors[1:], iterates):
@@ -196,7 +196,7 @@ def gradient_of_input(
 ) -> Tensor:
     """Return a f m g + c x + d, the gradient of x, or add it to ``into``.
 
-    See :func:`gradient_sums`. Without coefficients c = d = 0. ``out`` is memory for the result, which may be that of x.
+    See :func:`gradient_sums`. Without coefficients c = d = 0. ``out`` is memory for the result, for instance x.
     """
     scale = affine[0] if factor is None else affine[0] * factor
     result = scale[:, None, None] * _masked(g, x, affine, rectify)

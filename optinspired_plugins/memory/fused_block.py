@@ -1,8 +1,8 @@
 """A dense block (21) of a GPU as one autograd function with few kernels.
 
 One buffer holds all sources z_0, z_1, …. Each source's statistics are computed once. A layer's normalisation, ReLU and
-α are one kernel that reads a slice of the buffer, so that nothing is concatenated. The backward pass computes rectified
-tensors again and adds all gradients of sources to one buffer. The plain form is
+α are one kernel that reads a slice of the buffer, so that nothing is concatenated. The backward pass recomputes
+rectified tensors and adds all gradients of sources to one buffer. The plain form is
 :func:`optinspired_plugins.propagation.rules.nesterov`.
 """
 
@@ -62,7 +62,7 @@ def fused_block(
         layers: T_0, T_1, …; all have α, or none has.
         momentum: c_0, c_1, …; c_0 has no effect.
         beta: β.
-        checkpointing: compute the inputs of the second convolutions in the backward pass again, too.
+        checkpointing: recompute the inputs of the second convolutions, too.
         kernels: :func:`.fused_stage.kernels_for` z, or :mod:`.channel_kernels`.
     """
     kind = z.device.type
@@ -249,7 +249,7 @@ def _layer_backward(
     total: Tensor,
     of_statistics: Tensor,
 ) -> tuple[list[Any], Tensor]:
-    """Return the gradients of one layer's parameters and of its factors; add those of sources and statistics."""
+    """Return the gradients of a layer's parameters and factors; add to the gradients of sources and statistics."""
     kernels, (first, *others) = plan.kernels, plan.layers[k].parts
     if saved.mask is not None:
         g = g * saved.mask

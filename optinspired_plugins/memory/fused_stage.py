@@ -4,9 +4,9 @@ The elementwise parts run as few kernels: normalisation with ReLU, and normalisa
 backward pass is written out, so that it may keep all tensors, only the narrow ones, or none:
 
 - ``Keep.ALL``: nothing is computed twice.
-- ``Keep.NARROW``: the last convolution of each transform and all rectified tensors are computed again, and x_{k−1} is
+- ``Keep.NARROW``: the last convolution of each transform and all rectified tensors are recomputed, and x_{k−1} is
   recovered from x_{k+1}, x_k and T_k(x_k).
-- ``Keep.NOTHING``: all of T_k is computed again; only statistics are kept.
+- ``Keep.NOTHING``: all of T_k is recomputed; only statistics are kept.
 
 While iterates are recovered they have a low part (:class:`.channel_kernels.Iterate`), so that rounding errors of half
 precision do not accumulate. Only the first two, x_K and x_{K−1}, are rounded, and their errors do not grow. The plain
@@ -126,7 +126,7 @@ class FusedStage(NamedTuple):
 def fused_stage(stage: FusedStage, kernels: ModuleType, u: Tensor, x0: Tensor | None = None) -> Tensor:
     """Return x_K of (16), with x_0 = S(u), x_1 = T_0(u) + x_0 and x_{k+1} = T_k(x_k) + β1 x_k + β2 x_{k−1}.
 
-    The result and the convolutions have autocast's precision, or that of u.
+    The result and the convolutions have autocast's precision, without autocast the precision of u.
 
     Args:
         stage: transforms and coefficients.
@@ -357,9 +357,9 @@ class _Backward:
         return self.result(*self.of_start(g, above)) if self.is_needed(0) else self.result(None, None)
 
     def step(self, k: int, iterates: list[Iterate], g: Tensor, above: Tensor | None) -> Tensor:
-        """Return the gradient of x_k from those of x_{k+1} and x_{k+2}.
+        """Return the gradient of x_k from the gradients of x_{k+1} and x_{k+2}.
 
-        ``iterates`` are the stored ones, or x_k and x_{k+1}, in whose place x_{k−1} and x_k are put.
+        ``iterates`` are the stored ones, or x_k and x_{k+1}; these are replaced by x_{k−1} and x_k.
         """
         plan, first = self.plan, 0 if self.slopes else 1  # first: number of the first stored iterate
         x = iterates[0 if plan.recovers else k - first]
@@ -380,7 +380,7 @@ class _Backward:
         return self.needs_u or self.needs_x0 or any(self.needs[:count]) or any(self.needs[last:])
 
     def restored(self, k: int, x: Tensor) -> _Saved:
-        """Return the tensors of chain k, with those computed again that were not kept."""
+        """Return the tensors of chain k; the ones that were not kept are recomputed."""
         saved, self.saved[k] = self.saved[k], _Saved([], [], [])
         rectified = list(saved.rectified)
         for i, (part, weight) in enumerate(zip(self.plan.chain(k), self.weights[k])):
@@ -402,7 +402,7 @@ class _Backward:
         return x
 
     def of_chain(self, k: int, x: Tensor, saved: _Saved, g: Any, needs_x: bool) -> Any:
-        """Return the gradient of the chain's input x from that of its output; store those of its parameters."""
+        """Return the gradient of the chain's input x from its output's gradient g; store its parameters' gradients."""
         plan, chain = self.plan, self.plan.chain(k)
         start = 3 * sum(plan.sizes[:k])
         for i in reversed(range(len(chain))):
@@ -419,7 +419,7 @@ class _Backward:
         return g
 
     def of_start(self, g: Tensor, above: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of u and x_0 from those of x_1 and x_2."""
+        """Return the gradients of u and x_0 from the gradients of x_1 and x_2."""
         plan, u = self.plan, self.u
         of_u = self.of_chain(0, u, self.restored(0, u), g, self.needs_u)
         of_x0 = g if above is None else plan.add(plan.factors.shortcut, g, None, Iterate(above)).high

@@ -31,7 +31,7 @@ def fused_parts(
     Args:
         transforms: T_0, T_1, ….
         u: input of the stage.
-        saves_memory: the backward pass computes tensors again; modules would be slower whatever the size.
+        saves_memory: the backward pass recomputes tensors; then modules are slower at every size.
     """
     if kernels_for(u) is None or not all(_is_supported(T, u) for T in transforms):
         return None
@@ -46,7 +46,7 @@ def fused_parts(
 
 
 def norms_of(transforms: list[Any], shortcut: ConvNorm | None) -> list[nn.Module]:
-    """Return the normalisations of a stage whose shortcut is in parts or not."""
+    """Return the normalisations of a stage; the shortcut's if ``shortcut`` has its parts."""
     return [norm for T in transforms for _, norm in _pairs(T)] + ([transforms[0].downsample[1]] if shortcut else [])
 
 
