@@ -166,8 +166,14 @@ def test_numbers_and_zero_are_what_they_say():
     assert gammas(build(init_last=0.25)) == [0.25] * 3
     assert gammas(build(init_last=1)) == [1] * 3
     assert gammas(build(init_last="zero")) == gammas(build(init_last=1.0, zero_init_last=True)) == [0] * 3
-    for name in ("hbnet20", "optnet20"):
-        assert gammas(timm.create_model(name)) == gammas(timm.create_model(name, init_last=start.DEFAULT_START))
+    assert gammas(timm.create_model("hbnet20", zero_init_last=True)) == [0] * 3
+
+
+@pytest.mark.parametrize("family", ["hbnet", "optnet"])
+def test_a_network_as_typed_starts_by_the_rule(family):
+    assert gammas(timm.create_model(f"{family}20", layers=DEPTHS)) == of_squares(2, 6, 12)
+    assert gammas(timm.create_model(f"{family}18")) == of_squares(2, 2, 2, 2)
+    assert gammas(timm.create_model(f"{family}50")) == of_squares(2, 3, 4, 2)
 
 
 @pytest.mark.parametrize("name", ["hbnet20", "hbnet50", "optnet20", "optnet50"])
@@ -177,10 +183,8 @@ def test_another_value_is_named(name, value):
         timm.create_model(name, init_last=value)
 
 
-@pytest.mark.parametrize("value", ["auto", "zero", 0.5])
+@pytest.mark.parametrize("value", ["zero", 0.5])
 def test_two_arguments_for_the_start_are_refused(value):
-    if value == start.DEFAULT_START:
-        pytest.skip("a default is no second argument")
     with pytest.raises(ValueError, match=rf"init_last={value!r} with zero_init_last=True: pass one of them"):
         timm.create_model("hbnet20", init_last=value, zero_init_last=True)
 

@@ -86,15 +86,15 @@ L22 = dict(block_config=(6, 6, 6))
 
 def _resnets(depth: int) -> dict[str, Network]:
     """Return ResNet, HBNet and their variants."""
-    hb = f"hbnet{depth}"
+    hb, one = f"hbnet{depth}", dict(init_last=1.0)
     small = dict(init_last=((depth - 2) // 6) ** -0.5)
     return {
         f"resnet{depth}": Network(f"{hb}_resnet", f"ResNet-{depth}"),
-        hb: Network(hb, f"HBNet-{depth}"),
-        f"resnet{depth}-no-last-relu": Network(hb, f"ResNet-{depth} without its last ReLU", dict(beta2=0.0)),
+        hb: Network(hb, f"HBNet-{depth}", one),
+        f"resnet{depth}-no-last-relu": Network(hb, f"ResNet-{depth} without its last ReLU", dict(one, beta2=0.0)),
         f"resnet{depth}-preact": Network(f"preact{depth}", f"pre-activation ResNet-{depth}"),
-        f"{hb}-post-act": Network(hb, f"HBNet-{depth} with ResNet's last ReLU", dict(post_act=True)),
-        f"{hb}-learn-beta": Network(hb, f"HBNet-{depth}, β learned", dict(learn_beta=True, beta_lr_scale=1.0)),
+        f"{hb}-post-act": Network(hb, f"HBNet-{depth} with ResNet's last ReLU", dict(one, post_act=True)),
+        f"{hb}-learn-beta": Network(hb, f"HBNet-{depth}, β learned", dict(one, learn_beta=True, beta_lr_scale=1.0)),
         f"resnet{depth}-small-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 1/√n", small),
         f"{hb}-small-init": Network(hb, f"HBNet-{depth}, γ from 1/√n", small),
         f"resnet{depth}-uniform-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from U(0, 1)", uniform_norms=True),

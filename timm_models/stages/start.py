@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_START", "Start", "check_start", "start_weight"]
 
 Start = Union[float, str]
 
-DEFAULT_START: Start = 1.0
+DEFAULT_START: Start = "auto"
 # The multiple of (Σ_j w_j²)^(−1/2) that "auto" uses.
 START_SCALE = 1.0
 
