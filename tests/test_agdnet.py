@@ -244,3 +244,19 @@ def test_a_model_built_on_meta_can_be_initialised_later():
     assert 0.9 * limit < model.classifier.weight.abs().max() <= limit, "Xavier"
     conv = model.features.denseblock3.denselayer12.conv1
     assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.in_channels)) ** 0.5, rel=0.05), "He"
+
+
+def test_the_imagenet_models_draw_the_weights_of_timms_densenet():
+    torch.manual_seed(0)
+    model = timm.create_model("agdnet121", block_config=(2, 1, 1, 1))
+    torch.manual_seed(0)
+    reference = timm.create_model("densenet121", block_config=(2, 1, 1, 1)).state_dict()
+    state = model.state_dict()
+    assert [name for name, value in reference.items() if not torch.equal(state[name], value)] == []
+    assert all((layer.alpha == 1).all() for layer in model.features.denseblock1.children())
+    torch.nn.init.constant_(model.classifier.weight, 7.0)
+    torch.nn.init.ones_(model.classifier.bias)
+    model.init_weights()
+    limit = model.num_features**-0.5
+    assert 0.9 * limit < model.classifier.weight.abs().max() <= limit
+    assert not model.classifier.bias.any()

@@ -53,8 +53,8 @@ class Fused(Plain):
         return out
 
 
-def build(name="agdnet121", checkpointing=False, **options):
-    torch.manual_seed(0)
+def build(name="agdnet121", checkpointing=False, seed=0, **options):
+    torch.manual_seed(seed)
     small = dict(growth_rate=4, block_config=(2, 3, 4), num_classes=3)
     model = randomise(timm.create_model(name, **{**small, **options}).double())
     model.set_grad_checkpointing(checkpointing)
@@ -256,17 +256,19 @@ def test_what_somebody_changed_is_computed_plainly(change, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_reduced_precision_strays_no_further_than_the_plain_form(checkpointing, dtype):
-    fused, plain = pair(checkpointing)
-    x = images(batch=16, dtype=torch.float32)
-    exact = output_and_gradients(plain.float(), x)
-    errors = []
-    for model in (fused.float(), plain):
-        with torch.autocast("cpu", dtype=dtype):
-            got = output_and_gradients(model, x)
-        assert got["output"].dtype == dtype
+    """Summed over draws of the weights, since the error of one draw varies by a factor of two in both forms."""
+    errors = [0.0, 0.0]
+    for seed in range(6):
+        fused, plain = pair(checkpointing, seed=seed)
+        x = images(batch=16, dtype=torch.float32)
+        exact = output_and_gradients(plain.float(), x)
         # α of a single source has no effect before a normalisation: its gradient is 0, and its computed value noise.
         known = {key: value for key, value in exact.items() if value.norm() > 1e-2}
-        errors.append(sum((got[key] - value).norm() / value.norm() for key, value in known.items()))
+        for i, model in enumerate((fused.float(), plain)):
+            with torch.autocast("cpu", dtype=dtype):
+                got = output_and_gradients(model, x)
+            assert got["output"].dtype == dtype
+            errors[i] += sum(((got[key] - value).norm() / value.norm()).item() for key, value in known.items())
     assert errors[0] < 1.3 * errors[1]
 
 

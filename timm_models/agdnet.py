@@ -68,9 +68,8 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
         beta = check_finite("beta", beta)
         check_bool("learn_alpha", learn_alpha)
         _check_densenet_kwargs(dict(kwargs, growth_rate=growth_rate, block_config=block_config))
-        super().__init__(growth_rate, block_config, **kwargs)
+        super().__init__(growth_rate, block_config, **kwargs)  # draws the weights of timm's DenseNet
         self.propagate_by_nesterov(beta, learn_alpha)
-        self.init_weights()
 
     @torch.jit.ignore
     def propagate_by_nesterov(self, beta: float, learn_alpha: bool) -> None:
@@ -96,17 +95,21 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Initialise as §8.1 does: He for convolutions, Xavier for the classifier; α = 1."""
+        """Initialise as timm's DenseNet, and α = 1; the CIFAR models' classifier as §8.1 does, by Xavier."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                self._start_classifier(module)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, SourceLayer) and module.alpha is not None:
                 nn.init.ones_(module.alpha)
+
+    @torch.jit.ignore
+    def _start_classifier(self, classifier: nn.Linear) -> None:
+        classifier.reset_parameters()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised output of the last block, shape (batch, num_features, height / r, width / r).
@@ -264,6 +267,10 @@ class CifarAGDNet(AGDNet):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.head_drop = nn.Dropout(drop_rate)
         self.init_weights()
+
+    @torch.jit.ignore
+    def _start_classifier(self, classifier: nn.Linear) -> None:
+        nn.init.xavier_uniform_(classifier.weight)  # as in §8.1
 
     @torch.jit.ignore
     def _add_blocks(
