@@ -1,6 +1,7 @@
 """The results page: claims only beyond the spread, every seed shown, nothing printed that was not run."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import coefficients
 import page
 import section_table7
 from comparison import NOISE, ONE_SEED, compare, compare_counts
+from networks import NETWORKS
 from scipy.stats import t
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+GPU = ROOT / "benchmarks" / "results" / "gpu"
 FIELDS = (
     "network augmented seed epochs train_images test_images parameters fit_loss fit_error test_error seconds diverged"
 )
@@ -309,9 +312,42 @@ def test_a_folder_without_results_is_refused(main, tmp_path, capsys):
     assert f"argument --results: {tmp_path}" in capsys.readouterr().err
 
 
+def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
+    fields = dict(quantity="test error", device="card")
+    errors = {
+        ("HBNet-56", "1"): (29.0, 29.5),
+        ("HBNet-56", "rule"): (20.0, 21.0),
+        ("HBNet-20", "1"): (23.0, 24.0),
+        ("HBNet-20", "rule"): (24.0,),
+    }
+    rows = [
+        dict(fields, model=model, start=start, seed=seed, value=value)
+        for (model, start), values in errors.items()
+        for seed, value in enumerate(values)
+    ]
+    rows.append(dict(fields, model="HBNet-20", start="0.1", seed=0, value=""))  # left out
+    write_csv(tmp_path / "cifar10.csv", rows)
+    write_csv(tmp_path / "table4.csv", [run("hbnet20", 0, 20.0)])
+    text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
+    assert line(text, "HBNet-56 | 1") == ["HBNet-56", "1", "29.25 ± 0.35", "0, 1"]
+    assert line(text, "HBNet-20 | rule")[2:] == ["24.00", "0"]
+    assert "| HBNet-20 | 0.1 |" not in text
+    assert line(text, "HBNet-56, γ = rule − HBNet-56, γ = 1")[2] == "lower"
+    assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", ONE_SEED]
+    assert "## Starts" not in written(tmp_path)
+
+
+def test_every_row_names_the_arguments_of_its_network():
+    for row in page.read_rows(RESULTS / "table4.csv"):
+        network = NETWORKS[row["network"]]
+        assert (row["model"], json.loads(row["options"])) == (network.model, json.loads(json.dumps(network.kwargs)))
+        if row["model"].startswith("hbnet"):
+            assert row["model"].endswith("_resnet") or "init_last" in network.kwargs
+
+
 def test_the_page_is_that_of_the_files():
     document = RESULTS.parent / "results.md"
-    text, figures = page.compose(RESULTS, document)
+    text, figures = page.compose(RESULTS, document, GPU)
     assert document.read_text(encoding="utf-8") == text
     assert all((RESULTS / f"{name}.png").exists() for name in figures)
 

@@ -74,8 +74,8 @@ class HBNet(_HeavyBallNet):
 
             ``zero_init_last`` is not the default: with T = 0 the input of a stage of n layers reaches its output with
             the weight 1, 1, 0, −1, −1, 0, … for n = 0, 1, 2, …. A stage of 2, 5, 8, … layers then returns 0, and the
-            layers around it get no gradient. Independent T of variance γ² add the variance (n − ⌊n/3⌋) γ², so
-            ``init_last="auto"`` steadies deep stages: see ``docs/results.md`` on HBNet-110.
+            layers around it get no gradient. Independent T of variance γ² add the variance (n − ⌊n/3⌋) γ², which the
+            default ``init_last="auto"`` makes 1; with γ = 1, HBNet-110 diverges: see ``docs/results.md``.
 
     Raises:
         ValueError: an argument is out of range; nothing was allocated.

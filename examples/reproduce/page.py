@@ -1,7 +1,9 @@
 """Write the results page and its figures.
 
     python examples/reproduce/page.py
-    python examples/reproduce/page.py --results docs/results --readme README.md    # also the summary in a document
+    python examples/reproduce/page.py --results docs/results --readme README.md --gpu benchmarks/results/gpu
+
+The second command also writes the summary in a document, and the starts that ``benchmarks/gpu.sh`` compared.
 
 All figures come from the CSV files of the commands. Experiments without rows are left out, and a claim is made only if
 a difference exceeds the spread over seeds (:mod:`comparison`).
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from paper_figures import TABLE5
 from rows import RESULTS, read_rows
 from section_stability import stability
+from section_starts import starts
 from section_table4 import summary, table4
 from section_table7 import table7
 
@@ -112,9 +115,9 @@ def conclusions(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
-def compose(results: Path, page: Path) -> tuple[str, dict[str, Figure]]:
+def compose(results: Path, page: Path, gpu: Path | None = None) -> tuple[str, dict[str, Figure]]:
     """Return the text of the page, with relative links, and its figures by name."""
-    sections = [section(results) for section in SECTIONS]
+    sections = [*(section(results) for section in SECTIONS), starts(gpu)]
     claims = [claim for section in sections for claim in section.claims]
     lines = conclusions(claims) if claims else []
     folder, code = (Path(os.path.relpath(path, page.parent)).as_posix() for path in (results, Path(__file__).parent))
@@ -127,9 +130,9 @@ def compose(results: Path, page: Path) -> tuple[str, dict[str, Figure]]:
     return head + "\n" + "\n".join(lines).rstrip() + "\n", figures
 
 
-def write(results: Path, page: Path) -> None:
+def write(results: Path, page: Path, gpu: Path | None = None) -> None:
     """Write the page, and the figures next to the results."""
-    text, figures = compose(results, page)
+    text, figures = compose(results, page, gpu)
     for name, figure in figures.items():
         figure.savefig(results / f"{name}.png", dpi=110)
     write_atomically(page, text)
@@ -155,11 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files and the figures")
     parser.add_argument("--page", type=Path, help="the page; RESULTS.md by default")
     parser.add_argument("--readme", type=Path, help="document in which to replace the summary")
+    parser.add_argument("--gpu", type=Path, help="folder of results of benchmarks/gpu.sh")
     args = parser.parse_args(arguments)
     if not any((args.results / f"{name}.csv").exists() for name in ("table4", "stability", "table5", "table7")):
         parser.error(f"argument --results: {args.results} holds no results")
     page = args.page or args.results.with_name(f"{args.results.name}.md")
-    write(args.results, page)
+    write(args.results, page, args.gpu)
     print(page)
     if args.readme is not None:
         write_summary(args.results, args.readme)

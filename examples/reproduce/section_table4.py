@@ -18,7 +18,8 @@ ABOUT = (
     "Networks are tested once, after the last epoch, on all test images unless a number is given. Training error and "
     "training loss are measured in evaluation mode on the same number of training images, the first ones, without "
     "augmentation. The paper trains for 300 epochs on all images: where the training error is high, a difference shows "
-    "how fast a network learns, and not how well it does in the end."
+    "how fast a network learns, and not how well it does in the end. γ, the weight of the last normalisation of each "
+    "transform, starts at 1 (`init_last=1.0`) unless the name says otherwise; the default of HBNet is smaller (Starts)."
 )
 RECIPE = ("epochs", "train_images", "test_images", "augmented")
 HEAVY_BALL = [(f"hbnet{depth}", f"resnet{depth}") for depth in (20, 56, 110)]
@@ -66,7 +67,8 @@ def table4(folder: Path) -> Section:
 def summary(folder: Path) -> list[str]:
     """Return the table for README.md: each family against its special case."""
     lines = [
-        "± is the standard deviation over seeds for an error, and half of the 95 % interval for a difference.",
+        "± is the standard deviation over seeds for an error, and half of the 95 % interval for a difference. Without "
+        "a γ in the name, `init_last=1.0`.",
         "",
         "| CIFAR-10, test error in % | ours, measured | special case, measured | seeds | difference, measured | "
         "verdict | ours, paper | special case, paper |",

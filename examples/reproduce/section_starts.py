@@ -1,0 +1,66 @@
+"""The starts of γ on the results page: trainings on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
+from comparison import compare, mean_and_spread
+from rows import read_rows
+
+__all__ = ["starts"]
+
+COMMAND = "benchmarks/gpu.sh --blocks cifar10 --epochs 8 --seeds 3 --jobs 8 --networks PATTERN --data FOLDER"
+NO_RELU = "ResNet-56 without its last ReLU"
+# Pairs of a network and its start.
+PAIRS = [
+    (("HBNet-56", "rule"), ("HBNet-56", "1")),
+    (("HBNet-56", "rule/3"), ("HBNet-56", "rule")),
+    (("HBNet-56", "0.1"), ("HBNet-56", "rule")),
+    (("HBNet-56", "0.03"), ("HBNet-56", "rule")),
+    (("HBNet-20", "rule"), ("HBNet-20", "1")),
+    (("HBNet-20", "rule/3"), ("HBNet-20", "rule")),
+    (("HBNet-50, narrow", "rule"), ("HBNet-50, narrow", "1")),
+    (("HBNet-50, narrow", "rule/3"), ("HBNet-50, narrow", "rule")),
+    (("HBNet-56", "rule"), ("ResNet-56", "0")),
+    (("HBNet-56", "rule"), (NO_RELU, "rule")),
+    ((NO_RELU, "rule"), (NO_RELU, "1")),
+]
+
+
+def starts(folder: Path | None) -> Section:
+    """Return the section; it is empty without a folder of ``benchmarks/gpu.sh``."""
+    rows = read_rows(folder / "cifar10.csv") if folder else []
+    rows = [row for row in rows if row["quantity"] == "test error" and row["value"]]
+    if not rows:
+        return Section([], [], {})
+    groups = grouped(rows, ("model", "start"))
+    devices = ", ".join(sorted({row["device"] for row in rows}))
+    lines = [
+        "## Starts",
+        "",
+        f"`{COMMAND}` ({devices}): 20,000 training and 10,000 test images of CIFAR-10, 8 epochs, batches of 128, learning "
+        "rate 0.1 with a cosine, bfloat16. γ is the weight of the last normalisation of each transform. *rule* is "
+        '`init_last="auto"`, the default of HBNet and OptNet: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; '
+        "*rule/3* is a third of it. γ = 0 is the default of timm's ResNets. Not every start was run with every seed; one "
+        "seed does not decide a difference.",
+        "",
+        "| network | γ | test error, measured | seeds |",
+        "|---|---|---:|---|",
+    ]
+    for (model, start), group in groups.items():
+        error = mean_and_spread(numbers(group, "value"))
+        lines.append(f"| {model} | {start} | {error} | {name_seeds(group, [])} |")
+    claims = _claims(groups)
+    table = claims_table(claims, "difference of test error, points") if claims else []
+    return Section([*lines, "", *table, ""], claims, {})
+
+
+def _claims(groups: dict[tuple[str, ...], list[Row]]) -> list[Claim]:
+    claims = []
+    for pair in PAIRS:
+        if all(setting in groups for setting in pair):
+            verdict = compare(*(numbers(groups[setting], "value") for setting in pair))
+            labels = [f"{model}, γ = {start}" for model, start in pair]
+            claims.append(Claim("20,000 images, 8 epochs, GPU", *labels, "test error", verdict))
+    return claims
