@@ -14,8 +14,8 @@ COMMAND = "benchmarks/gpu.sh --blocks cifar10 --epochs 8 --seeds 3 --jobs 8 --ne
 ABOUT = (
     "20,000 training and 10,000 test images of CIFAR-10, 8 epochs, batches of 128, learning rate 0.1 with a cosine, "
     "bfloat16. γ is the weight of the last normalisation of each transform. *rule* is the default of HBNet and OptNet, "
-    '`init_last="auto"`: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; *rule/3* is a third of it. γ = 0 is '
-    "the default of timm's ResNets. Not every start was run with every seed, and one seed does not decide a difference."
+    '`init_last="auto"`: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; *rule/3* is a third of it. γ = 0 '
+    "is the default of timm's ResNets. Not every start was run with every seed, and one seed decides no difference."
 )
 NO_RELU = "ResNet-56 without its last ReLU"
 # Pairs of a network and its start.
