@@ -246,17 +246,17 @@ def test_a_model_built_on_meta_can_be_initialised_later():
     assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.in_channels)) ** 0.5, rel=0.05), "He"
 
 
-def test_the_imagenet_models_draw_the_weights_of_timms_densenet():
+def test_the_imagenet_models_start_as_timms_densenet():
+    """Convolutions, normalisations and classifier; α = 1."""
     torch.manual_seed(0)
-    model = timm.create_model("agdnet121", block_config=(2, 1, 1, 1))
-    torch.manual_seed(0)
-    reference = timm.create_model("densenet121", block_config=(2, 1, 1, 1)).state_dict()
-    state = model.state_dict()
-    assert [name for name, value in reference.items() if not torch.equal(state[name], value)] == []
+    small = dict(block_config=(2, 1, 1, 1), num_classes=100)
+    model, reference = timm.create_model("agdnet121", **small), timm.create_model("densenet121", **small).state_dict()
+    for name, value in reference.items():
+        if value.numel() > 1000:  # a random draw, of zero mean
+            own = model.state_dict()[name]
+            assert own.std().item() == pytest.approx(value.std().item(), rel=0.1), name
+            assert own.abs().max().item() == pytest.approx(value.abs().max().item(), rel=0.4), name
+        elif not name.endswith("conv0.weight"):
+            assert torch.equal(model.state_dict()[name], value), name
+    assert model.classifier.weight.abs().max() <= model.num_features**-0.5
     assert all((layer.alpha == 1).all() for layer in model.features.denseblock1.children())
-    torch.nn.init.constant_(model.classifier.weight, 7.0)
-    torch.nn.init.ones_(model.classifier.bias)
-    model.init_weights()
-    limit = model.num_features**-0.5
-    assert 0.9 * limit < model.classifier.weight.abs().max() <= limit
-    assert not model.classifier.bias.any()

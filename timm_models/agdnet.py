@@ -68,8 +68,9 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
         beta = check_finite("beta", beta)
         check_bool("learn_alpha", learn_alpha)
         _check_densenet_kwargs(dict(kwargs, growth_rate=growth_rate, block_config=block_config))
-        super().__init__(growth_rate, block_config, **kwargs)  # draws the weights of timm's DenseNet
+        super().__init__(growth_rate, block_config, **kwargs)
         self.propagate_by_nesterov(beta, learn_alpha)
+        self.init_weights()
 
     @torch.jit.ignore
     def propagate_by_nesterov(self, beta: float, learn_alpha: bool) -> None:
@@ -109,7 +110,7 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
 
     @torch.jit.ignore
     def _start_classifier(self, classifier: nn.Linear) -> None:
-        classifier.reset_parameters()
+        nn.init.kaiming_uniform_(classifier.weight, a=5**0.5)  # torch's default, which timm's DenseNet keeps
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised output of the last block, shape (batch, num_features, height / r, width / r).
