@@ -22,7 +22,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_bool, check_finite, check_int, check_layers, check_one_of, check_rate
-from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.eager import is_compiled_by_dynamo, is_eager
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._conversions import KeepsActivations
@@ -127,7 +127,8 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
     def _pooling_first(self, x: Tensor) -> Tensor:
         """Return ``features`` of x, without storing the stem's images before its pooling."""
         names = [name for name, _ in self.features.named_children()]
-        is_plain = not torch.is_grad_enabled() or not is_eager(x) or not is_unmodified(self.features, nn.Sequential)
+        can_save = is_eager(x) or (self.recompute_stem and is_compiled_by_dynamo())
+        is_plain = not torch.is_grad_enabled() or not can_save or not is_unmodified(self.features, nn.Sequential)
         if is_plain or "pool0" not in names:
             return self.features(x)
         end = names.index("pool0") + 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optinspired_plugins.algorithms.coefficients import momentum
 from optinspired_plugins.memory.dense_block import DenseLayer, dense_block, dense_block_inference, rectified_norm
-from optinspired_plugins.memory.eager import is_eager
+from optinspired_plugins.memory.eager import is_compiled_by_dynamo, is_eager
 from optinspired_plugins.memory.fused_block import FusedLayer, fused_block
 from optinspired_plugins.memory.fused_stage import kernels_for
 from optinspired_plugins.memory.pooled_norm import average_pooled_norm
@@ -110,19 +110,26 @@ class SourceLayer(nn.Module):
     @torch.jit.ignore
     def _takes_folded_weight(self, y: Tensor) -> bool:
         """Return True if α may scale the weight, which is smaller than y, in place of y."""
-        return is_eager(y) and is_unmodified(self.conv1, nn.Conv2d)
+        return (is_eager(y) or is_compiled_by_dynamo()) and is_unmodified(self.conv1, nn.Conv2d)
+
+    def _transform(self, zs: List[Tensor]) -> Tensor:
+        """Return T of the sources without dropout."""
+        return self.conv2(self.norm2(self.convolve(zs)))
 
     @torch.jit.ignore
-    def _convolve(self, zs: List[Tensor]) -> Tensor:
-        """Return :meth:`convolve`, recomputed in the backward pass with ``grad_checkpointing``."""
-        if not self.grad_checkpointing:
-            return self.convolve(zs)
-        return recompute(self, lambda *sources: self.convolve(list(sources)), *zs)
+    def _recomputed(self, zs: List[Tensor]) -> Tensor:
+        """Return :meth:`_transform`, with the first convolution recomputed in the backward pass.
+
+        A compiler recomputes everything but the last convolution, of which no gradient needs the output.
+        """
+        if is_compiled_by_dynamo():
+            return recompute(self, lambda *sources: self._transform(list(sources)), *zs)
+        return self.conv2(self.norm2(recompute(self, lambda *sources: self.convolve(list(sources)), *zs)))
 
     def forward(self, zs: List[Tensor]) -> Tensor:
         """Return T of the sources, shape (batch, growth, height, width)."""
-        y = self.convolve(zs) if torch.jit.is_scripting() else self._convolve(zs)
-        z = self.conv2(self.norm2(y))
+        is_saving = self.grad_checkpointing and not torch.jit.is_scripting()
+        z = self._recomputed(zs) if is_saving else self._transform(zs)
         if self.drop_rate > 0:
             z = F.dropout(z, p=self.drop_rate, training=self.training)
         return z

@@ -71,14 +71,25 @@ def _is_modified(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or not vars(module).keys().isdisjoint(_names(type(module)))  # type: ignore[arg-type]
+        or _has_replaced_method(module)
     )
+
+
+def _has_replaced_method(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    if torch.compiler.is_compiling():  # a compiler warns of caches, and cannot trace `isdisjoint`
+        return any(_is_method(kind, name) for name in vars(module))
+    return not vars(module).keys().isdisjoint(_names(kind))
 
 
 @cache
 def _names(kind: Any) -> FrozenSet[str]:
     """Return the names of a class's methods, and of its compiled call."""
-    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)) or name == "_compiled_call_impl")
+    return frozenset(name for name in dir(kind) if _is_method(kind, name))
+
+
+def _is_method(kind: Any, name: str) -> bool:
+    return name == "_compiled_call_impl" or callable(getattr(kind, name, None))
 
 
 def fits(x: Tensor, *tensors: Any) -> bool:
