@@ -17,6 +17,9 @@ from .randomness import may_draw_random_numbers
 
 __all__ = ["ModuleState", "recompute"]
 
+# A checkpoint compiled by torch 2.5 leaves wrong running statistics; no version between 2.5 and 2.14 was tried.
+_COMPILER_RECOMPUTES = torch.__version__ >= "2.14"
+
 
 class ModuleState:
     """The present state of a module and its submodules: modes, parameters and buffers.
@@ -76,8 +79,8 @@ def recompute(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> 
 
     The repeated pass reads the same state, draws the same random numbers and changes no buffer. If
     :func:`~optinspired_plugins.memory.eager.is_eager` is False, the function is called without checkpointing, except
-    under ``torch.compile``, which supports torch's checkpoint. Random states are saved only if the module may draw
-    random numbers: on CUDA that is slow and prevents the capture of a CUDA graph.
+    under ``torch.compile`` of torch 2.14 or later, which supports torch's checkpoint. Random states are saved only if
+    the module may draw random numbers: on CUDA that is slow and prevents the capture of a CUDA graph.
 
     Args:
         module: the module with the state that the function reads.
@@ -86,7 +89,7 @@ def recompute(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> 
             random state of that device. Without a tensor the function is called without checkpointing.
     """
     if is_compiled_by_dynamo():
-        return checkpoint(function, *inputs, use_reentrant=False)
+        return checkpoint(function, *inputs, use_reentrant=False) if _COMPILER_RECOMPUTES else function(*inputs)
     tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     if not (torch.is_grad_enabled() and tensors and is_eager(*tensors)):
         return function(*inputs)
