@@ -120,7 +120,7 @@ class SourceLayer(nn.Module):
     def _recomputed(self, zs: List[Tensor]) -> Tensor:
         """Return :meth:`_transform`, with the first convolution recomputed in the backward pass.
 
-        A compiler recomputes everything but the last convolution, of which no gradient needs the output.
+        A compiler recomputes all but the last convolution, since no gradient needs its output.
         """
         if is_compiled_by_dynamo():
             return recompute(self, lambda *sources: self._transform(list(sources)), *zs)
