@@ -87,7 +87,8 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
             kwargs["block_args"] = dict(kwargs.get("block_args") or {}, stride_in_1x1=stride_in_1x1)
         super().__init__(block, layers, zero_init_last=False, **kwargs)
         self.init_last = start
-        self.drop_norm()
+        self.norm: Optional[nn.Module] = None
+        self.act: Optional[nn.Module] = None
         if final_norm:
             norm = get_norm_layer(kwargs.get("norm_layer", nn.BatchNorm2d))
             self.norm = norm(self.num_features, device=kwargs.get("device"), dtype=kwargs.get("dtype"))
@@ -101,12 +102,12 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return the features from the last stage's output; the same without ``final_norm``."""
-        return self.act(self.norm(x))
+        return x if self.norm is None or self.act is None else self.act(self.norm(x))
 
     @torch.jit.ignore
     def drop_norm(self) -> None:
         """Remove the final normalisation and its activation."""
-        self.norm, self.act = nn.Identity(), nn.Identity()
+        self.norm, self.act = None, None  # no identities, which hooks on all modules would change
 
     def _plain(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
@@ -315,7 +316,7 @@ class CifarStagedResNet(StagedResNet):
             self.add_module(f"layer{i + 1}", stage)
             self.feature_info.append(dict(num_chs=planes, reduction=2**i, module=f"layer{i + 1}"))
 
-        self.drop_norm()
+        self.norm, self.act = None, None
         if final_norm:
             self.norm, self.act = norm(channels[-1], **dd), act(inplace=True)
         self.num_features = channels[-1]
