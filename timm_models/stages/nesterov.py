@@ -118,18 +118,19 @@ class SourceLayer(nn.Module):
 
     @torch.jit.ignore
     def _recomputed(self, zs: List[Tensor]) -> Tensor:
-        """Return :meth:`_transform`, with the first convolution recomputed in the backward pass.
+        """Return :meth:`_transform`, with the first convolution recomputed with ``grad_checkpointing``.
 
         A compiler recomputes all but the last convolution, since no gradient needs its output.
         """
+        if not self.grad_checkpointing:
+            return self._transform(zs)
         if is_compiled_by_dynamo():
             return recompute(self, lambda *sources: self._transform(list(sources)), *zs)
         return self.conv2(self.norm2(recompute(self, lambda *sources: self.convolve(list(sources)), *zs)))
 
     def forward(self, zs: List[Tensor]) -> Tensor:
         """Return T of the sources, shape (batch, growth, height, width)."""
-        is_saving = self.grad_checkpointing and not torch.jit.is_scripting()
-        z = self._recomputed(zs) if is_saving else self._transform(zs)
+        z = self._transform(zs) if torch.jit.is_scripting() else self._recomputed(zs)
         if self.drop_rate > 0:
             z = F.dropout(z, p=self.drop_rate, training=self.training)
         return z
