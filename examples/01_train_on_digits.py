@@ -131,7 +131,7 @@ def validate(model: nn.Module, loader: DataLoader) -> float:
 
 def train(contender: Contender, data: Path, args: argparse.Namespace, on_batch: OnBatch) -> Iterator[Epoch]:
     """Train one model and yield the result of each epoch."""
-    random_seed(args.seed)  # the same initial weights for both models of a pair
+    random_seed(args.seed)  # the same random weights for both models of a pair
     model = timm.create_model(contender.timm_name, in_chans=1, num_classes=10, **contender.kwargs)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr, momentum=0.9, weight_decay=1e-4)  # "sgd" is Nesterov
     scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=args.epochs)

@@ -233,7 +233,9 @@ def test_a_pair_sees_the_same_images_from_the_same_weights(
     monkeypatch.setattr(module, "train_epoch", record)
     main_in("--epochs", "1", "--limit", "256", "--models", *pair)
     assert weights[0].keys() >= weights[1].keys()  # AGDNet has α besides
-    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+    # HBNet's start is another one by default: the weights of the last normalisation of each transform.
+    differ = {name for name, value in weights[1].items() if not torch.equal(weights[0][name], value)}
+    assert differ == ({name for name in weights[1] if name.endswith("bn2.weight")} if pair[0] == "hbnet" else set())
     assert images[0].shape == (256, 1, 16, 16)
     assert torch.equal(images[0], images[1])
 

@@ -151,9 +151,12 @@ def test_the_roofline_predicts_a_step(tmp_path):
     pixels = 2 * 4 * 4
     assert done.stdout.split() == [str(4 * (3 * pixels + 8 * 3 + 8 * pixels)), str(2 * 8 * 3 * pixels), "1"]
     command = [sys.executable, str(ROOT / "benchmarks" / "roofline.py"), "hbnet20", "hbnet20:reversible"]
-    sizes = ["--batch", "4", "--size", "32", "--out", "t.csv"]
+    sizes = ["--batch", "64", "--size", "32", "--out", "t.csv"]
     done = subprocess.run([*command, *sizes], **kwargs)
     assert done.returncode == 0, done.stderr
     default, reversible = rows(tmp_path / "t.csv")
-    assert float(reversible["kept_gib"]) <= float(default["kept_gib"])
-    assert int(reversible["launches"]) > int(default["launches"])
+    assert float(default["kept_ratio"]) == 1.0
+    assert float(reversible["kept_ratio"]) < 0.5
+    # The kernels of a GPU are logged, and recomputation pays for them even though fewer are launched.
+    assert int(reversible["launches"]) < int(default["launches"])
+    assert float(reversible["teraflops"]) >= float(default["teraflops"])

@@ -81,7 +81,11 @@ def test_the_mmengine_snippets_run(digits_folder, tmp_path):
 
 def test_relative_links_point_at_files():
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], target
 
 
 def test_the_two_set_up_commands_are_targets():
