@@ -206,7 +206,8 @@ def test_regional_compilation(form, regions):
     modules = [module for module in model.modules() if type(module).__name__ in regions]
     assert modules
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.5
+    with torch._dynamo.config.patch({limit: 64}):
         for module in modules:
             module.compile(backend="aot_eager")
         got = result(model, images())

@@ -109,6 +109,7 @@ def test_pruning_removes_it_with_the_last_stage_or_alone(name):
 def test_the_classifier_can_be_changed(name):
     net = build(name)
     net.reset_classifier(3)
+    net.double()  # early versions of timm return a classifier in float32
     assert net(images()).shape == (3, 3)
     net.reset_classifier(0)
     assert net(images()).min() >= 0
