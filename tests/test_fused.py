@@ -131,3 +131,16 @@ def test_places_of_alpha():
     """Channels of z_0, then of each later source, for every layer."""
     places = fused_block._place_of_alpha(3, 2, 3, torch.device("cpu"))
     assert places.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("form", ["hbnet18, fused", "hbnet50, fused, reversible", "agdnet121, fused"])
+def test_one_value_per_channel_has_no_statistics(form):
+    """As in torch's batch normalisation, before running statistics become infinite."""
+    model = forms.build(form)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for module in model.modules():
+        if isinstance(module, (heavy_ball.HeavyBallStage, nesterov.NesterovBlock)):
+            channels = next(p for p in module.parameters() if p.dim() == 4).shape[1]
+            with pytest.raises(ValueError, match="more than one value"):
+                module(torch.randn(1, channels, 1, 1, dtype=torch.float64))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FixedNorm", "batch_statistics", "channel_sums", "pass_statistics", "running_statistics", "track"]
+__all__ = [
+    "FixedNorm",
+    "batch_statistics",
+    "channel_sums",
+    "pass_statistics",
+    "running_statistics",
+    "track",
+    "values_per_channel",
+]
 
 
 class FixedNorm(NamedTuple):
@@ -50,6 +58,14 @@ def _has_planes(x: Tensor) -> bool:
     return x.dim() == 4 and x.stride()[1:] == (x.shape[2] * x.shape[3], x.shape[3], 1)
 
 
+def values_per_channel(x: Tensor) -> int:
+    """Return the number of values that a channel's statistics are made of; ValueError if there is only one."""
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        raise ValueError(f"input of shape {tuple(x.shape)}: statistics of a batch need more than one value a channel")
+    return count
+
+
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of every channel of x, shape (batch, channels, …).
 
@@ -58,9 +74,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: a channel has one value.
     """
-    count = x.numel() // x.shape[1]
-    if count == 1:
-        raise ValueError(f"input of shape {tuple(x.shape)}: statistics of a batch need more than one value a channel")
+    count = values_per_channel(x)
     if x.device.type != "cpu" or not _has_planes(x):
         return torch.batch_norm_update_stats(x, None, None, 0.0)
     mean = channel_sums(x) / count

@@ -17,8 +17,17 @@ from torch import Tensor, nn
 
 from .batch_norm import FixedNorm, batch_statistics, pass_statistics, running_statistics, track
 from .double_backward import needs_plain_gradients, plain_gradients
+from .eager import pass_dtype
 
-__all__ = ["DenseLayer", "dense_block", "dense_block_inference", "empty_buffer", "first_source", "rectified_norm"]
+__all__ = [
+    "DenseLayer",
+    "dense_block",
+    "dense_block_inference",
+    "empty_buffer",
+    "first_source",
+    "next_momentum",
+    "rectified_norm",
+]
 
 
 class DenseLayer(NamedTuple):
@@ -58,9 +67,7 @@ def dense_block(
         checkpointing: recompute the inputs of the second convolutions in the backward pass, too. This saves a third of
             the memory and costs another 1×1 convolution per layer.
     """
-    kind = z.device.type
-    mixed = torch.is_autocast_enabled(kind) and z.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if mixed else z.dtype
+    dtype = pass_dtype(z)
     training = layers[0].norm1.training
     eps = [(layer.norm1.eps, layer.norm1.eps if layer.norm2 is None else layer.norm2.eps) for layer in layers]
     bottleneck = layers[0].norm2 is not None
@@ -85,16 +92,14 @@ def dense_block_inference(
         beta: β.
         growth: growth rate, the channels of every source but z_0.
     """
-    end, kind = z.shape[1], z.device.type
-    mixed = torch.is_autocast_enabled(kind) and z.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if mixed else z.dtype
-    buffer = empty_buffer(z, end + growth * len(layers), dtype)
+    end = z.shape[1]
+    buffer = empty_buffer(z, end + growth * len(layers), pass_dtype(z))
     buffer[:, :end] = z
     m = None
     for k, layer in enumerate(layers):
         t, place = layer(buffer[:, :end]), buffer[:, end : end + growth]
         if k > 0 and beta != 0:
-            m = _next_momentum(m, buffer[:, end - growth : end], momentum[k], beta)
+            m = next_momentum(m, buffer[:, end - growth : end], momentum[k], beta)
             torch.add(t, m, out=place)  # t is not overwritten: a hook may hold it
         else:
             place.copy_(t)
@@ -175,7 +180,7 @@ def _convolve_backward(gradient: Tensor, y: Tensor, weight: Tensor, needs_weight
     return g, of_weight
 
 
-def _next_momentum(m: Tensor | None, last: Tensor, factor: float, beta: float) -> Tensor:
+def next_momentum(m: Tensor | None, last: Tensor, factor: float, beta: float) -> Tensor:
     """Return β m_{k+1} = c_k (β m_k − β z_k)."""
     return factor * (-beta * last if m is None else torch.sub(m, last, alpha=beta))
 
@@ -268,7 +273,7 @@ def _plain(plan: _Plan, saved: list[_Saved], z: Tensor, *flat: Tensor) -> Tensor
         if layer.mask is not None:
             t = t * layer.mask
         if k > 0 and plan.beta != 0:
-            m = _next_momentum(m, zs[-1], plan.momentum[k], plan.beta)
+            m = next_momentum(m, zs[-1], plan.momentum[k], plan.beta)
             t = t + m
         zs.append(t)
     return torch.cat(zs, 1)
@@ -306,7 +311,7 @@ def _forward(
             mask = F.dropout(torch.ones_like(t), layer.drop_rate)
             saved_layer, t = saved_layer._replace(mask=mask), t * mask
         if k > 0 and plan.beta != 0:
-            m = _next_momentum(m, buffer[:, start:end], plan.momentum[k], plan.beta)
+            m = next_momentum(m, buffer[:, start:end], plan.momentum[k], plan.beta)
             t = t.add_(m)
         source, start, end = t, end, end + growth
         buffer[:, start:end] = t

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-__all__ = ["are_transforms_active", "is_compiled_by_dynamo", "is_eager"]
+__all__ = ["are_transforms_active", "is_compiled_by_dynamo", "is_eager", "pass_dtype"]
 
 # torch 2.5 cannot tell an export from a compilation.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -41,3 +41,10 @@ def are_transforms_active() -> bool:
 def is_compiled_by_dynamo() -> bool:
     """Return True under ``torch.compile``, but not in an export."""
     return torch.compiler.is_dynamo_compiling() and not _is_exporting()
+
+
+def pass_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of convolutions of x: autocast's, without autocast and for float64 the precision of x."""
+    kind = x.device.type
+    mixed = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if mixed else x.dtype

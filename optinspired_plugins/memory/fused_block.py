@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch_norm import values_per_channel
 from .channel_kernels import Iterate, wide_dtype
-from .dense_block import empty_buffer, first_source
+from .dense_block import empty_buffer, first_source, next_momentum
 from .double_backward import needs_plain_gradients, plain_gradients
+from .eager import pass_dtype
 from .fused_stage import (
     ConvNorm,
     affine_map,
@@ -65,9 +67,7 @@ def fused_block(
         checkpointing: recompute the inputs of the second convolutions, too.
         kernels: :func:`.fused_stage.kernels_for` z, or :mod:`.channel_kernels`.
     """
-    kind = z.device.type
-    mixed = torch.is_autocast_enabled(kind) and z.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if mixed else z.dtype
+    dtype = pass_dtype(z)
     plan = _Plan(layers, list(momentum), beta, checkpointing, kernels, dtype, z.shape[1])
     buffer = empty_buffer(z, plan.channels(len(layers)), dtype)
     parameters = [p for layer in layers for part in layer.parts for p in (part.weight, part.scale, part.shift)]
@@ -175,6 +175,7 @@ def _forward(plan: _Plan, buffer: Tensor, flat: Sequence[Tensor]) -> list[_Saved
         end, parts = plan.channels(k), plan.of_layer(k, flat)
         first, own = layer.parts[0], weights[k * len(parts) : (k + 1) * len(parts)]
         if first.training:
+            values_per_channel(buffer)
             kernels.moments(buffer[:, start:end], statistics[:, start:end])
             affine = kernels.affine_of_moments(statistics[:, :end], count, *parts[0][1:], first.eps, first.running)
         else:
@@ -287,7 +288,7 @@ def _plain(plan: _Plan, saved: list[_Saved], z: Tensor, *flat: Tensor) -> Tensor
         if kept.mask is not None:
             t = t * kept.mask
         if plan.has_momentum(k):
-            m = plan.momentum[k] * (-plan.beta * zs[-1] if m is None else torch.sub(m, zs[-1], alpha=plan.beta))
+            m = next_momentum(m, zs[-1], plan.momentum[k], plan.beta)
             t = t + m
         zs.append(t)
     return torch.cat(zs, 1)

@@ -25,8 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch_norm import values_per_channel
 from .channel_kernels import Iterate, RunningStatistics, wide_dtype
 from .double_backward import needs_plain_gradients, plain_gradients
+from .eager import pass_dtype
 from .heavy_ball import compare_samples, may_read_values, sample
 
 __all__ = [
@@ -134,11 +136,8 @@ def fused_stage(stage: FusedStage, kernels: ModuleType, u: Tensor, x0: Tensor | 
         u: input of the stage.
         x0: x_0; by default the stage's shortcut of u, or u.
     """
-    kind = u.device.type
-    mixed = torch.is_autocast_enabled(kind) and u.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(kind) if mixed else u.dtype
     parameters = [p for part in stage.parts() for p in (part.weight, part.scale, part.shift)]
-    return _Stage.apply(_Plan(stage, kernels, dtype), u, x0, *parameters, *stage.coefficients.tensors)
+    return _Stage.apply(_Plan(stage, kernels, pass_dtype(u)), u, x0, *parameters, *stage.coefficients.tensors)
 
 
 class _Factors:
@@ -244,7 +243,7 @@ class _Stage(torch.autograd.Function):
             if needs_plain_gradients(gradient):
                 inputs = [u, u.new_empty(0) if x0 is None else x0, *flat]
                 return None, *plain_gradients(partial(_plain, plan, saved), inputs, gradient, needs)
-            backward = _Backward(plan, u, flat, saved, needs)
+            backward = _Backward(plan, u, x0, flat, saved, needs)
             gradients = backward.run(gradient, iterates)
         if backward.first is not None and may_read_values(u):
             compare_samples(backward.first, ctx.first, 1e-3 if wide_dtype(plan.dtype) == plan.dtype else 5e-2)
@@ -290,8 +289,9 @@ def _chain(plan: _Plan, chain: Sequence[ConvNorm], weights: Sequence[Tensor], ma
 
 
 def affine_map(kernels: ModuleType, x: Tensor, part: ConvNorm, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return the affine map of a normalisation of x."""
+    """Return the affine map of a normalisation of x; ValueError in training if a channel has one value."""
     if part.training:
+        values_per_channel(x)
         return kernels.normalization(x, scale, shift, part.eps, part.running)
     return fixed_map(kernels, x, part)
 
@@ -337,8 +337,11 @@ class _Backward:
     ``first`` is a sample of the recovered x_1.
     """
 
-    def __init__(self, plan: _Plan, u: Tensor, flat: Sequence[Tensor], saved: list[_Saved], needs: Any) -> None:
+    def __init__(
+        self, plan: _Plan, u: Tensor, x0: Tensor | None, flat: Sequence[Tensor], saved: list[_Saved], needs: Any
+    ) -> None:
         self.plan, self.u, self.saved = plan, u.to(plan.dtype), saved
+        self.has_x0 = x0 is not None
         self.weights = plan.chains(plan.weights(flat))
         self.needs_u, self.needs_x0, *self.needs = needs
         self.gradients: list[Tensor | None] = [None] * len(flat)
@@ -426,8 +429,8 @@ class _Backward:
         if plan.stage.shortcut is not None:
             k = len(plan.sizes)
             of_x0 = self.of_chain(k, u, self.restored(k, u), of_x0, self.needs_u)
-        elif self.needs_x0:
-            return of_u, of_x0
+        elif self.has_x0:
+            return of_u, of_x0 if self.needs_x0 else None
         return (of_u + of_x0 if self.needs_u else None), None
 
     def result(self, of_u: Tensor | None, of_x0: Tensor | None) -> list[Tensor | None]:

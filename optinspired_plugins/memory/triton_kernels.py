@@ -134,6 +134,19 @@ def _statistics_kernel(x, means, squares, R, C, S, share, BLOCK_R: tl.constexpr,
     tl.store(squares + part * C + columns, tl.sum(square, 0) - count * deviation * deviation, mask=valid)
 
 
+@triton.jit
+def _merged(means, squares, columns, R, C, share, parts, PARTS: tl.constexpr):
+    """Mean and sum of squared deviations of channels over all parts."""
+    part = tl.arange(0, PARTS)
+    inside = (part < parts)[:, None] & (columns < C)[None, :]
+    place = part[:, None] * C + columns[None, :]
+    mean_of = tl.load(means + place, mask=inside, other=0.0)
+    count = tl.where(part < parts, tl.minimum(share, R - part * share), 0).to(tl.float32)[:, None]
+    mean = tl.sum(mean_of * count, 0) / R
+    deviation = tl.where(inside, mean_of - mean[None, :], 0.0)
+    return mean, tl.sum(tl.load(squares + place, mask=inside, other=0.0) + count * deviation * deviation, 0)
+
+
 @_Kernel
 def _affine_kernel(
     means, squares, weight, bias, affine, running_mean, running_var,
@@ -142,15 +155,8 @@ def _affine_kernel(
     """The statistics of all parts, the affine map, and the update of running statistics."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = columns < C
-    part = tl.arange(0, PARTS)
-    inside = (part < parts)[:, None] & valid[None, :]
-    place = part[:, None] * C + columns[None, :]
-    mean_of = tl.load(means + place, mask=inside, other=0.0)
-    count = tl.where(part < parts, tl.minimum(share, R - part * share), 0).to(tl.float32)[:, None]
-    mean = tl.sum(mean_of * count, 0) / R
-    deviation = tl.where(inside, mean_of - mean[None, :], 0.0)
-    var = tl.sum(tl.load(squares + place, mask=inside, other=0.0) + count * deviation * deviation, 0) / R
-    var = tl.maximum(var, 0.0)
+    mean, square = _merged(means, squares, columns, R, C, share, parts, PARTS)
+    var = tl.maximum(square / R, 0.0)
     inverse_std = 1.0 / tl.sqrt(var + eps)
     scale = tl.load(weight + columns, mask=valid, other=0.0).to(tl.float32) * inverse_std
     shift = tl.load(bias + columns, mask=valid, other=0.0).to(tl.float32) - mean * scale
@@ -170,14 +176,7 @@ def _merge_kernel(means, squares, out, R, C, TS, share, parts, PARTS: tl.constex
     """Mean and sum of squared deviations of every channel over all parts."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = columns < C
-    part = tl.arange(0, PARTS)
-    inside = (part < parts)[:, None] & valid[None, :]
-    place = part[:, None] * C + columns[None, :]
-    mean_of = tl.load(means + place, mask=inside, other=0.0)
-    count = tl.where(part < parts, tl.minimum(share, R - part * share), 0).to(tl.float32)[:, None]
-    mean = tl.sum(mean_of * count, 0) / R
-    deviation = tl.where(inside, mean_of - mean[None, :], 0.0)
-    square = tl.sum(tl.load(squares + place, mask=inside, other=0.0) + count * deviation * deviation, 0)
+    mean, square = _merged(means, squares, columns, R, C, share, parts, PARTS)
     tl.store(out + columns, mean, mask=valid)
     tl.store(out + TS + columns, square, mask=valid)
 

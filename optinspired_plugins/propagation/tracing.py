@@ -276,7 +276,7 @@ def trace_at_present(
 ) -> Program:
     """Trace an algorithm with the present values of its learned coefficients.
 
-    The arguments and errors are those of :func:`trace`; only tensors of one value count as numbers.
+    It has the arguments and errors of :func:`trace`. Only tensors of one value count as numbers.
     """
     token = _READS_TENSORS.set(True)
     try:

@@ -52,7 +52,7 @@ def norms_of(transforms: list[Any], shortcut: ConvNorm | None) -> list[nn.Module
 
 def count_batches(norms: list[Any]) -> None:
     """Add 1 to the batches that normalisations in training have seen."""
-    counters = [norm.num_batches_tracked for norm in norms if norm.training and getattr(norm, "track_running_stats", 0)]
+    counters = [norm.num_batches_tracked for norm in norms if norm.training and norm.track_running_stats]
     if counters := [counter for counter in counters if counter is not None]:
         torch._foreach_add_(counters, 1)
 

@@ -192,7 +192,7 @@ class HeavyBallStage(StageRule, nn.Sequential):
     def _add_iterates(self, k: int, t: Tensor, x: Tensor, x_prev: Tensor) -> Tensor:
         """Return t + β1 x + β2 x_prev, in place for constant coefficients."""
         if self.learn_beta:
-            # In the precision of t: on CUDA autocast would widen all iterates to that of the coefficients.
+            # In the precision of t: on CUDA autocast would widen all iterates to float32, as the coefficients are.
             beta1 = scale_gradient(self.beta1[k - 1], self.beta_lr_scale).to(t.dtype)  # type: ignore[index]
             beta2 = scale_gradient(self.beta2[k - 1], self.beta_lr_scale).to(t.dtype)  # type: ignore[index]
             return torch.addcmul(t, x, beta1).addcmul_(x_prev, beta2)

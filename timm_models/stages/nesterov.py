@@ -263,8 +263,9 @@ class NesterovBlock(RuleBuffer, nn.ModuleDict):
         checkpointing = any(bool(layer.grad_checkpointing) for layer, _ in layers)
         if kernels is not None and len({layer.alpha is None for layer, _ in layers}) == 1:
             fused = [_as_fused_layer(layer, pair) for (layer, _), pair in zip(layers, pairs)]
+            sources = fused_block(z, fused, self.momentum, self.beta, checkpointing or not has_grad, kernels)
             count_batches([norm for pair in pairs for _, norm in pair])
-            return fused_block(z, fused, self.momentum, self.beta, checkpointing or not has_grad, kernels)
+            return sources
         if z.is_cuda and not checkpointing:  # the plain form launches fewer kernels
             return self._plain(z)
         parts = [_as_dense_layer(layer, pair) for (layer, _), pair in zip(layers, pairs)]
