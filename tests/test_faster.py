@@ -2,13 +2,21 @@
 
 import math
 
+import my_algorithms
 import pytest
 import timm
 import torch
 from equality import assert_same_function, randomise
 
 from optinspired_plugins import HeavyBall, Nesterov, Unrolled, minimize, trace
-from optinspired_plugins.algorithms.faster import FASTER, Chebyshev, Halpern, KrasnoselskiiMann, TwoStep
+from optinspired_plugins.algorithms.faster import (
+    FASTER,
+    Chebyshev,
+    Halpern,
+    KrasnoselskiiMann,
+    OptimizedGradient,
+    TwoStep,
+)
 
 MU = 0.01
 EIGENVALUES = torch.linspace(MU, 1, 4001, dtype=torch.float64)
@@ -65,6 +73,29 @@ def test_chebyshev_has_the_smallest_worst_factor_in_every_number_of_steps(steps)
     assert factors(Chebyshev(1.0, MU), steps)[steps].item() == pytest.approx(expected, rel=1e-6)
     for other in (HeavyBall.strongly_convex(1.0, MU), Nesterov(), TwoStep.triple_momentum(1.0, MU), TwoStep(1.0)):
         assert factors(other, steps)[steps].item() >= expected * (1 - 1e-9)
+
+
+def test_the_optimised_gradient_method_keeps_the_bound_of_its_theorem():
+    """f(z_{k+1}) ≤ 1 / (4 t_k²) for f(z) = λ z² / 2 and z_0 = 1; gradient descent does not keep it."""
+    bound, t = [], 1.0
+    for _ in range(200):
+        bound.append(1 / (4 * t**2))
+        t = (1 + math.sqrt(1 + 4 * t**2)) / 2
+    eigenvalues = torch.logspace(-6, 0, 2001, dtype=torch.float64)
+
+    def values(algorithm):
+        iterates = minimize(algorithm, lambda z: eigenvalues * z, torch.ones_like(eigenvalues), 200)[1:]
+        return (eigenvalues * iterates**2 / 2).amax(1)
+
+    bounds = torch.tensor(bound, dtype=torch.float64)
+    assert (values(OptimizedGradient()) <= bounds).all()
+    assert not (values(TwoStep(1.0)) <= bounds).all()
+
+
+def test_the_users_example_is_the_same_method():
+    expected = minimize(my_algorithms.OptimizedGradient(), quadratic, torch.ones_like(EIGENVALUES), 30)
+    got = minimize(OptimizedGradient(), quadratic, torch.ones_like(EIGENVALUES), 30)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
 
 
 def turned(z):

@@ -262,7 +262,7 @@ class Incomplete:
         (
             "newton",
             ValueError,
-            "algorithm='newton': must be one of gd, hb, agd, agd2, admm, dmrnet, tmm, chebyshev, km, halpern, or mod",
+            "algorithm='newton': must be one of gd, hb, agd, agd2, admm, dmrnet, tmm, chebyshev, ogm, km, halpern",
         ),
         ("my_algorithms:Missing", ValueError, "module my_algorithms has no attribute Missing"),
         ("no_such_module:A", ModuleNotFoundError, "no_such_module"),

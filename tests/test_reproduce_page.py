@@ -13,7 +13,8 @@ needs("scipy", "matplotlib")
 import coefficients
 import page
 import section_table7
-from comparison import NOISE, ONE_SEED, compare, compare_counts
+from claims import NOISE, ONE_SEED, Claim, adjusted_p_values, verdict
+from comparison import Difference, PooledVariance, compare, compare_counts, pool
 from networks import NETWORKS
 from scipy.stats import t
 
@@ -61,49 +62,86 @@ def line(text, start):
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
-def test_the_interval_is_welchs():
-    """(s_a² / n_a + s_b² / n_b)^½ times Student's t, here of equal variances and sizes: 4 degrees of freedom."""
-    verdict = compare([1.0, 2.0, 3.0], [11.0, 12.0, 13.0])
-    assert verdict.difference == -10
-    assert verdict.half_width == pytest.approx(t.ppf(0.975, 4) * (2 / 3) ** 0.5)
-    assert verdict.word == "lower"
-    assert compare([11.0, 12.0, 13.0], [1.0, 2.0, 3.0]).word == "higher"
+def seeds(*values):
+    """Return values by seed."""
+    return {str(seed): value for seed, value in enumerate(values)}
+
+
+def word(result):
+    """Return the verdict of a comparison that is alone on its page."""
+    claim = Claim("setting", "ours", "peer", "test error", result)
+    return verdict(claim, adjusted_p_values([claim]))
+
+
+def test_three_common_seeds_are_compared_in_pairs():
+    """Mean of the differences ± Student's t times s / √3; what both networks share with a seed cancels."""
+    result = compare(seeds(1.0, 12.0, 23.0), seeds(2.0, 14.0, 26.0), PooledVariance(100.0, 4))
+    assert result.value == pytest.approx(-2)
+    half = t.ppf(0.975, 2) / 3**0.5
+    assert result.interval == pytest.approx((-2 - half, -2 + half))
+    assert result.p == pytest.approx(2 * t.sf(2 * 3**0.5, 2))
+    other = compare({**seeds(2.0, 14.0, 26.0), "7": 0.0}, {**seeds(1.0, 12.0, 23.0), "8": 99.0}, PooledVariance(1.0, 4))
+    assert other.value == pytest.approx(2)
+    assert other.interval == pytest.approx((2 - half, 2 + half))
+
+
+def test_two_seeds_take_the_spread_of_all_networks():
+    """s² (1 / n_a + 1 / n_b), s² pooled over networks with (1 + 2 + 0) degrees of freedom."""
+    pooled = pool([[1.0, 3.0], [1.0, 2.0, 3.0], [5.0]])
+    assert pooled == (pytest.approx(4 / 3), 3)
+    result = compare(seeds(1.0, 3.0), {"5": 11.0, "6": 12.0}, pooled)
+    half = t.ppf(0.975, 3) * (4 / 3) ** 0.5
+    assert result.value == -9.5
+    assert result.interval == pytest.approx((-9.5 - half, -9.5 + half))
+    assert result.p == pytest.approx(2 * t.sf(9.5 / (4 / 3) ** 0.5, 3))
 
 
 @pytest.mark.parametrize(
-    ("ours", "peers", "word"),
+    ("ours", "peers", "expected"),
     [
-        ([20.0, 21.0, 22.0], [21.0, 22.0, 23.0], NOISE),
-        ([20.0], [30.0, 30.1], ONE_SEED),
-        ([20.0, 20.0], [20.0, 20.0], NOISE),
-        ([20.0, 20.0], [21.0, 21.0], "lower"),
+        ((20.0, 21.0, 22.0), (21.0, 20.0, 23.0), NOISE),
+        ((20.0,), (30.0, 30.1), ONE_SEED),
+        ((20.0, 20.0), (20.0, 20.0), NOISE),
+        ((20.0, 20.0), (21.0, 21.0), "lower"),
+        ((21.0, 22.0, 23.0), (20.0, 21.0, 22.0), "higher"),
     ],
 )
-def test_a_difference_within_the_spread_is_no_claim(ours, peers, word):
-    assert compare(ours, peers).word == word
+def test_a_difference_within_the_spread_is_no_claim(ours, peers, expected):
+    assert word(compare(seeds(*ours), seeds(*peers), pool([ours, peers]))) == expected
+
+
+def test_a_claim_survives_the_number_of_claims():
+    """Benjamini and Hochberg: the k-th smallest of m p-values must be at most 0.05 k / m."""
+    p_values = [0.01, 0.02, 0.03, 0.045, 0.3]
+    claims = [
+        Claim("setting", f"net {p}", "peer", "test error", Difference(-1.0, (-2.0, 0.0), p)) for p in p_values
+    ] + [Claim("setting", "alone", "peer", "test error", Difference(-1.0))]
+    adjusted = adjusted_p_values(claims)
+    words = [verdict(claim, adjusted) for claim in claims]
+    assert words == ["lower"] * 3 + ["lower, before correction", NOISE, ONE_SEED]
 
 
 def test_a_win_within_the_spread_is_noise_and_one_beyond_it_is_a_claim(tmp_path):
     rows = [run("resnet56", s, e) for s, e in enumerate((25.0, 27.0, 29.0))]
-    rows += [run("hbnet56", s, e) for s, e in enumerate((24.0, 26.0, 28.0))]
+    rows += [run("hbnet56", s, e) for s, e in enumerate((25.0, 26.0, 27.0))]
     rows += [run("resnet20", s, e) for s, e in enumerate((30.0, 30.1, 30.2))]
-    rows += [run("hbnet20", s, e) for s, e in enumerate((28.0, 28.1, 28.2))]
+    rows += [run("hbnet20", s, e) for s, e in enumerate((28.1, 28.0, 28.2))]
     write_csv(tmp_path / "table4.csv", rows)
     text = written(tmp_path)
-    assert line(text, "HBNet-56 − ResNet-56")[1:] == ["+0.14", "-1.00 ± 4.53", NOISE, NOISE]
-    assert line(text, "HBNet-20 − ResNet-20")[1:] == ["", "-2.00 ± 0.23", "lower", ""]
+    assert line(text, "HBNet-56 − ResNet-56")[1:] == ["+0.14", "-1.00 [-3.48, +1.48]", "0.23", NOISE, NOISE]
+    assert line(text, "HBNet-20 − ResNet-20")[1:] == ["", "-2.00 [-2.25, -1.75]", "0.00083", "lower", ""]
     agrees, found, noise = (
         text.index(f"**{title}") if f"**{title}" in text else None
-        for title in ("Agrees", "Found, where the paper prints nothing", "Too noisy")
+        for title in ("Agrees", "Decided, where the paper prints nothing", "Not decided")
     )
     assert agrees is None
     assert found < text.index("- HBNet-20 against ResNet-20, test error") < noise
     assert noise < text.index("- HBNet-56 against ResNet-56, test error")
-    assert line(text, "HBNet-56")[1:4] == ["853,018", "5.46", "26.00 ± 2.00"]
+    assert line(text, "HBNet-56")[1:4] == ["853,018", "5.46", "26.00 ± 1.00"]
     axes = figure(tmp_path, "table4")[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["ResNet-20", "HBNet-20", "ResNet-56", "HBNet-56"]
-    assert drawn(axes)[4:] == [[25.0, 27.0, 29.0], [27.0], [24.0, 26.0, 28.0], [26.0]]
+    assert drawn(axes)[4:] == [[25.0, 27.0, 29.0], [27.0], [25.0, 26.0, 27.0], [26.0]]
 
 
 def test_a_network_has_its_line_in_all_panels(tmp_path):
@@ -122,7 +160,7 @@ def test_agreement_is_about_the_papers_sign(tmp_path, error, sign):
     rows = [run("resnet56", s, 25 + s / 10) for s in range(3)] + [run("hbnet56", s, error + s / 10) for s in range(3)]
     write_csv(tmp_path / "table4.csv", rows)
     text = written(tmp_path)
-    assert line(text, "HBNet-56 − ResNet-56")[4] == sign
+    assert line(text, "HBNet-56 − ResNet-56")[5] == sign
     assert ("**Agrees" in text) == (sign == "agrees")
     assert ("**Does not agree" in text) == (sign != "agrees")
 
@@ -141,9 +179,12 @@ def test_a_missing_seed_and_a_diverged_run_are_shown(tmp_path):
 def test_one_seed_claims_nothing(tmp_path):
     write_csv(tmp_path / "table4.csv", [run("resnet20", 0, 30.0), run("hbnet20", 0, 10.0)])
     text = written(tmp_path)
-    assert line(text, "HBNet-20 − ResNet-20")[1:] == ["-20.00", ONE_SEED]
-    assert "2 comparisons, 2 of them of a single seed" in text
-    assert not re.search(r"\*\*(Agrees|Does|Found|Too)", text)
+    assert line(text, "HBNet-20 − ResNet-20")[1:] == ["-20.00", "", ONE_SEED]
+    assert (
+        "Comparisons with several seeds: 0. After the correction for their number, 0 are decided. Left out with a single seed: 1."
+        in text.replace("\n", " ")
+    )
+    assert not re.search(r"\*\*(Agrees|Does|Decided|Significant|Not)", text)
 
 
 def test_other_recipes_are_other_blocks(tmp_path):
@@ -214,18 +255,18 @@ def test_stability(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ours", "peers", "word"),
+    ("ours", "peers", "expected"),
     [((5, 5), (0, 5), "more"), ((0, 3), (5, 5), "fewer"), ((3, 3), (0, 3), NOISE), ((0, 5), (0, 5), NOISE)],
 )
-def test_counts_are_compared_by_fishers_exact_test(ours, peers, word):
+def test_counts_are_compared_by_fishers_exact_test(ours, peers, expected):
     """With fixed margins, k of n against none of m has the probability 1 / C(n + m, k), twice that where n = m."""
     found = compare_counts(*([i < hits for i in range(runs)] for hits, runs in (ours, peers)))
-    assert found.word == word
+    assert word(found) == expected
     assert found.to_text() == f"{ours[0]} of {ours[1]} against {peers[0]} of {peers[1]}"
 
 
 @pytest.mark.parametrize(
-    ("hbnet", "resnet", "title"), [(5, 0, "Does not agree"), (0, 5, "Agrees"), (1, 0, "Too noisy")]
+    ("hbnet", "resnet", "title"), [(5, 0, "Does not agree"), (0, 5, "Agrees"), (1, 0, "Not decided")]
 )
 def test_the_paper_has_fewer_runs_of_hbnet_diverge(tmp_path, hbnet, resnet, title):
     rows = []
@@ -258,8 +299,8 @@ def test_searches(tmp_path):
     text = written(tmp_path)
     sizes, paper = "1,000, 1,001", "`cifar10_hb_seed0`, `cifar10_hb_seed1`"
     assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50 ± 0.00", "0, 1", paper]
-    assert line(text, "AGD space − DARTS space")[1:4:2] == ["-0.44", NOISE]
-    assert line(text, "AGD space, α frozen at first − DARTS space")[1:4:2] == ["", "lower"]
+    assert line(text, "AGD space − DARTS space")[1::3] == ["-0.44", NOISE]
+    assert line(text, "AGD space, α frozen at first − DARTS space")[1::3] == ["", "lower"]
     assert "random search" not in text
     assert "; 4 test images" in text
     (axes,) = figure(tmp_path, "table7")
@@ -332,8 +373,8 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
     assert line(text, "HBNet-56 | 1") == ["HBNet-56", "1", "29.25 ± 0.35", "0, 1"]
     assert line(text, "HBNet-20 | rule")[2:] == ["24.00", "0"]
     assert "| HBNet-20 | 0.1 |" not in text
-    assert line(text, "HBNet-56, γ = rule − HBNet-56, γ = 1")[2] == "lower"
-    assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", ONE_SEED]
+    assert line(text, "HBNet-56, γ = rule − HBNet-56, γ = 1")[3] == "lower"
+    assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", "", ONE_SEED]
     assert "## Starts" not in written(tmp_path)
 
 
@@ -370,7 +411,7 @@ def test_the_summary_has_each_family_beside_its_special_case(tmp_path):
     assert (before, after, len(table)) == ("before", "after", 1 + 1 + 1 + 2 + 1 + 1)
     cells = [cell.strip() for cell in table[-2].strip("|").split("|")]
     assert cells[0] == "HBNet-56 against ResNet-56: 16,000 images, 10 epochs, augmented"
-    assert cells[1:] == ["20.50 ± 0.71", "30.50 ± 0.71", "2", "-10.00 ± 3.04", "lower", "5.46", "5.32"]
+    assert cells[1:] == ["20.50 ± 0.71", "30.50 ± 0.71", "2", "-10.00 [-12.25, -7.75]", "lower", "5.46", "5.32"]
     document.write_text("no marks")
     with pytest.raises(ValueError, match=r"document.md: must have <!-- results: begin --> and <!-- results: end -->"):
         page.write_summary(tmp_path, document)

@@ -44,7 +44,7 @@ class OptNet(SavesArguments, StagedResNet):
         block: ``BasicTransform`` or ``BottleneckTransform``.
         layers: steps in each of the four stages.
         algorithm: ``"gd"`` (7), ``"hb"`` (11) with β = 1, which is HBNet, ``"agd"`` (12), ``"agd2"`` (13), ``"admm"``
-            (14), ``"dmrnet"`` (20) with ½; ``"tmm"``, ``"chebyshev"``, ``"km"``, ``"halpern"`` of
+            (14), ``"dmrnet"`` (20) with ½; ``"tmm"``, ``"chebyshev"``, ``"ogm"``, ``"km"``, ``"halpern"`` of
             :mod:`optinspired_plugins.algorithms.faster`; ``"module:attribute"``; an object with ``init``, ``step`` and
             ``result``; or the data of a :class:`~optinspired_plugins.propagation.recorded.RecordedAlgorithm`, which
             timm's ``save_for_hf`` writes for an algorithm with constant coefficients. Each stage has a copy. The

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Union
 
-from comparison import NOISE, ONE_SEED, Counts, Verdict
+from comparison import Counts, Difference
 from matplotlib.figure import Figure
+from scipy.stats import false_discovery_control
 
-__all__ = ["Claim", "Row", "Section", "claims_table", "grouped", "name_images", "name_recipe", "name_seeds", "numbers"]
+__all__ = [
+    "NOISE",
+    "ONE_SEED",
+    "Claim",
+    "Row",
+    "Section",
+    "Table",
+    "adjusted_p_values",
+    "by_seed",
+    "claims_table",
+    "grouped",
+    "name_images",
+    "name_recipe",
+    "name_seeds",
+    "numbers",
+    "sign",
+    "verdict",
+]
+
+NOISE, ONE_SEED, UNCORRECTED = "not decided", "one seed", "before correction"
+LEVEL = 0.05
 
 Row = dict[str, str]
 
@@ -20,36 +41,75 @@ class Claim(NamedTuple):
     ours: str
     peer: str
     quantity: str
-    verdict: Verdict | Counts
+    result: Union[Difference, Counts]
     paper: float | None = None  # its difference; −1 or 1 if it says fewer or more without a number
-
-    def to_text(self) -> str:
-        """Return the comparison as a sentence."""
-        word = "" if self.verdict.word == NOISE else f"{self.verdict.word}, "
-        paper = "" if self.paper is None or isinstance(self.verdict, Counts) else f"; paper {self.paper:+.2f}"
-        return f"{self.ours} against {self.peer}, {self.quantity} ({self.setting}): {word}{self.difference}{paper}"
 
     @property
     def difference(self) -> str:
         """The difference with two digits, of losses with three."""
-        return self.verdict.to_text(3 if "loss" in self.quantity else 2)
+        return self.result.to_text(3 if "loss" in self.quantity else 2)
 
-    @property
-    def sign(self) -> str:
-        """Agreement with the paper's sign; empty without a sign or with one seed."""
-        if self.paper is None or self.verdict.word == ONE_SEED:
-            return ""
-        if self.verdict.word == NOISE:
-            return NOISE
-        return "agrees" if (self.verdict.difference < 0) == (self.paper < 0) else "does not agree"
+
+Adjusted = Mapping[Claim, float]
+
+
+class Table(NamedTuple):
+    """A table of claims; the page writes it, since verdicts depend on all its claims."""
+
+    unit: str
+    claims: tuple[Claim, ...]
 
 
 class Section(NamedTuple):
-    """Lines, claims and figures of a section."""
+    """Lines and tables, claims without a table, and figures of a section."""
 
-    lines: list[str]
-    claims: list[Claim]
+    content: list[Union[str, Table]]
+    others: list[Claim]
     figures: dict[str, tuple[str, Figure]]  # name of the file -> caption and figure
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield all claims."""
+        yield from self.others
+        for item in self.content:
+            if isinstance(item, Table):
+                yield from item.claims
+
+    def lines(self, adjusted: Adjusted) -> list[str]:
+        """Return the section's text."""
+        parts = (claims_table(item, adjusted) if isinstance(item, Table) else [item] for item in self.content)
+        return [line for part in parts for line in part]
+
+
+def adjusted_p_values(claims: Iterable[Claim]) -> Adjusted:
+    """Return the p-values of Benjamini and Hochberg, by claim with several seeds.
+
+    If all claims with a value up to q are reported, the expected share of false ones among them is at most q.
+    """
+    tested = [claim for claim in claims if claim.result.p is not None]
+    if not tested:
+        return {}
+    return dict(zip(tested, map(float, false_discovery_control([claim.result.p for claim in tested]))))
+
+
+def verdict(claim: Claim, adjusted: Adjusted) -> str:
+    """Return the direction of a difference, with a mark if it does not survive the correction, or NOISE or ONE_SEED."""
+    result = claim.result
+    if result.p is None:
+        return ONE_SEED
+    if result.p > LEVEL:
+        return NOISE
+    direction = result.directions[result.value > 0]
+    return direction if adjusted[claim] <= LEVEL else f"{direction}, {UNCORRECTED}"
+
+
+def sign(claim: Claim, adjusted: Adjusted) -> str:
+    """Return agreement with the paper's sign; empty without a sign or with one seed."""
+    word = verdict(claim, adjusted)
+    if claim.paper is None or word == ONE_SEED:
+        return ""
+    if word not in claim.result.directions:
+        return NOISE
+    return "agrees" if (claim.result.value < 0) == (claim.paper < 0) else "does not agree"
 
 
 def grouped(rows: Iterable[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
@@ -83,14 +143,22 @@ def numbers(rows: Iterable[Row], quantity: str) -> list[float]:
     return [float(row[quantity]) for row in rows if row[quantity]]
 
 
-def claims_table(claims: Sequence[Claim], unit: str) -> list[str]:
+def by_seed(rows: Iterable[Row], quantity: str) -> dict[str, float]:
+    """Return the values of a field that are not empty, by seed."""
+    return {row["seed"]: float(row[quantity]) for row in rows if row[quantity]}
+
+
+def claims_table(table: Table, adjusted: Adjusted) -> list[str]:
     """Return a Markdown table; the paper has columns if it prints any difference."""
+    claims = table.claims
+    if not claims:
+        return []
     paper = any(claim.paper is not None for claim in claims)
-    heads = [f"{unit}, paper"] * paper + [f"{unit}, measured", "verdict"] + ["paper's sign"] * paper
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * (1 + paper) + "---|" * (1 + paper)]
+    heads = [f"{table.unit}, paper"] * paper + [f"{table.unit}, measured", "p", "verdict"] + ["paper's sign"] * paper
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * (2 + paper) + "---|" * (1 + paper)]
     for claim in claims:
         difference = ["" if claim.paper is None else f"{claim.paper:+.2f}"] * paper
-        sign = [claim.sign] * paper
-        cells = [f"{claim.ours} − {claim.peer}", *difference, claim.difference, claim.verdict.word, *sign]
-        lines.append("| " + " | ".join(cells) + " |")
+        p = "" if claim.result.p is None else f"{claim.result.p:.2g}"
+        cells = [f"{claim.ours} − {claim.peer}", *difference, claim.difference, p, verdict(claim, adjusted)]
+        lines.append("| " + " | ".join([*cells, *[sign(claim, adjusted)] * paper]) + " |")
     return lines

@@ -97,6 +97,11 @@ def _resnets(depth: int) -> dict[str, Network]:
         f"{hb}-learn-beta": Network(hb, f"HBNet-{depth}, β learned", dict(one, learn_beta=True, beta_lr_scale=1.0)),
         f"resnet{depth}-small-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 1/√n", small),
         f"{hb}-small-init": Network(hb, f"HBNet-{depth}, γ from 1/√n", small),
+        f"{hb}-auto": Network(hb, f"HBNet-{depth}, γ by the rule", dict(init_last="auto")),
+        f"resnet{depth}-zero-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 0", dict(init_last="zero")),
+        f"resnet{depth}-no-last-relu-auto": Network(
+            hb, f"ResNet-{depth} without its last ReLU, γ by the rule", dict(init_last="auto", beta2=0.0)
+        ),
         f"resnet{depth}-uniform-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from U(0, 1)", uniform_norms=True),
         f"{hb}-uniform-init": Network(hb, f"HBNet-{depth}, γ from U(0, 1)", uniform_norms=True),
     }

@@ -5,8 +5,8 @@
 
 The second command also writes the summary in a document, and the starts that ``benchmarks/gpu.sh`` compared.
 
-All figures come from the CSV files of the commands. Experiments without rows are left out, and a claim is made only if
-a difference exceeds the spread over seeds (:mod:`comparison`).
+All figures come from the CSV files of the commands. Experiments without rows are left out. A claim is made only if its
+p-value survives the correction for the number of claims (:mod:`claims`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import coefficients
 from architecture_table import ROWS
-from claims import Claim, Section
-from comparison import NOISE, ONE_SEED
+from claims import NOISE, ONE_SEED, Adjusted, Claim, Section, adjusted_p_values, sign, verdict
+from comparison import Counts
 from matplotlib.figure import Figure
 from paper_figures import TABLE5
 from rows import RESULTS, read_rows
@@ -37,10 +37,14 @@ HEAD = """\
 This page tests the claims of sections 8 and 9 of the paper on CIFAR-10, at a size that two processor cores can run.
 
 - "Paper" columns have the paper's figures, "measured" columns ours.
-- ± after a mean is the standard deviation over seeds; ± after a difference is half of its 95 % confidence interval
-  (Welch).
-- A difference is called lower or higher only if it is larger than that. Counts of runs are called fewer or more only if
-  Fisher's exact test is significant at 5 %.
+- ± after a mean is the standard deviation over seeds; [a, b] after a difference is its 95 % interval.
+- Two networks with one seed see the same batches, and start from the same weights where shapes are equal. With three
+  common seeds or more, the difference is the mean of the paired differences, with Student's interval. With two, the
+  interval is made of the variance over seeds of all networks in the table. Counts of runs are compared by Fisher's
+  exact test.
+- A difference is called lower or higher, fewer or more, only if its p-value is at most 5 % after the correction of
+  Benjamini and Hochberg for all comparisons on this page. "Before correction": only its own p-value is. All others are
+  not decided.
 - Agreement with the paper is agreement in sign, since the paper prints no spread.
 
 Each row of `table4.csv`, `stability.csv` and `table7.csv` in [`{name}/`]({results}) has its command, seed, versions,
@@ -91,38 +95,55 @@ def table5(folder: Path) -> Section:
 SECTIONS: list[Callable[[Path], Section]] = [table4, stability, coefficients_section, table7, table5]
 
 
-def conclusions(claims: Sequence[Claim]) -> list[str]:
+def conclusions(claims: Sequence[Claim], adjusted: Adjusted) -> list[str]:
     """Return the claims, sorted by agreement with the paper."""
 
     def lines(title: str, group: Iterable[Claim]) -> list[str]:
-        items = [f"- {claim.to_text()}" for claim in group]
+        items = [f"- {_sentence(claim, adjusted)}" for claim in group]
         return [f"**{title}**", "", *items, ""] if items else []
 
-    several = [claim for claim in claims if claim.verdict.word != ONE_SEED]
-    differences = [claim for claim in several if claim.verdict.word != NOISE]
+    several = [claim for claim in claims if verdict(claim, adjusted) != ONE_SEED]
+    survivors = [claim for claim in several if verdict(claim, adjusted) in claim.result.directions]
+    others = [claim for claim in several if claim not in survivors]
     single = len(claims) - len(several)
-    omission = f", {single} of them of a single seed and left out" if single else ""
+    omission = f" Left out with a single seed: {single}." if single else ""
     return [
         "## Conclusions",
         "",
-        f"{len(claims)} comparisons{omission}. Where no difference exists, about one comparison in twenty reports one "
-        "by chance.",
+        f"Comparisons with several seeds: {len(several)}. After the correction for their number, {len(survivors)} are "
+        f"decided.{omission}",
         "",
-        *lines("Agrees with the paper's sign", (c for c in several if c.sign == "agrees")),
-        *lines("Does not agree with the paper's sign", (c for c in several if c.sign == "does not agree")),
-        *lines("Found, where the paper prints nothing to compare", (c for c in differences if c.paper is None)),
-        *lines("Too noisy to say", (c for c in several if c.verdict.word == NOISE)),
+        *lines("Agrees with the paper's sign", (c for c in several if sign(c, adjusted) == "agrees")),
+        *lines("Does not agree with the paper's sign", (c for c in several if sign(c, adjusted) == "does not agree")),
+        *lines("Decided, where the paper prints nothing to compare", (c for c in survivors if c.paper is None)),
+        *lines(
+            "Significant alone, but not among so many comparisons",
+            (c for c in others if verdict(c, adjusted) != NOISE),
+        ),
+        *lines("Not decided", (c for c in others if verdict(c, adjusted) == NOISE)),
     ]
+
+
+def _sentence(claim: Claim, adjusted: Adjusted) -> str:
+    word = "" if (word := verdict(claim, adjusted)) == NOISE else f"{word}, "
+    paper = "" if claim.paper is None or isinstance(claim.result, Counts) else f"; paper {claim.paper:+.2f}"
+    return f"{claim.ours} against {claim.peer}, {claim.quantity} ({claim.setting}): {word}{claim.difference}{paper}"
+
+
+def read_sections(results: Path, gpu: Path | None) -> tuple[list[Section], Adjusted]:
+    """Return all sections, and the p-values corrected for the number of their claims."""
+    sections = [*(section(results) for section in SECTIONS), starts(gpu)]
+    return sections, adjusted_p_values(claim for section in sections for claim in section.claims())
 
 
 def compose(results: Path, page: Path, gpu: Path | None = None) -> tuple[str, dict[str, Figure]]:
     """Return the text of the page, with relative links, and its figures by name."""
-    sections = [*(section(results) for section in SECTIONS), starts(gpu)]
-    claims = [claim for section in sections for claim in section.claims]
-    lines = conclusions(claims) if claims else []
+    sections, adjusted = read_sections(results, gpu)
+    claims = [claim for section in sections for claim in section.claims()]
+    lines = conclusions(claims, adjusted) if claims else []
     folder, code = (Path(os.path.relpath(path, page.parent)).as_posix() for path in (results, Path(__file__).parent))
     for section in sections:
-        lines += section.lines
+        lines += section.lines(adjusted)
         for name, (caption, _) in section.figures.items():
             lines += [f"![{caption}]({folder}/{name}.png)", ""]
     head = HEAD.format(name=results.name, results=folder, code=code)
@@ -138,7 +159,7 @@ def write(results: Path, page: Path, gpu: Path | None = None) -> None:
     write_atomically(page, text)
 
 
-def write_summary(results: Path, readme: Path) -> None:
+def write_summary(results: Path, readme: Path, gpu: Path | None = None) -> None:
     """Replace the summary between the marks of a document.
 
     Raises:
@@ -148,7 +169,7 @@ def write_summary(results: Path, readme: Path) -> None:
     if not text.count(BEGIN) == text.count(END) == 1:
         raise ValueError(f"{readme}: must have {BEGIN.strip()} and {END.strip()} once")
     before, rest = text.split(BEGIN)
-    table = "".join(f"{line}\n" for line in summary(results))
+    table = "".join(f"{line}\n" for line in summary(results, read_sections(results, gpu)[1]))
     write_atomically(readme, before + BEGIN + table + END + rest.split(END)[1])
 
 
@@ -166,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(args.results, page, args.gpu)
     print(page)
     if args.readme is not None:
-        write_summary(args.results, args.readme)
+        write_summary(args.results, args.readme, args.gpu)
         print(args.readme)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
-from comparison import compare, compare_counts, mean_and_spread
+from claims import Claim, Row, Section, Table, by_seed, grouped, name_seeds, numbers
+from comparison import compare, compare_counts, mean_and_spread, pool
 from figures import draw_stability
 from networks import NETWORKS
 from rows import read_rows
@@ -46,7 +46,7 @@ def stability(folder: Path) -> Section:
     rows, curves = read_rows(folder / "stability.csv"), read_rows(folder / "stability_curves.csv")
     if not rows:
         return Section([], [], {})
-    lines = [
+    lines: list[str | Table] = [
         "## Stability",
         "",
         "In §8.2, the training of ResNet-110 at learning rate 0.1 without a warm-up was repeated until it converged; "
@@ -58,22 +58,22 @@ def stability(folder: Path) -> Section:
         "is drawn, which was torch's default until 1.1.",
         "",
     ]
-    claims = []
+    counts = []
     for (steps, lr), block in grouped(rows, ("steps", "lr")).items():
         groups = {name: group for name in NETWORKS if (group := [row for row in block if row["network"] == name])}
         setting = f"{steps} steps at {lr}"
         losses = _loss_claims(groups, setting)
         lines += [*_block(groups, setting), ""]
-        lines += [*claims_table(losses, "difference of last loss"), ""] if losses else []
-        claims += [*_count_claims(groups, setting), *losses]
+        lines += [Table("difference of last loss", losses), ""] if losses else []
+        counts += _count_claims(groups, setting)
     first = (rows[0]["steps"], rows[0]["lr"])
     budget = [row for row in curves if (row["steps"], row["lr"]) == first]
     panels = {title: [row for row in budget if row["network"] in names] for title, names in PANELS.items()}
     panels = {title: panel for title, panel in panels.items() if panel}
     if not panels:
-        return Section(lines, claims, {})
+        return Section(lines, counts, {})
     caption = f"Loss and gradient norm of {first[0]} steps at {first[1]}"
-    return Section(lines, claims, {"stability": (caption, draw_stability(panels))})
+    return Section(lines, counts, {"stability": (caption, draw_stability(panels))})
 
 
 def _block(groups: dict[str, list[Row]], setting: str) -> list[str]:
@@ -92,16 +92,16 @@ def _block(groups: dict[str, list[Row]], setting: str) -> list[str]:
     return lines
 
 
-def _loss_claims(groups: dict[str, list[Row]], setting: str) -> list[Claim]:
-    claims = []
+def _loss_claims(groups: dict[str, list[Row]], setting: str) -> tuple[Claim, ...]:
+    claims, pooled = [], pool(numbers(group, "last_loss") for group in groups.values())
     for ours, peer in LOSSES:
-        last = [numbers(groups.get(name, []), "last_loss") for name in (ours, peer)]
+        last = [by_seed(groups.get(name, []), "last_loss") for name in (ours, peer)]
         if all(last):
             divergence = any(row["diverged"] == "1" for name in (ours, peer) for row in groups[name])
             restricted = setting + ", without runs that diverged" * divergence
             labels = NETWORKS[ours].label, NETWORKS[peer].label
-            claims.append(Claim(restricted, *labels, "last loss", compare(*last)))
-    return claims
+            claims.append(Claim(restricted, *labels, "last loss", compare(*last, pooled)))
+    return tuple(claims)
 
 
 def _count_claims(groups: dict[str, list[Row]], setting: str) -> list[Claim]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_seeds, numbers
-from comparison import compare, mean_and_spread
+from claims import Claim, Row, Section, Table, by_seed, grouped, name_seeds, numbers
+from comparison import compare, mean_and_spread, pool
 from rows import read_rows
 
 __all__ = ["starts"]
@@ -53,16 +53,14 @@ def starts(folder: Path | None) -> Section:
     for (model, start), group in groups.items():
         error = mean_and_spread(numbers(group, "value"))
         lines.append(f"| {model} | {start} | {error} | {name_seeds(group, [])} |")
-    claims = _claims(groups)
-    table = claims_table(claims, "difference of test error, points") if claims else []
-    return Section([*lines, "", *table, ""], claims, {})
+    return Section([*lines, "", Table("difference of test error, points", _claims(groups)), ""], [], {})
 
 
-def _claims(groups: dict[tuple[str, ...], list[Row]]) -> list[Claim]:
-    claims = []
+def _claims(groups: dict[tuple[str, ...], list[Row]]) -> tuple[Claim, ...]:
+    claims, pooled = [], pool(numbers(group, "value") for group in groups.values())
     for pair in PAIRS:
         if all(setting in groups for setting in pair):
-            verdict = compare(*(numbers(groups[setting], "value") for setting in pair))
+            difference = compare(*(by_seed(groups[setting], "value") for setting in pair), pooled)
             labels = [f"{model}, γ = {start}" for model, start in pair]
-            claims.append(Claim("20,000 images, 8 epochs, GPU", *labels, "test error", verdict))
-    return claims
+            claims.append(Claim("20,000 images, 8 epochs, GPU", *labels, "test error", difference))
+    return tuple(claims)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_images, name_recipe, name_seeds, numbers
-from comparison import compare, mean_and_spread
+from claims import (
+    Adjusted,
+    Claim,
+    Row,
+    Section,
+    Table,
+    by_seed,
+    grouped,
+    name_images,
+    name_recipe,
+    name_seeds,
+    numbers,
+    verdict,
+)
+from comparison import compare, mean_and_spread, pool
 from figures import draw_dots
 from networks import NETWORKS
 from paper_figures import TABLE4
@@ -24,6 +38,7 @@ ABOUT = (
 RECIPE = ("epochs", "train_images", "test_images", "augmented")
 HEAVY_BALL = [(f"hbnet{depth}", f"resnet{depth}") for depth in (20, 56, 110)]
 SMALL_INIT = [(f"{hb}-small-init", f"{resnet}-small-init") for hb, resnet in HEAVY_BALL]
+DEFAULTS = [(f"{hb}-auto", f"{resnet}-zero-init") for hb, resnet in HEAVY_BALL]
 NESTEROV = [(f"agdnet{layers}", f"densenet{layers}") for layers in (22, 40, 52)]
 
 
@@ -33,6 +48,8 @@ def _pairs() -> list[tuple[str, str]]:
     for (hb, resnet), small in zip(HEAVY_BALL, SMALL_INIT):
         pairs += [(hb, resnet), (f"{resnet}-no-last-relu", resnet), (hb, f"{resnet}-no-last-relu")]
         pairs += [*zip(small, (hb, resnet)), small]
+        pairs += [(f"{hb}-auto", hb), (f"{hb}-auto", f"{resnet}-zero-init"), (f"{resnet}-zero-init", resnet)]
+        pairs += [(f"{hb}-auto", f"{resnet}-no-last-relu-auto")]
         pairs += [(f"{hb}-uniform-init", f"{resnet}-uniform-init"), (hb, f"{resnet}-preact")]
         pairs += [(f"{hb}-post-act", hb), (f"{hb}-learn-beta", hb)]
     for agd, dense in NESTEROV:
@@ -42,49 +59,52 @@ def _pairs() -> list[tuple[str, str]]:
 
 def table4(folder: Path) -> Section:
     """Return the section about Table 4, by recipe."""
-    rows, claims, panels = read_rows(folder / "table4.csv"), [], {}
-    lines = ["## Table 4: CIFAR-10", "", ABOUT, ""] if rows else []
-    for (epochs, images, tested, augmented), block in grouped(rows, RECIPE).items():
-        groups = {network: group for network in NETWORKS if (group := [r for r in block if r["network"] == network])}
-        title = f"{name_images(images)}, {epochs} epochs, {'with' if augmented == '1' else 'without'} augmentation"
-        title += f", {name_images(tested, 'test ')}" * (tested != "all")
-        lines += [f"### {title}", "", *_table4_block(groups, augmented == "1"), ""]
-        block_claims = _table4_claims(groups, title, augmented == "1")
-        for quantity, unit in (
-            ("test error", "difference of test error, points"),
-            ("training loss", "difference of training loss"),
-        ):
-            group = [claim for claim in block_claims if claim.quantity == quantity]
-            lines += [*claims_table(group, unit), ""] if group else []
-        claims += block_claims
+    content: list[str | Table] = []
+    panels = {}
+    for recipe, groups in _blocks(folder):
+        content += [f"### {_title(recipe)}", "", *_table4_block(groups, recipe["augmented"] == "1"), ""]
+        content += [Table("difference of test error, points", tuple(_claims(groups, recipe, _pairs()).values())), ""]
         errors = {NETWORKS[name].label: numbers(group, "test_error") for name, group in groups.items()}
-        panels[title] = {label: values for label, values in errors.items() if values}
+        panels[_title(recipe)] = {label: values for label, values in errors.items() if values}
     panels = {title: lines for title, lines in panels.items() if lines}
     figure = {"table4": ("Test errors of all seeds", draw_dots(panels, "test error (%)"))} if panels else {}
-    return Section(lines, claims, figure)
+    return Section(["## Table 4: CIFAR-10", "", ABOUT, "", *content] if content else [], [], figure)
 
 
-def summary(folder: Path) -> list[str]:
+def summary(folder: Path, adjusted: Adjusted) -> list[str]:
     """Return the table for README.md: each family against its special case."""
     lines = [
-        "± is the standard deviation over seeds for an error, and half of the 95 % interval for a difference. Without "
-        "a γ in the name, `init_last=1.0`.",
+        "± is the standard deviation over seeds; [a, b] is the 95 % interval of a difference. Without a γ in the name, "
+        "`init_last=1.0`.",
         "",
         "| CIFAR-10, test error in % | ours, measured | special case, measured | seeds | difference, measured | "
         "verdict | ours, paper | special case, paper |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
-    for (*_, augmented), block in grouped(read_rows(folder / "table4.csv"), RECIPE).items():
-        for names in [*HEAVY_BALL, *SMALL_INIT, *NESTEROV]:
-            errors = [numbers((row for row in block if row["network"] == name), "test_error") for name in names]
-            if all(errors):
-                verdict = compare(*errors)
-                labels = " against ".join(NETWORKS[name].label for name in names)
-                seeds = " and ".join(dict.fromkeys(str(len(values)) for values in errors))
-                columns = [*map(mean_and_spread, errors), seeds, verdict.to_text(2), verdict.word]
-                paper = [f"{TABLE4[name][augmented == '1']:.2f}" if name in TABLE4 else "" for name in names]
-                lines.append("| " + " | ".join([f"{labels}: {name_recipe(block[0])}", *columns, *paper]) + " |")
+    for recipe, groups in _blocks(folder):
+        pairs = [*HEAVY_BALL, *SMALL_INIT, *DEFAULTS, *NESTEROV]
+        for (ours, peer), claim in _claims(groups, recipe, pairs).items():
+            errors = [numbers(groups[name], "test_error") for name in (ours, peer)]
+            seeds = " and ".join(dict.fromkeys(str(len(values)) for values in errors))
+            columns = [*map(mean_and_spread, errors), seeds, claim.difference, verdict(claim, adjusted)]
+            augmented = recipe["augmented"] == "1"
+            paper = [f"{TABLE4[name][augmented]:.2f}" if name in TABLE4 else "" for name in (ours, peer)]
+            label = f"{claim.ours} against {claim.peer}: {name_recipe(recipe)}"
+            lines.append("| " + " | ".join([label, *columns, *paper]) + " |")
     return lines
+
+
+def _blocks(folder: Path) -> Iterator[tuple[Row, dict[str, list[Row]]]]:
+    """Yield the first row of each recipe, and its rows by network."""
+    for block in grouped(read_rows(folder / "table4.csv"), RECIPE).values():
+        groups = {network: [row for row in block if row["network"] == network] for network in NETWORKS}
+        yield block[0], {network: group for network, group in groups.items() if group}
+
+
+def _title(recipe: Row) -> str:
+    augmentation = f"{'with' if recipe['augmented'] == '1' else 'without'} augmentation"
+    title = f"{name_images(recipe['train_images'])}, {recipe['epochs']} epochs, {augmentation}"
+    return title + f", {name_images(recipe['test_images'], 'test ')}" * (recipe["test_images"] != "all")
 
 
 def _table4_block(groups: dict[str, list[Row]], augmented: bool) -> list[str]:
@@ -105,18 +125,20 @@ def _table4_block(groups: dict[str, list[Row]], augmented: bool) -> list[str]:
     return lines
 
 
-def _table4_claims(groups: dict[str, list[Row]], setting: str, augmented: bool) -> list[Claim]:
-    claims = []
-    for column, quantity in (("test_error", "test error"), ("fit_loss", "training loss")):
-        for ours, peer in _pairs():
-            values = [numbers(groups.get(name, []), column) for name in (ours, peer)]
-            if not all(values):
-                continue
+def _claims(
+    groups: dict[str, list[Row]], recipe: Row, pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Claim]:
+    """Return the comparisons of pairs that have values."""
+    claims, pooled = {}, pool(numbers(group, "test_error") for group in groups.values())
+    for ours, peer in pairs:
+        values = [by_seed(groups.get(name, []), "test_error") for name in (ours, peer)]
+        if all(values):
             paper = None
-            if column == "test_error" and ours in TABLE4 and peer in TABLE4:
+            if ours in TABLE4 and peer in TABLE4:
+                augmented = recipe["augmented"] == "1"
                 paper = TABLE4[ours][augmented] - TABLE4[peer][augmented]
             labels = NETWORKS[ours].label, NETWORKS[peer].label
             divergence = any(row["diverged"] == "1" for name in (ours, peer) for row in groups[name])
-            restricted = setting + ", without runs that diverged" * divergence
-            claims.append(Claim(restricted, *labels, quantity, compare(*values), paper))
+            setting = _title(recipe) + ", without runs that diverged" * divergence
+            claims[ours, peer] = Claim(setting, *labels, "test error", compare(*values, pooled), paper)
     return claims

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from claims import Claim, Row, Section, claims_table, grouped, name_images, name_seeds, numbers
-from comparison import compare, mean_and_spread
+from claims import Claim, Row, Section, Table, by_seed, grouped, name_images, name_seeds, numbers
+from comparison import compare, mean_and_spread, pool
 from figures import draw_dots
 from paper_figures import TABLE7
 from rows import read_rows
@@ -50,24 +50,23 @@ def table7(folder: Path) -> Section:
         return Section([], [], {})
     groups = {method: group for (method,), group in grouped(rows, ["method"]).items()}
     groups = {method: groups[method] for method in METHODS if method in groups}
-    claims = _claims(groups)
-    lines = ["## Table 7: searches", "", *_table7_block(groups), ""]
-    lines += [*claims_table(claims, "difference of test error, points"), ""] if claims else []
+    claims = Table("difference of test error, points", _claims(groups))
+    content = ["## Table 7: searches", "", *_table7_block(groups), "", claims, ""]
     first = rows[0]
     panel = f"{name_images(first['images'])}, {first['search_epochs']} + {first['retrain_epochs']} epochs"
     errors = {METHODS[method]: numbers(group, "test_error") for method, group in groups.items()}
     caption = "Test errors of the networks from the searches"
-    return Section(lines, claims, {"table7": (caption, draw_dots({panel: errors}, "test error (%)"))})
+    return Section(content, [], {"table7": (caption, draw_dots({panel: errors}, "test error (%)"))})
 
 
-def _claims(groups: dict[str, list[Row]]) -> list[Claim]:
-    claims = []
+def _claims(groups: dict[str, list[Row]]) -> tuple[Claim, ...]:
+    claims, pooled = [], pool(numbers(group, "test_error") for group in groups.values())
     for ours, peer in SEARCH_PAIRS:
         if ours in groups and peer in groups:
             paper = TABLE7[ours][0] - TABLE7[peer][0] if {ours, peer} <= TABLE7.keys() else None
-            verdict = compare(*(numbers(groups[name], "test_error") for name in (ours, peer)))
-            claims.append(Claim("searches", METHODS[ours], METHODS[peer], "test error", verdict, paper))
-    return claims
+            difference = compare(*(by_seed(groups[name], "test_error") for name in (ours, peer)), pooled)
+            claims.append(Claim("searches", METHODS[ours], METHODS[peer], "test error", difference, paper))
+    return tuple(claims)
 
 
 def _table7_block(groups: dict[str, list[Row]]) -> list[str]:

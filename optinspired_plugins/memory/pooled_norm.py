@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch_norm import FixedNorm, channel_sums, pass_statistics
+from .batch_norm import FixedNorm, pass_statistics
 from .double_backward import needs_plain_gradients, plain_gradients
 
 __all__ = ["average_pooled_norm", "max_pooled_norm"]
@@ -98,7 +98,7 @@ class _MaxPooledNorm(torch.autograd.Function):
         indices, invstd = indices.long(), FixedNorm(mean, var, scale, shift, ctx.eps).inverse_std()
         g = torch.ops.aten.threshold_backward(gradient, out, 0)
         centred = x.flatten(2).gather(2, indices.flatten(2)).view_as(g) - mean[:, None, None]
-        scale_gradient, shift_gradient = channel_sums(centred.mul_(g)) * invstd, channel_sums(g)
+        scale_gradient, shift_gradient = centred.mul_(g).sum((0, 2, 3)) * invstd, g.sum((0, 2, 3))
         del centred
         if not ctx.needs_input_grad[0]:
             return None, scale_gradient, shift_gradient, *rest
