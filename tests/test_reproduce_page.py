@@ -180,10 +180,8 @@ def test_one_seed_claims_nothing(tmp_path):
     write_csv(tmp_path / "table4.csv", [run("resnet20", 0, 30.0), run("hbnet20", 0, 10.0)])
     text = written(tmp_path)
     assert line(text, "HBNet-20 − ResNet-20")[1:] == ["-20.00", "", ONE_SEED]
-    assert (
-        "Comparisons with several seeds: 0. After the correction for their number, 0 are decided. Left out with a single seed: 1."
-        in text.replace("\n", " ")
-    )
+    assert "Comparisons with several seeds: 0. " in text
+    assert "Left out with a single seed: 1." in text
     assert not re.search(r"\*\*(Agrees|Does|Decided|Significant|Not)", text)
 
 

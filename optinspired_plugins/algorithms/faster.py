@@ -155,8 +155,8 @@ class OptimizedGradient:
 
     z_{k+1} = x_k − ∇f(x_k), t_{k+1} = (1 + √(1 + 4 t_k²))/2 with t_0 = 1, and
     x_{k+1} = z_{k+1} + (t_k − 1)/t_{k+1} (z_{k+1} − z_k) + t_k/t_{k+1} (z_{k+1} − x_k). Without the last term it is
-    Nesterov's method. For a convex f with L = 1 and a minimiser z*, f(z_{k+1}) − f(z*) ≤ ‖z_0 − z*‖² / (4 t_k²), half of
-    the bound of Nesterov's method (Kim and Fessler 2017).
+    Nesterov's method. For a convex f with L = 1 and a minimiser z*, f(z_{k+1}) − f(z*) ≤ ‖z_0 − z*‖² / (4 t_k²), half
+    of the bound of Nesterov's method (Kim and Fessler 2017).
     """
 
     def init(self, x0: Tensor) -> OptimizedGradientState:
