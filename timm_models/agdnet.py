@@ -31,7 +31,7 @@ from ._host import register_model
 from .inference.folding import fold_into
 from .stages.checkpoint_rules import LearnedRule, warn_without_rule
 from .stages.nesterov import NesterovBlock, PooledTransition, SourceLayer, Transition
-from .stages.stem import pool_first, recompute_chain
+from .stages.stem import recompute_chain, recompute_pooled
 from .stages.unmodified import is_unmodified
 
 __all__ = ["AGDNet", "CifarAGDNet"]
@@ -121,10 +121,10 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
         _assert(x.shape[-1] >= self.min_size, f"image width {x.shape[-1]}: must be at least {self.min_size}")
         if torch.jit.is_scripting():
             return self.features(x)
-        return self._pooling_first(x)
+        return self._recompute_stem(x)
 
     @torch.jit.ignore
-    def _pooling_first(self, x: Tensor) -> Tensor:
+    def _recompute_stem(self, x: Tensor) -> Tensor:
         """Return ``features`` of x, without storing the stem's images before its pooling."""
         names = [name for name, _ in self.features.named_children()]
         can_save = is_eager(x) or (self.recompute_stem and is_compiled_by_dynamo())
@@ -134,10 +134,7 @@ class AGDNet(Intermediates, LearnedRule, KeepsActivations, DenseNet):
         end = names.index("pool0") + 1
         head, tail, rest = self.features[: end - 2], self.features[end - 2 : end], self.features[end:]
         x = head(x)
-        pooled = pool_first(x, tail[0], None, tail[1])
-        if pooled is None:
-            pooled = recompute_chain(list(tail), x) if self.recompute_stem else tail(x)
-        return rest(pooled)
+        return rest(recompute_chain(list(tail), x) if self.recompute_stem else recompute_pooled(x, *tail))
 
     def feature_maps(self, x: Tensor) -> Iterator[Tensor]:
         """Yield outputs of stem, blocks and last normalisation."""

@@ -22,7 +22,7 @@ from .inference.folding import fold_into
 from .inference.stream_free import StreamFreeStage
 from .stages.checkpoint_rules import LearnedRule, StageRule, warn_without_rule
 from .stages.start import DEFAULT_START, Start, check_start, start_weight
-from .stages.stem import pool_first, recompute_chain
+from .stages.stem import recompute_chain
 from .stages.transforms import BasicTransform, BottleneckTransform, PadShortcut
 from .stages.unmodified import is_unmodified
 from .strides import pull_out_stride
@@ -121,8 +121,7 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
             return self.act1(self.maxpool(x))  # equal, and a quarter of the values
         if not self.recompute_stem:
             return self.maxpool(self.act1(self.bn1(x)))
-        pooled = pool_first(x, self.bn1, self.act1, self.maxpool)
-        return recompute_chain([self.bn1, self.act1, self.maxpool], x) if pooled is None else pooled
+        return recompute_chain([self.bn1, self.act1, self.maxpool], x)
 
     @torch.jit.ignore
     def _run_stages(self, x: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from optinspired_plugins.memory.dense_block import DenseLayer, dense_block, dens
 from optinspired_plugins.memory.eager import is_compiled_by_dynamo, is_eager
 from optinspired_plugins.memory.fused_block import FusedLayer, fused_block
 from optinspired_plugins.memory.fused_stage import kernels_for
-from optinspired_plugins.memory.pooled_norm import average_pooled_norm
 from optinspired_plugins.memory.recompute import recompute
 
 from ..inference.folding import ChannelClamp, fold_before, fold_into
 from .checkpoint_rules import RuleBuffer
 from .fused import conv_norm, count_batches
+from .stem import recompute_pooled
 from .unmodified import fits, is_rectified_norm, is_same_size_convolution, is_unmodified
 
 __all__ = ["NesterovBlock", "PooledTransition", "SourceLayer", "Transition"]
@@ -157,7 +157,7 @@ class PooledTransition(Transition):
     """DenseNet's transition with the average pooling before the 1×1 convolution.
 
     Both orders give the same, and this one saves three quarters of the multiplications; a GPU keeps DenseNet's order,
-    which is faster there. The backward pass recomputes the input of the pooling.
+    which is faster there. On a CPU, the backward pass recomputes the normalisation and the pooling.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,20 +165,8 @@ class PooledTransition(Transition):
         if isinstance(x, Tensor) and x.is_cuda:  # pooling of more channels takes longer there than the multiplications
             return self.pool(self.conv(self.norm(x)))
         if not torch.jit.is_scripting():
-            return self.conv(self._pooled(x))
+            return self.conv(recompute_pooled(x, self.norm, self.pool))
         return self.conv(self.pool(self.norm(x)))
-
-    @torch.jit.ignore
-    def _pooled(self, x: Tensor) -> Tensor:
-        norm, pool = self.norm, self.pool
-        is_supported = (
-            torch.is_grad_enabled()
-            and is_eager(x)
-            and is_unmodified(pool, nn.AvgPool2d)
-            and is_rectified_norm(norm, x.shape[1], norm.training)
-            and fits(x, *norm.parameters(), *norm.buffers())
-        )
-        return average_pooled_norm(x, norm, pool) if is_supported else pool(norm(x))
 
 
 class NesterovBlock(RuleBuffer, nn.ModuleDict):
