@@ -8,6 +8,7 @@ from equality import assert_same_function, randomise, twin
 from torch import nn
 
 from optinspired_plugins import nesterov
+from optinspired_plugins.algorithms.coefficients import momentum
 from timm_models import NesterovBlock, SourceLayer
 
 IMAGENET = ["agdnet121", "agdnet161", "agdnet169", "agdnet201"]
@@ -86,6 +87,24 @@ def test_forward_and_gradients_are_those_of_rule_21(name, training):
 def test_every_option_keeps_rule_21(kwargs):
     model = randomise(timm.create_model("agdnet40_k12", **{**SMALL, **kwargs}))
     assert_same_gradients(model, images())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_beta_1_subtracts_the_layer_before(training):
+    """m_{k+1} = −c_k T_k, so z_{k+1} = T_{k+1} − c_k T_k."""
+    torch.manual_seed(0)
+    model = timm.create_model("agdnet40_k12", block_config=(6, 2, 2), beta=1).double().train(training)
+    block, terms = model.features.denseblock1, []
+    for layer in block.values():
+        layer.register_forward_hook(lambda _, __, output: terms.append(output))
+    z = torch.randn(2, 16, 8, 8, dtype=torch.float64)
+    sources = block(z)[:, 16:].split(12, 1)
+    c = momentum(6).tolist()
+    assert len(terms) == len(sources) == 6
+    torch.testing.assert_close(sources[0], terms[0])
+    for k in range(1, 6):
+        torch.testing.assert_close(sources[k], terms[k] - c[k] * terms[k - 1])
+    assert 0 < c[1] < c[5] < 1
 
 
 @pytest.mark.parametrize("term", ["alpha", "beta"])

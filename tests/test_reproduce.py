@@ -16,7 +16,8 @@ import stability
 import table4
 from architecture_table import count
 from commands import Place
-from networks import NETWORKS, count_network, learned_coefficients
+from networks import NETWORKS, _densenets, _resnets, count_network, learned_coefficients
+from section_table4 import _pairs
 from training import Recipe, make_loaders, make_optimizer, train
 
 from nni_spaces.runs.data import ImageSet, read_images
@@ -163,6 +164,22 @@ def test_starts_of_the_normalisations(family):
     for key, value in plain.items():
         last = key.endswith("bn2.weight")
         assert torch.equal(small[key], torch.full_like(value, 3**-0.5) if last else value)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer"),
+    [pair for pair in _pairs() if {*pair} <= {*_resnets(20), *_densenets(22)} and "preact" not in pair[1]],
+)
+def test_pairs_of_one_seed_share_their_initial_convolutions(ours, peer):
+    """So paired differences compare rules and starts, and not two draws of the weights."""
+    states = []
+    for name in (ours, peer):
+        torch.manual_seed(7)
+        states.append(NETWORKS[name].build(10).state_dict())
+    convolutions = [name for name, value in states[0].items() if value.dim() == 4]
+    assert len(convolutions) > 18
+    for name in convolutions:
+        assert torch.equal(states[0][name], states[1][name]), name
 
 
 def test_learned_coefficients_are_all_of_them():

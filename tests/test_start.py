@@ -7,7 +7,7 @@ import pickle
 import pytest
 import timm
 import torch
-from my_algorithms import LearnedHeavyBall, OptimizedGradient
+from my_algorithms import LearnedHeavyBall
 from timm.models import save_for_hf
 from timm.utils.misc import ParseKwargs
 
@@ -59,11 +59,10 @@ def test_other_coefficients_have_their_own_start():
     assert gammas(build(beta1=0.5, beta2=-0.7, learn_beta=True)) == expected
 
 
-@pytest.mark.parametrize("name", [*NETWORK_ALGORITHMS, "ogm"])
+@pytest.mark.parametrize("name", NETWORK_ALGORITHMS)
 def test_every_algorithm_starts_at_its_own_weights(name):
-    algorithm = OptimizedGradient() if name == "ogm" else name
-    net = build("optnet20", algorithm=algorithm)
-    programs = [trace(NETWORK_ALGORITHMS.get(name, OptimizedGradient)(), n, transition=True) for n in DEPTHS]
+    net = build("optnet20", algorithm=name)
+    programs = [trace(NETWORK_ALGORITHMS[name](), n, transition=True) for n in DEPTHS]
     squares = [sum(w * w for w in program.gains()[1:]) for program in programs]
     assert gammas(net) == pytest.approx([min(1, square**-0.5) for square in squares])
 

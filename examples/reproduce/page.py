@@ -38,10 +38,10 @@ This page tests the claims of sections 8 and 9 of the paper on CIFAR-10, at a si
 
 - "Paper" columns have the paper's figures, "measured" columns ours.
 - ± after a mean is the standard deviation over seeds; [a, b] after a difference is its 95 % interval.
-- Two networks with one seed see the same batches, and start from the same weights where shapes are equal. With three
-  common seeds or more, the difference is the mean of the paired differences, with Student's interval. With two, the
-  interval is made of the variance over seeds of all networks in the table. Counts of runs are compared by Fisher's
-  exact test.
+- Two networks with one seed see the same batches, and start from the same convolutions, except pre-activation ResNet.
+  With three common seeds or more, the difference is the mean of the paired differences, with Student's interval. With
+  two, the interval is made of the variance over seeds of all networks in the table. Counts of runs are compared by
+  Fisher's exact test.
 - A difference is called lower or higher, fewer or more, only if its p-value is at most 5 % after the correction of
   Benjamini and Hochberg for all comparisons on this page. "Before correction": only its own p-value is. All others are
   not decided.

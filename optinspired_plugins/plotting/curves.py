@@ -10,15 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..algorithms import rates
-from ..algorithms.methods import ALGORITHMS
+from ..algorithms.methods import ALGORITHMS, HeavyBall
 from ..simulation import PAPER, Run
 from .connections import BLUE, GREEN, ORANGE, PURPLE, RED
 
 __all__ = ["draw_condition_numbers", "draw_convergence", "draw_simulation"]
 
 STYLES = {"gd": (BLUE, "-"), "hb": (RED, "--"), "agd": (GREEN, "-"), "agd2": (PURPLE, "--"), "admm": (ORANGE, "-")}
+STYLES["hbnet"] = (RED, ":")
 
-NAMES = {"gd": "GD", "hb": "HB", "agd": "AGD", "agd2": "AGD2", "admm": "ADMM"}
+NAMES = {"gd": "GD", "hb": "HB", "agd": "AGD", "agd2": "AGD2", "admm": "ADMM", "hbnet": "HB, β = 1"}
 
 
 def draw_convergence(condition: float = 100.0, steps: int = 400) -> Figure:
@@ -34,7 +35,7 @@ def draw_convergence(condition: float = 100.0, steps: int = 400) -> Figure:
         f"quadratic, κ = {condition:g}": rates.quadratic(condition),
         f"objective (8) of tanh, κ = {condition:g} at the minimiser": rates.tanh_objective(condition),
     }
-    algorithms = {**rates.strongly_convex(condition), "agd2": ALGORITHMS["agd2"]()}
+    algorithms = {**rates.strongly_convex(condition), "agd2": ALGORITHMS["agd2"](), "hbnet": HeavyBall(beta=1.0)}
     figure = Figure(figsize=(9.5, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (title, problem) in zip(panels, problems.items()):
@@ -53,7 +54,8 @@ def draw_convergence(condition: float = 100.0, steps: int = 400) -> Figure:
     panels[0].set_ylabel("distance to the minimiser, relative")
     panels[0].legend(loc="lower left", fontsize="small")
     figure.supxlabel(
-        "HB and AGD with the momentum of footnote 5; AGD2 is (4)-(5), whose momentum knows no μ.", fontsize="small"
+        "HB and AGD with the momentum of footnote 5; AGD2 is (4)-(5), without μ; β = 1 as in HBNet (§7.1).",
+        fontsize="small",
     )
     return figure
 
