@@ -313,16 +313,16 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     subprocess.run([*script, data, *parts], env=env, check=True)
     lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 17
+    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 19
     ran = {Path(words[1]).stem: [] for words in lines}
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])
     assert ran.keys() == {"table4", "table5", "table7", "stability", "page"}
     assert {words[words.index("--results") + 1] for words in lines} == {"runs/reproduce/results"}
     planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[0]]
-    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 18 + 4
+    assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 18 + 4 + 20
     assert {(recipe.epochs, recipe.train_images) for recipe in planned} == {(10, 16_000)}
-    assert len(ran["stability"]) == 4
+    assert len(ran["stability"]) == 4 + 1 + 12
     methods = [method for words in ran["table7"] for method in words[words.index("--methods") + 1 :]]
     assert sorted(methods) == sorted(table7.METHODS)
     assert {words[words.index("--genotypes") + 1] for words in ran["table7"]} == {"runs/reproduce/results/genotypes"}

@@ -252,6 +252,23 @@ def test_stability(tmp_path):
     assert mean_of_ten[:2] + mean_of_ten[-1:] == [1.0, 1.5, 7.5]
 
 
+def test_the_map_has_a_network_per_line_and_a_rate_per_column(tmp_path):
+    fields = ("network", "seed", "steps", "lr", "last_loss", "largest_grad_norm", "diverged")
+    runs = [
+        ("hbnet20", 0, 100, 0.3, "1.50", "9", 0),
+        ("hbnet20", 1, 100, 0.3, "1.70", "9", 0),
+        ("hbnet20", 0, 100, 1.0, "", "9", 1),
+        ("hbnet20", 1, 100, 1.0, "2.00", "9", 0),
+        ("hbnet56", 0, 100, 1.0, "", "9", 1),
+    ]
+    write_csv(tmp_path / "stability.csv", [dict(zip(fields, run)) for run in runs])
+    text = written(tmp_path)
+    assert line(text, "100 steps, measured")[1:] == ["at 0.3", "at 1.0", "seeds"]
+    assert line(text, "HBNet-20")[1:] == ["1.60", "1 of 2 diverge", "0, 1"]
+    assert line(text, "HBNet-56")[1:] == ["", "diverges", "0"]
+    assert "last loss (100" not in text
+
+
 @pytest.mark.parametrize(
     ("ours", "peers", "expected"),
     [((5, 5), (0, 5), "more"), ((0, 3), (5, 5), "fewer"), ((3, 3), (0, 3), NOISE), ((0, 5), (0, 5), NOISE)],

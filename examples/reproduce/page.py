@@ -125,7 +125,8 @@ def conclusions(claims: Sequence[Claim], adjusted: Adjusted) -> list[str]:
 
 
 def _sentence(claim: Claim, adjusted: Adjusted) -> str:
-    word = "" if (word := verdict(claim, adjusted)) == NOISE else f"{word}, "
+    word = verdict(claim, adjusted).partition(",")[0]  # the title says "before correction"
+    word = "" if word == NOISE else f"{word}, "
     paper = "" if claim.paper is None or isinstance(claim.result, Counts) else f"; paper {claim.paper:+.2f}"
     return f"{claim.ours} against {claim.peer}, {claim.quantity} ({claim.setting}): {word}{claim.difference}{paper}"
 

@@ -37,6 +37,18 @@ part() {
     dense-controls) train --networks agdnet22-alpha-1 ;;
     dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
     deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
+    defaults)
+      run stability --data "$data" --networks hbnet110-auto resnet110-zero-init
+      train --networks hbnet20-auto resnet20-zero-init resnet20-no-last-relu-auto
+      train --networks hbnet56-auto resnet56-zero-init resnet56-no-last-relu-auto
+      train --networks hbnet110-auto resnet110-zero-init --seeds 0 ;;
+    rates)
+      for depth in 20 56 110; do
+        for lr in 0.1 0.3 1 3; do
+          run stability --data "$data" --steps 100 --lr $lr --seeds 0 \
+            --networks hbnet$depth hbnet$depth-auto resnet$depth resnet$depth-zero-init
+        done
+      done ;;
     more)
       train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 \
         resnet56-uniform-init hbnet56-uniform-init ;;

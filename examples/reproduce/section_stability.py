@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 from claims import Claim, Row, Section, Table, by_seed, grouped, name_seeds, numbers
 from comparison import compare, compare_counts, mean_and_spread, pool
@@ -18,6 +19,7 @@ PANELS = {
     "γ from 1": ("resnet110", "hbnet110"),
     "γ from U(0, 1)": ("resnet110-uniform-init", "hbnet110-uniform-init"),
     "γ from 1/√n": ("resnet110-small-init", "hbnet110-small-init"),
+    "defaults: γ from 0, and by the rule": ("resnet110-zero-init", "hbnet110-auto"),
 }
 # Pairs to compare. In the paper, HBNet-110 converges at the first attempt and ResNet-110 does not.
 LOSSES = [
@@ -29,6 +31,8 @@ LOSSES = [
     ("resnet110-small-init", "resnet110"),
     ("hbnet110-small-init", "resnet110-small-init"),
     ("hbnet110-uniform-init", "resnet110-uniform-init"),
+    ("hbnet110-auto", "resnet110"),
+    ("hbnet110-auto", "resnet110-zero-init"),
 ]
 COUNTS = [
     ("hbnet110", "resnet110"),
@@ -38,7 +42,10 @@ COUNTS = [
     ("hbnet110-learn-beta", "hbnet110"),
     ("hbnet110-small-init", "hbnet110"),
     ("hbnet110-uniform-init", "hbnet110"),
+    ("hbnet110-auto", "hbnet110"),
 ]
+# Runs of this length make the map of learning rates.
+MAP_STEPS = "100"
 
 
 def stability(folder: Path) -> Section:
@@ -59,13 +66,14 @@ def stability(folder: Path) -> Section:
         "",
     ]
     counts = []
-    for (steps, lr), block in grouped(rows, ("steps", "lr")).items():
+    for (steps, lr), block in grouped((row for row in rows if row["steps"] != MAP_STEPS), ("steps", "lr")).items():
         groups = {name: group for name in NETWORKS if (group := [row for row in block if row["network"] == name])}
         setting = f"{steps} steps at {lr}"
         losses = _loss_claims(groups, setting)
         lines += [*_block(groups, setting), ""]
         lines += [Table("difference of last loss", losses), ""] if losses else []
         counts += _count_claims(groups, setting)
+    lines += _map([row for row in rows if row["steps"] == MAP_STEPS])
     first = (rows[0]["steps"], rows[0]["lr"])
     budget = [row for row in curves if (row["steps"], row["lr"]) == first]
     panels = {title: [row for row in budget if row["network"] in names] for title, names in PANELS.items()}
@@ -90,6 +98,32 @@ def _block(groups: dict[str, list[Row]], setting: str) -> list[str]:
         cells = [NETWORKS[name].label, str(len(group)), diverged, loss, largest, name_seeds(group, seeds)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _map(rows: list[Row]) -> list[str]:
+    """Return the table of last losses by network and learning rate."""
+    if not rows:
+        return []
+    rates = sorted({row["lr"] for row in rows}, key=float)
+    lines = [
+        f"The last loss by learning rate, after {MAP_STEPS} steps: the mean over seeds, or the runs that diverge.",
+        "",
+        f"| {MAP_STEPS} steps, measured | " + " | ".join(f"at {rate}" for rate in rates) + " | seeds |",
+        "|---|" + "---:|" * len(rates) + "---|",
+    ]
+    for name in NETWORKS:
+        group = [row for row in rows if row["network"] == name]
+        if group:
+            cells = [_map_entry([row for row in group if row["lr"] == rate]) for rate in rates]
+            lines.append("| " + " | ".join([NETWORKS[name].label, *cells, name_seeds(group, [])]) + " |")
+    return [*lines, ""]
+
+
+def _map_entry(rows: list[Row]) -> str:
+    diverged = sum(row["diverged"] == "1" for row in rows)
+    if diverged:
+        return "diverges" if diverged == len(rows) else f"{diverged} of {len(rows)} diverge"
+    return f"{mean(numbers(rows, 'last_loss')):.2f}" if rows else ""
 
 
 def _loss_claims(groups: dict[str, list[Row]], setting: str) -> tuple[Claim, ...]:
