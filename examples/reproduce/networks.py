@@ -117,6 +117,15 @@ def _densenets(layers: int, model: str = "agdnet40_k12", **kwargs: Any) -> dict[
     }
 
 
+def _narrow(depth: int) -> dict[str, Network]:
+    """Return HBNets of bottlenecks with a quarter of the channels."""
+    name, label, shape = f"hbnet{depth}", f"HBNet-{depth}, 16 channels", dict(channels=(16, 32, 64, 128))
+    return {
+        f"{name}-narrow": Network(name, label, dict(shape, init_last=1.0)),
+        f"{name}-narrow-auto": Network(name, f"{label}, γ by the rule", dict(shape, init_last="auto")),
+    }
+
+
 NETWORKS = {
     **_resnets(20),
     **_resnets(56),
@@ -124,6 +133,7 @@ NETWORKS = {
     **_densenets(22, **L22),
     **_densenets(40),
     **_densenets(52, "agdnet52_k12"),
+    **_narrow(152),
 }
 
 

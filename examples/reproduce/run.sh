@@ -38,7 +38,7 @@ part() {
     dense-plain) train --networks densenet22 agdnet22 --augmentation without ;;
     deep-plain) train --networks resnet56 hbnet56 --augmentation without ;;
     defaults)
-      run stability --data "$data" --networks hbnet110-auto resnet110-zero-init
+      run stability --data "$data" --networks hbnet110-auto resnet110-zero-init hbnet152-narrow-auto hbnet152-narrow
       train --networks hbnet20-auto resnet20-zero-init resnet20-no-last-relu-auto
       train --networks hbnet56-auto resnet56-zero-init resnet56-no-last-relu-auto
       train --networks hbnet110-auto resnet110-zero-init --seeds 0 ;;

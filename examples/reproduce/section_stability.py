@@ -43,6 +43,7 @@ COUNTS = [
     ("hbnet110-small-init", "hbnet110"),
     ("hbnet110-uniform-init", "hbnet110"),
     ("hbnet110-auto", "hbnet110"),
+    ("hbnet152-narrow-auto", "hbnet152-narrow"),
 ]
 # Runs of this length make the map of learning rates.
 MAP_STEPS = "100"
