@@ -1,5 +1,6 @@
 """What is installed is what was tested: the built distributions hold the packages, and the wheel works on its own."""
 
+import ast
 import re
 import sys
 import tarfile
@@ -27,6 +28,45 @@ def test_the_version_is_one():
     assert re.search(r'^version = "(.+)"$', read("pyproject.toml"), re.MULTILINE)[1] == VERSION
     assert re.search(r"^version: [\"']?([^\"'\n]+)", read("CITATION.cff"), re.MULTILINE)[1] == VERSION
     assert re.search(rf"^## \[?v?{re.escape(VERSION)}\b", read("CHANGELOG.md"), re.MULTILINE)
+
+
+# Distributions by import name, where these differ. torch's builds for GPUs bring triton.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "pytorch_lightning": "pytorch-lightning",
+    "sklearn": "scikit-learn",
+    "triton": "torch",
+}
+EXTRAS = {
+    "timm_models": (),
+    "optinspired_plugins": ("mm", "viz"),
+    "nni_spaces": ("nni", "viz"),
+    "examples": ("nni", "mm", "viz", "dev"),
+}
+
+
+def imports(folder):
+    """Return the top-level names of the packages that the files of a folder import."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+@pytest.mark.parametrize("folder", EXTRAS)
+def test_every_import_is_declared(folder):
+    import tomllib
+
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    extras = project["optional-dependencies"]
+    needs = [*project["dependencies"], *(need for extra in EXTRAS[folder] for need in extras[extra])]
+    declared = {re.split(r"[<>=\[]", need)[0] for need in needs}
+    own = {*PACKAGES, *(path.stem for path in (ROOT / "examples").rglob("*.py"))}
+    found = {DISTRIBUTIONS.get(name, name) for name in imports(folder) - own - sys.stdlib_module_names}
+    assert "torch" in found
+    assert found <= declared
 
 
 @pytest.mark.slow
