@@ -22,10 +22,9 @@ except ImportError as error:  # the base installation has torch and timm only
 
 from . import __version__, simulation
 from ._files import write_atomically
-from .algorithms.faster import FASTER
 from .algorithms.methods import ALGORITHMS, load_algorithm
 from .cells.genotype import load_genotype
-from .propagation.unrolled import TwoPath
+from .propagation.patterns import NAMED_PATTERNS, pattern
 from .report.page import write_report
 
 __all__ = ["app", "main"]
@@ -36,7 +35,7 @@ app = typer.Typer(
 plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
-NAMED = {**ALGORITHMS, "dmrnet": TwoPath, **FASTER}
+NAMED = {**NAMED_PATTERNS, **ALGORITHMS}  # the heavy ball is drawn with β = 0.3 (§6.3)
 
 
 def integers(text: str) -> list[int]:
@@ -161,6 +160,24 @@ def plot_algorithm(
     """Draw the network that an algorithm unrolls into. A module is looked for in the current folder too."""
     sys.path.insert(0, "")
     _save(lambda: plotting.draw_algorithm(load_algorithm(algorithm, NAMED), steps, algorithm), out)
+
+
+@plot.command("pattern")
+def plot_pattern(
+    algorithm: Annotated[str, typer.Argument(help=f"A name ({', '.join(NAMED)}) or my_module:MyAlgorithm.")],
+    nodes: Annotated[int, typer.Option(help="Nodes of the cell.")] = 4,
+    start: Annotated[int, typer.Option(help="Steps that are skipped.")] = 0,
+    merge: Annotated[bool, typer.Option("--merge", help="One edge per source, as in (28).")] = False,
+    out: Annotated[Path, typer.Option(help="Image to write; the ending chooses the format.")] = Path("pattern.png"),
+) -> None:
+    """Draw the cell of an algorithm's search space. A module is looked for in the current folder too."""
+    sys.path.insert(0, "")
+
+    def draw() -> Any:
+        found = pattern(load_algorithm(algorithm, NAMED_PATTERNS), nodes, start)
+        return plotting.draw_pattern(found.merged() if merge else found, algorithm)
+
+    _save(draw, out)
 
 
 @plot.command("algorithms")

@@ -189,7 +189,12 @@ def test_the_cifar10_example_is_made_of_valid_commands_and_genotypes():
 
 
 def test_plots_are_written(tmp_path):
-    for arguments in (["algorithms"], ["convergence", "--steps", "30"], ["algorithm", "dmrnet", "--out", "new/d.svg"]):
+    for arguments in (
+        ["algorithms"],
+        ["convergence", "--steps", "30"],
+        ["algorithm", "dmrnet", "--out", "new/d.svg"],
+        ["pattern", "ogm"],
+    ):
         printed = run("plot", *arguments, folder=tmp_path).stdout.strip()
         assert (tmp_path / printed).stat().st_size > 5_000
 
@@ -216,6 +221,8 @@ def test_a_damaged_run_is_a_message_and_no_traceback(tmp_path):
 def test_a_users_algorithm_is_drawn_from_the_current_folder(tmp_path):
     (tmp_path / "mine.py").write_text((ROOT / "examples" / "my_algorithms.py").read_text(encoding="utf-8"))
     run("plot", "algorithm", "mine:OptimizedGradient", "--out", "mine.png", folder=tmp_path)
+    run("plot", "pattern", "mine:LearnedHeavyBall", "--merge", "--nodes", "2", folder=tmp_path)
+    assert (tmp_path / "pattern.png").stat().st_size > 5_000
     assert (tmp_path / "mine.png").stat().st_size > 5_000
     refused = run("plot", "algorithm", "mine:LearnedHeavyBall", folder=tmp_path, ok=False)
     assert "multiplies an iterate by a Parameter, not by a number" in refused.stderr

@@ -1,6 +1,6 @@
 """Figures with matplotlib: connection patterns (Figure 1), cells, and curves (§3, Table 2)."""
 
-from .cells import draw_cell, draw_cells
+from .cells import draw_cell, draw_cells, draw_pattern
 from .connections import connections, draw_algorithm, draw_algorithms
 from .curves import draw_condition_numbers, draw_convergence, draw_simulation
 
@@ -12,5 +12,6 @@ __all__ = [
     "draw_cells",
     "draw_condition_numbers",
     "draw_convergence",
+    "draw_pattern",
     "draw_simulation",
 ]
