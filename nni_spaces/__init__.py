@@ -1,8 +1,10 @@
 """Search spaces, initialisation and strategies for NNI (section 9 of the paper).
 
+``AlgorithmSpace`` is the search space of any algorithm; ``HBSpace`` and ``AGDSpace`` are two of them.
+
 With the paper open:
 
-- (23) ``x_t = o_1(x_{t−1}) + o_2(x_{t−1}) + o_3(x_{t−2})``: ``spaces/heavy_ball_cell.py``
+- (23) ``x_t = o_1(x_{t−1}) + o_2(x_{t−1}) + o_3(x_{t−2})``: ``spaces/algorithm_cell.py``
 - (24), (25) the mixed operation: ``spaces/mixed_op.py``, and its weights softmax(α): ``spaces/edges.py``
 - (26) the heavy-ball initialisation: ``spaces/initialization.py``
 - (27), (28), (29) the DARTS and AGD cells: ``spaces/supernet.py``
@@ -17,11 +19,11 @@ from __future__ import annotations
 from importlib import import_module
 
 _NAMES = {
-    "spaces.space": "AGDSpace DARTSSpace HBSpace",
-    "spaces.heavy_ball_cell": "HeavyBallCell",
+    "spaces.space": "AGDSpace AlgorithmSpace DARTSSpace HBSpace",
+    "spaces.algorithm_cell": "AlgorithmCell HeavyBallCell",
     "spaces.supernet": "EdgeNormalizedCell MixedCell",
     "spaces.edges": "MixedLayer",
-    "spaces.initialization": "HeavyBallInit RandomInit ZeroInit",
+    "spaces.initialization": "AlgorithmInit HeavyBallInit RandomInit ZeroInit",
     "spaces.derivation": "derive limit_skips strongest_candidates",
     "strategies.differentiable": "DARTS GumbelDARTS",
     "strategies.sampling": "TPE",

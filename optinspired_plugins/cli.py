@@ -35,7 +35,7 @@ app = typer.Typer(
 plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
-NAMED = {**NAMED_PATTERNS, **ALGORITHMS}  # the heavy ball is drawn with β = 0.3 (§6.3)
+NAMED: dict[str, Callable[[], Any]] = {**NAMED_PATTERNS, **ALGORITHMS}  # the heavy ball is drawn with β = 0.3 (§6.3)
 
 
 def integers(text: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,22 +14,33 @@ from nni.nas.space import current_model
 from torch import Tensor, nn
 
 from optinspired_plugins.cells.genotype import SKIPS
+from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.network import CellPlan, make_preprocessors
 from optinspired_plugins.cells.operations import ZERO, make_operation
+from optinspired_plugins.propagation.patterns import PatternEdge
 
 from .derivation import derive
-from .initialization import Initialization, initial_logits
+from .initialization import Initialization, initial_beta, initial_logits
 from .mixed_op import NodeInput, NodeSum
 
-__all__ = ["EdgeOptions", "MixedLayer", "Preprocessors", "SkipDropout"]
+__all__ = ["EdgeOptions", "MixedLayer", "Preprocessors", "SkipDropout", "Start", "WeightedLayer"]
 
 
 class Preprocessors(nn.Module):
-    """Bring both inputs of a cell to its channels and size."""
+    """Bring both inputs of a cell to its channels and size.
 
-    def __init__(self, plan: CellPlan, affine: bool) -> None:
+    Args:
+        plan: channels and strides of the cell.
+        affine: scale and shift in the normalisations.
+        used: the inputs that a node reads; the weights of another are not trained.
+    """
+
+    def __init__(self, plan: CellPlan, affine: bool, used: Collection[int] = (0, 1)) -> None:
         super().__init__()
         self.preprocess0, self.preprocess1 = make_preprocessors(plan, affine)
+        for i, module in enumerate((self.preprocess0, self.preprocess1)):
+            if i not in used:  # DDP needs a gradient of every weight that is trained
+                module.requires_grad_(False)
 
     def forward(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return the two preprocessed inputs."""
@@ -97,26 +108,42 @@ def with_zero(names: Sequence[str]) -> list[str]:
     return [*names, ZERO]
 
 
-def initial_alpha(
-    initialization: Initialization, rule: str, label: str, operations: Sequence[str], allowed: Sequence[str]
-) -> nn.Parameter:
-    """Return the initial α of an edge.
+@dataclass(frozen=True)
+class Start:
+    """The start of a search: the initialisation, and the rule, operations and edges that it is asked for.
 
-    It is the α of all operations restricted to ``allowed``: if the operation that the initialisation favours is not
-    allowed, the edge has no favoured operation.
+    ``edges`` are the edges of the algorithm by the labels of their α.
     """
-    names = with_zero(operations)
-    alpha = initial_logits(initialization, rule, label, names)
-    return nn.Parameter(alpha[[names.index(name) for name in allowed]])
+
+    initialization: Initialization
+    rule: str
+    operations: Sequence[str]
+    edges: Mapping[str, PatternEdge]
+
+    def alpha(self, label: str, allowed: Sequence[str]) -> nn.Parameter:
+        """Return the initial α of an edge.
+
+        It is the α of all operations restricted to ``allowed``: if the operation that the initialisation favours is
+        not allowed, the edge has no favoured operation.
+        """
+        names = with_zero(self.operations)
+        alpha = initial_logits(self.initialization, self.rule, label, names, self.edges[label])
+        return nn.Parameter(alpha[[names.index(name) for name in allowed]])
+
+    def beta(self, kind: str, node: int) -> nn.Parameter:
+        """Return the initial β of a node, one for each of its edges."""
+        places = {label: Label.parse(label) for label in self.edges}
+        edges = [self.edges[label] for label, place in places.items() if (place.cell, place.node) == (kind, node)]
+        return nn.Parameter(initial_beta(self.initialization, edges))
 
 
-def proxyless_hook(initialization: Initialization, operations: Sequence[str]) -> Any:
+def proxyless_hook(start: Start) -> Any:
     """Return a mutation hook that initialises α of NNI's Proxyless, which has no entry for zero."""
 
     def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> None:
         choice: Any = module
         if type(module) is LayerChoice and f"{choice.label}/alpha" not in memo:  # cells of a kind share it
-            alpha = initial_alpha(initialization, "hb", choice.label, operations, choice.names)
+            alpha = start.alpha(choice.label, choice.names)
             memo[choice.label] = memo[f"{choice.label}/alpha"] = alpha  # NNI's layer uses the first key
 
     return mutate
@@ -140,7 +167,7 @@ class MixedLayer(DifferentiableMixedLayer):
         self._arch_alpha, self._softmax, self.options = alpha, softmax, options
 
     @classmethod
-    def hook(cls, rule: str, initialization: Any, operations: Sequence[str], options: EdgeOptions) -> Any:
+    def hook(cls, start: Start, options: EdgeOptions) -> Any:
         """Return a mutation hook that replaces a choice by this layer."""
 
         def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
@@ -149,12 +176,20 @@ class MixedLayer(DifferentiableMixedLayer):
             choice: Any = module
             key = f"{choice.label}/alpha"
             if key not in memo:  # cells of a kind share it
-                allowed = options.restrict(choice.label, with_zero(operations))
-                memo[key] = initial_alpha(initialization, rule, choice.label, operations, allowed)
+                memo[key] = start.alpha(choice.label, options.restrict(choice.label, with_zero(start.operations)))
             softmax = kwargs.get("softmax", nn.Softmax(-1))
-            return cls(choice.candidates, memo[key], softmax, choice.label, options)
+            layer = cls(choice.candidates, memo[key], softmax, choice.label, options)
+            layer.set_beta(start, memo)
+            return layer
 
         return mutate
+
+    def set_beta(self, start: Start, memo: dict[str, Any]) -> None:
+        """Set β of the edge's node, which this layer has not."""
+
+    def edge_weight(self) -> Tensor | None:
+        """Return p of the edge; ``None`` for 1."""
+        return None
 
     def weights(self) -> Tensor:
         """Return softmax(α) (25); the entry of zero is the last."""
@@ -168,7 +203,7 @@ class MixedLayer(DifferentiableMixedLayer):
         """Return the weighted sum."""
         parts = self.options.partial_channels
         node_sum = NodeSum(parts)
-        node_sum.add_edge(self.weights(), self.operations(), NodeInput(x, parts))
+        node_sum.add_edge(self.weights(), self.operations(), NodeInput(x, parts), self.edge_weight())
         return node_sum.value()
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
@@ -181,3 +216,35 @@ class MixedLayer(DifferentiableMixedLayer):
             return {}
         names = self.options.restrict(self.label, with_zero(self.names))
         return {self.label: dict(zip(names, self._arch_alpha.softmax(-1).tolist()))}
+
+
+class WeightedLayer(MixedLayer):
+    """An edge with a weight: p Σ_o softmax(α)_o o(x), with p = softmax(β) over the edges into its node (28)-(29).
+
+    β is an architecture parameter, shared by the edges of a node and by the cells of a kind.
+    """
+
+    _arch_parameter_names = ["_arch_alpha", "_arch_beta"]
+
+    def set_beta(self, start: Start, memo: dict[str, Any]) -> None:
+        """Set β of the edge's node."""
+        self.place = Label.parse(self.label)
+        key = f"{self.beta_label()}/beta"
+        if key not in memo:
+            memo[key] = start.beta(self.place.cell, self.place.node)
+        self._arch_beta = memo[key]
+
+    def beta_label(self) -> str:
+        """Return the label of the node's β."""
+        return str(Label(self.place.cell, "beta", self.place.node))
+
+    def edge_weight(self) -> Tensor | None:
+        """Return p of the edge."""
+        return self._arch_beta.softmax(-1)[self.place.position]
+
+    def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
+        """Return softmax(α) by operation, and p by edge with the first edge of a node."""
+        probs, label = super().export_probs(memo), self.beta_label()
+        if label not in memo and self.place.position == 0:
+            probs[label] = dict(enumerate(self._arch_beta.softmax(-1).tolist()))
+        return probs

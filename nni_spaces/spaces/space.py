@@ -1,4 +1,4 @@
-"""The search spaces of section 9 as NNI's model spaces: HB, AGD and DARTS."""
+"""Search spaces of algorithms as NNI's model spaces; HB, AGD and DARTS of section 9 are three of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,37 @@ from nni.nas.strategy import Proxyless
 from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_int, check_rate
-from optinspired_plugins.cells.genotype import EDGES, Genotype
-from optinspired_plugins.cells.labels import Label, edge_labels, slot_labels
+from optinspired_plugins.cells.genotype import Genotype
+from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.network import CellPlan, make_stem, plan_cells
 from optinspired_plugins.cells.operations import DARTS_OPERATIONS, OPERATIONS, TABLE_6, ZERO
 from optinspired_plugins.memory.recompute import recompute
 
 from .._checks import check_partial_channels
-from .edges import EdgeOptions, MixedLayer, Preprocessors, candidates, proxyless_hook, with_zero
-from .heavy_ball_cell import HeavyBallCell
-from .initialization import Initialization, RandomInit, ZeroInit, check_initialization, initial_logits
+from .algorithm_cell import AlgorithmCell
+from .edges import (
+    EdgeOptions,
+    MixedLayer,
+    Preprocessors,
+    Start,
+    WeightedLayer,
+    candidates,
+    proxyless_hook,
+    with_zero,
+)
+from .initialization import (
+    AlgorithmInit,
+    Initialization,
+    RandomInit,
+    ZeroInit,
+    check_edges,
+    check_initialization,
+    initial_logits,
+)
+from .structure import CellStructure
 from .supernet import EdgeNormalizedCell, MixedCell
 
-__all__ = ["AGDSpace", "CellSpace", "DARTSSpace", "HBSpace"]
+__all__ = ["AGDSpace", "AlgorithmSpace", "CellSpace", "DARTSSpace", "HBSpace"]
 
 # Where NNI's cell chooses sources, candidates of single edges need a strategy with α.
 ONE_CANDIDATE_LIST = (
@@ -38,6 +56,8 @@ ONE_CANDIDATE_LIST = (
 
 class CellSpace(ModelSpace):
     """A network of searched cells, arranged as in DARTS (§9.3).
+
+    A subclass has the ``structure`` of its cells. The edges of a node are fixed, or the search chooses their sources.
 
     Args:
         channels: channels of a node of the first cell; they double at both reductions.
@@ -56,8 +76,8 @@ class CellSpace(ModelSpace):
         skip_dropout: initial rate of P-DARTS's dropout after skip connections of a supernet (Chen et al. 2019); our
             DARTS and GumbelDARTS lower it to 0 by the last epoch.
         allowed: the candidates of single edges, by label as in ``export_probs``: ``"normal/op_2_0"`` in HBSpace,
-            ``"normal/3_1"`` in the other spaces, ``"reduce/…"``. Other candidates of these edges are not built, and
-            zero has an entry in α only if it is named. Edges without an entry have all candidates.
+            ``"normal/3_1"`` in spaces that choose sources, ``"reduce/…"``. Other candidates of these edges are not
+            built, and zero has an entry in α only if it is named. Edges without an entry have all candidates.
         grad_checkpointing: as in :meth:`set_grad_checkpointing`.
 
     Raises:
@@ -65,9 +85,9 @@ class CellSpace(ModelSpace):
         TypeError: ``initialization`` has no method ``alpha``.
     """
 
-    rule: str
+    structure: CellStructure
     default_operations: Sequence[str] = TABLE_6
-    advice = ""  # ends the error of a sample that is not allowed
+    default_initialization: Initialization = RandomInit()
 
     def __init__(
         self,
@@ -91,12 +111,15 @@ class CellSpace(ModelSpace):
         check_rate("skip_dropout", skip_dropout)
         check_int("num_classes", num_classes, 2)
         check_int("in_chans", in_chans, 1)
-        self.initialization = RandomInit() if initialization is None else initialization
+        self.initialization = self.default_initialization if initialization is None else initialization
         self.has_initialization = initialization is not None
         check_initialization(self.initialization)
         names = self._candidate_names(operations)
-        for label in islice(self.edge_labels(nodes), 3):  # an initialisation that does not fit fails here
-            initial_logits(self.initialization, self.rule, label, with_zero(names))
+        self.rule, self.chooses_sources = self.structure.rule, self.structure.chooses(nodes)
+        self.sources, self.edges = self.structure.pattern(nodes).sources, self.structure.edges(nodes)
+        for label in islice(self.edges, 3):  # an initialisation that does not fit fails here
+            initial_logits(self.initialization, self.rule, label, with_zero(names), self.edges[label])
+        check_edges(self.initialization, self.edges.values(), names)
         self._check_allowed(allowed or {}, with_zero(names), nodes)
         self.operations, self.options = names, EdgeOptions(partial_channels, skip_dropout, allowed or {})
         sizes = dict(channels=channels, cells=cells, nodes=nodes, num_classes=num_classes, in_chans=in_chans)
@@ -129,11 +152,31 @@ class CellSpace(ModelSpace):
 
     def edge_labels(self, nodes: int) -> Iterator[str]:
         """Yield the labels of α of all edges."""
-        raise NotImplementedError
+        yield from self.structure.edges(nodes)
 
     def make_cell(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> nn.Module:
-        """Return a cell of this space."""
-        raise NotImplementedError
+        """Return a cell: NNI's where sources are chosen, and otherwise one with the algorithm's edges."""
+        if not self.chooses_sources:
+            return AlgorithmCell(operations, plan, self.sources, kind, self.options)
+        factories: Any = {name: _OperationFactory(name, plan, self.options) for name in operations}
+        preprocessors = Preprocessors(plan, affine=current_model() is not None)
+        return Cell(factories, nodes, self.structure.keep or 0, 2, "all", preprocessors, label=kind)
+
+    def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
+        """Return the mutation hooks of a strategy, for α of zero, β, the initialisation and the derivation."""
+        start = Start(self.initialization, self.rule, self.operations, self.edges)
+        if self.chooses_sources and isinstance(strategy, Proxyless):
+            raise ValueError(
+                f"strategy=Proxyless: NNI has no Proxyless for cells, and so none for {type(self).__name__}; use DARTS "
+                "or GumbelDARTS, or HBSpace"
+            )
+        if self.has_our_supernet(strategy):
+            if not self.chooses_sources:
+                return [(WeightedLayer if self.structure.edge_weights else MixedLayer).hook(start, self.options)]
+            has_beta = self.structure.edge_weights or self.options.partial_channels > 1
+            return [(EdgeNormalizedCell if has_beta else MixedCell).hook(start, self.options)]
+        starts_at_random = isinstance(self.initialization, RandomInit) and not self.has_initialization
+        return [proxyless_hook(start)] if isinstance(strategy, Proxyless) and not starts_at_random else []
 
     def has_our_supernet(self, strategy: Any) -> bool:
         """Return True if our supernet is built for a strategy.
@@ -157,6 +200,8 @@ class CellSpace(ModelSpace):
                 f"initialization={self.initialization!r} with strategy={name}, which has no α to begin with: must be "
                 "None, or use DARTS, GumbelDARTS or Proxyless"
             )
+        if self.chooses_sources and self.options.allowed and not has_supernet:
+            raise ValueError(f"allowed with strategy={name}: {ONE_CANDIDATE_LIST}")
         return has_supernet
 
     def check_sampled(self, strategy: Any) -> None:
@@ -199,15 +244,19 @@ class CellSpace(ModelSpace):
             return type(self)(*self.trace_args, **self.trace_kwargs)
 
     def _check_sample(self, sample: dict[str, Any]) -> None:
-        for slot in slot_labels(self.sizes["nodes"], EDGES[self.rule]) if self.options.allowed else ():
+        for slot in self.structure.slots(self.sizes["nodes"]) if self.options.allowed else ():
             if (name := sample.get(str(slot))) is not None:
                 names = self.options.allowed.get(str(self.edge_label(sample, slot)), [name])
                 if name not in names:
-                    raise ValueError(f"sample has {slot}={name!r}: must be of {', '.join(names)}{self.advice}")
+                    advice = f": {ONE_CANDIDATE_LIST}" if self.chooses_sources else ""
+                    raise ValueError(f"sample has {slot}={name!r}: must be of {', '.join(names)}{advice}")
 
     def edge_label(self, sample: dict[str, Any], slot: Label) -> Label:
         """Return the label of the edge that has the operation of a sample's slot."""
-        return slot
+        if not self.chooses_sources:
+            return slot
+        (source,) = sample[str(slot._replace(choice="input"))]
+        return slot._replace(choice="edge", position=source)
 
     def describe(self) -> dict[str, Any]:
         """Return the arguments that determine the networks of this space, as values for JSON."""
@@ -220,7 +269,7 @@ class CellSpace(ModelSpace):
         Raises:
             ValueError: the sample belongs to another space, or contains zero, which a genotype cannot hold.
         """
-        genotype = Genotype.from_nni(sample)
+        genotype = self.structure.genotype(sample, self.sizes["nodes"])
         if genotype.rule != self.rule:
             raise ValueError(
                 f"sample has rule {genotype.rule!r}: must be {self.rule!r}, the rule of {type(self).__name__}"
@@ -228,86 +277,87 @@ class CellSpace(ModelSpace):
         return genotype
 
 
-class HBSpace(CellSpace):
+class AlgorithmSpace(CellSpace):
+    """The search space of any algorithm: a node has the edges of an iterate.
+
+    The edges are read off the algorithm (:func:`~optinspired_plugins.propagation.patterns.pattern`): one for each layer
+    and one for each iterate that enters linearly. All have the candidates of Table 6. ``AlgorithmSpace("hb")`` is
+    :class:`HBSpace`, and ``AlgorithmSpace("agd2", merge=True, keep=2, edge_weights=True)`` is :class:`AGDSpace`, apart
+    from the default initialisation.
+
+    Args:
+        algorithm: a name, ``"module:attribute"``, or an object with ``init``, ``step`` and ``result``.
+        nodes: nodes of a cell, ≥ 2.
+        merge: one edge per source, as in (28), where an algorithm has a layer of it and the source itself.
+        keep: with ``merge``, keep this many sources per node, chosen by the search; ``None`` for all.
+        edge_weights: weights p on the edges (29), as in (28).
+        initialization: the initial α; ``None`` for :class:`~nni_spaces.AlgorithmInit` in strategies that have α.
+        **arguments: other arguments of :class:`CellSpace`.
+
+    Raises:
+        NotLinearError: the algorithm is not linear; the message names the operation.
+        ValueError: the algorithm has no pattern, or the options do not fit it.
+        TypeError: the object is not an algorithm.
+    """
+
+    default_initialization: Initialization = AlgorithmInit()
+
+    def __init__(
+        self,
+        algorithm: Any,
+        nodes: int = 4,
+        merge: bool = False,
+        keep: int | None = None,
+        edge_weights: bool = False,
+        initialization: Initialization | None = None,
+        **arguments: Any,
+    ) -> None:
+        check_int("nodes", nodes, 2)
+        self.structure = CellStructure(algorithm, merge, keep, edge_weights)
+        super().__init__(nodes=nodes, initialization=initialization, **arguments)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the arguments that determine the networks of this space, as values for JSON."""
+        return {**super().describe(), "rule": self.rule, "edges": [list(node) for node in self.sources]}
+
+
+class HBSpace(AlgorithmSpace):
     """Search space-HB (23): x_t = o_1(x_{t−1}) + o_2(x_{t−1}) + o_3(x_{t−2}).
 
-    Its arguments are described in :class:`CellSpace`; the candidates are the operations of Table 6.
+    It is the :class:`AlgorithmSpace` of the heavy ball. Its arguments are described in :class:`CellSpace`; the
+    candidates are the operations of Table 6.
     """
 
-    rule = "hb"
-
-    def make_cell(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> nn.Module:
-        """Return a cell with three edges per node."""
-        return HeavyBallCell(operations, plan, nodes, kind, self.options)
-
-    def edge_labels(self, nodes: int) -> Iterator[str]:
-        """Yield the labels of α of all edges."""
-        return map(str, slot_labels(nodes, EDGES[self.rule]))
-
-    def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
-        """Return the mutation hooks of a strategy, for α of zero and the initialisation."""
-        if self.has_our_supernet(strategy):
-            return [MixedLayer.hook(self.rule, self.initialization, self.operations, self.options)]
-        if isinstance(strategy, Proxyless) and self.has_initialization:
-            return [proxyless_hook(self.initialization, self.operations)]
-        return []
+    structure = CellStructure("hb")
+    default_initialization = RandomInit()
+    __init__ = CellSpace.__init__
+    describe = CellSpace.describe
 
 
-class DARTSSpace(CellSpace):
+class DARTSSpace(AlgorithmSpace):
     """DARTS's space (27), the paper's baseline: a node has two operations on earlier nodes.
 
-    Its arguments are described in :class:`CellSpace`; the candidates are DARTS's. With partial channels the edges have
-    weights as in :class:`AGDSpace`, the edge normalisation of PC-DARTS (Xu et al. 2020).
+    It is the :class:`AlgorithmSpace` of Nesterov's summed form without edge weights. Its arguments are described in
+    :class:`CellSpace`; the candidates are DARTS's. With partial channels the edges have weights as in
+    :class:`AGDSpace`, the edge normalisation of PC-DARTS (Xu et al. 2020).
     """
 
-    rule = "agd"
+    structure = CellStructure("agd2", merge=True, keep=2)
     default_operations = DARTS_OPERATIONS
-    mixed_cell: type[MixedCell] = MixedCell
-    advice = f": {ONE_CANDIDATE_LIST}"
-
-    def make_cell(self, operations: Sequence[str], plan: CellPlan, nodes: int, kind: str) -> nn.Module:
-        """Return NNI's cell with two chosen edges per node."""
-        factories = {name: _OperationFactory(name, plan, self.options) for name in operations}
-        preprocessors = Preprocessors(plan, affine=current_model() is not None)
-        return Cell(factories, nodes, EDGES[self.rule], 2, "all", preprocessors, label=kind)
-
-    def edge_labels(self, nodes: int) -> Iterator[str]:
-        """Yield the labels of α of all edges."""
-        return map(str, edge_labels(nodes))
-
-    def edge_label(self, sample: dict[str, Any], slot: Label) -> Label:
-        """Return the label of the edge that has the operation of a sample's slot."""
-        (source,) = sample[str(slot._replace(choice="input"))]
-        return slot._replace(choice="edge", position=source)
-
-    def has_our_supernet(self, strategy: Any) -> bool:
-        """Return True if our supernet is built for a strategy, as in :class:`CellSpace`."""
-        has_supernet = super().has_our_supernet(strategy)
-        if self.options.allowed and not has_supernet:
-            raise ValueError(f"allowed with strategy={type(strategy).__name__}{self.advice}")
-        return has_supernet
-
-    def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
-        """Return the mutation hooks of a strategy, for β, the initialisation and the derivation."""
-        if isinstance(strategy, Proxyless):
-            raise ValueError(
-                f"strategy=Proxyless: NNI has no Proxyless for cells, and so none for {type(self).__name__}; use DARTS "
-                "or GumbelDARTS, or HBSpace"
-            )
-        if not self.has_our_supernet(strategy):
-            return []
-        cell = EdgeNormalizedCell if self.options.partial_channels > 1 else self.mixed_cell
-        return [cell.hook(self.initialization, self.options)]
+    default_initialization = RandomInit()
+    __init__ = CellSpace.__init__
+    describe = CellSpace.describe
 
 
 class AGDSpace(DARTSSpace):
     """Search space-AGD (28)-(29): DARTS's connections, with weights p on the edges.
 
-    Its arguments are described in :class:`CellSpace`; the candidates are the operations of Table 6.
+    It is the :class:`AlgorithmSpace` of Nesterov's summed form. Its arguments are described in :class:`CellSpace`; the
+    candidates are the operations of Table 6.
     """
 
+    structure = CellStructure("agd2", merge=True, keep=2, edge_weights=True)
     default_operations = TABLE_6
-    mixed_cell = EdgeNormalizedCell
 
 
 class _OperationFactory:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from optinspired_plugins.cells.labels import Label
 
 from .derivation import derive
-from .edges import EdgeOptions, initial_alpha, with_zero
+from .edges import EdgeOptions, Start, with_zero
 from .mixed_op import NodeInput, NodeSum
 
 __all__ = ["EdgeNormalizedCell", "MixedCell"]
@@ -34,7 +34,7 @@ class MixedCell(DifferentiableMixedCell):
         cell: Cell,
         memo: dict[str, Any],
         kwargs: dict[str, Any],
-        initialization: Any,
+        start: Start,
         options: EdgeOptions = EdgeOptions(),
     ) -> None:
         names = list(cast(dict, cell.op_candidates_factory))
@@ -42,9 +42,7 @@ class MixedCell(DifferentiableMixedCell):
         for label in labels:
             key = f"{label}/in_cell"
             if key not in memo:  # cells of a kind share it
-                memo[key] = initial_alpha(
-                    initialization, "agd", label, names, options.restrict(label, with_zero(names))
-                )
+                memo[key] = start.alpha(label, options.restrict(label, with_zero(names)))
         PathSamplingCell.__init__(  # the parent's __init__ needs one α per candidate of the cell
             self,
             cast(Any, cell.op_candidates_factory),
@@ -67,11 +65,11 @@ class MixedCell(DifferentiableMixedCell):
                 del operations[name]
 
     @classmethod
-    def hook(cls, initialization: Any, options: EdgeOptions) -> Any:
+    def hook(cls, start: Start, options: EdgeOptions) -> Any:
         """Return a mutation hook that replaces NNI's cell by this one."""
 
         def mutate(module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]) -> Any:
-            return cls(module, memo, kwargs, initialization, options) if type(module) is Cell else None
+            return cls(module, memo, kwargs, start, options) if type(module) is Cell else None
 
         return mutate
 
@@ -100,8 +98,9 @@ class MixedCell(DifferentiableMixedCell):
         return self.postprocessor(torch.cat(states[2:], self.concat_dim), processed)
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
-        """Return the two strongest edges of each node, with their strongest operations other than zero."""
-        return {key: value for key, value in derive(self.export_probs({})).items() if key not in memo}
+        """Return the strongest edges of each node, with their strongest operations other than zero."""
+        sample = derive(self.export_probs({}), self.num_ops_per_node)
+        return {key: value for key, value in sample.items() if key not in memo}
 
     def export_probs(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return softmax(α) of every edge, including zero."""
@@ -121,17 +120,26 @@ def edge_label(cell: Cell, node: int, source: int) -> str:
 class EdgeNormalizedCell(MixedCell):
     """A cell of Search space-AGD: x_t = Σ_{i<t} p_{it} ō(x_i) (28) with p_{it} = softmax_i(β_{it}) (29).
 
-    β starts at 0, is an architecture parameter like α, and is shared by the cells of a kind.
+    β starts at 0 unless the initialisation has edge weights. It is an architecture parameter like α, and is shared by
+    the cells of a kind.
     """
 
     _arch_parameter_names = ["_arch_alpha", "_arch_beta"]
 
-    def __init__(self, cell: Cell, memo: dict[str, Any], *args: Any) -> None:
-        super().__init__(cell, memo, *args)
+    def __init__(
+        self,
+        cell: Cell,
+        memo: dict[str, Any],
+        kwargs: dict[str, Any],
+        start: Start,
+        options: EdgeOptions = EdgeOptions(),
+    ) -> None:
+        super().__init__(cell, memo, kwargs, start, options)
         self._arch_beta = nn.ParameterDict()
         for t in range(2, 2 + self.num_nodes):
             key = f"{self.label}/{t}"
-            memo.setdefault(f"{key}/beta", nn.Parameter(torch.zeros(t)))
+            if f"{key}/beta" not in memo:
+                memo[f"{key}/beta"] = start.beta(self.label, t)
             self._arch_beta[key] = memo[f"{key}/beta"]
 
     def edge_weights(self, t: int) -> Tensor:

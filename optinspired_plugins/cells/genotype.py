@@ -1,11 +1,14 @@
 """Genotypes: cells as plain data, the result of a search.
 
 A cell has the inputs 0 (c_{k−2}) and 1 (c_{k−1}) and the nodes 2, 3, …. A node is the sum of its edges; an edge is an
-operation on an earlier input or node. The output of the cell is the concatenation of its nodes (22). There are two
-rules for the edges of node t:
+operation on an earlier input or node. The output of the cell is the concatenation of its nodes (22). Two rules for the
+edges of node t are the paper's:
 
 - ``"hb"``, the heavy-ball rule (23): two edges from t − 1 and one from t − 2;
 - ``"agd"``, (27)-(28): two edges from any earlier inputs or nodes, as in DARTS. A search derives two different sources.
+
+Any other rule is the name of an algorithm, which nothing is done with: a node then has one or more edges from any
+earlier inputs or nodes. Files of the paper's rules have version 1, and the others version 2, in the same form.
 
 Files are JSON. Reading evaluates and unpickles nothing, and checks every field. This module imports only the standard
 library, so that reading a genotype does not load torch.
@@ -14,7 +17,8 @@ library, so that reading a genotype does not load torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,7 +26,7 @@ from typing import Any, NamedTuple, cast
 
 from .._checks import short
 from .._files import parse_json, printable, read_file, write_atomically
-from .labels import Label, slot_labels
+from .labels import KINDS, Label, slot_labels
 
 __all__ = [
     "CHOICES",
@@ -37,9 +41,11 @@ __all__ = [
     "load_genotype",
 ]
 
-VERSION = 1
+VERSIONS = (1, 2)
 LIMIT_BYTES = 1_000_000
 LIMIT_NODES = 64
+LIMIT_EDGES = 2 * (LIMIT_NODES + 1)
+RULE = re.compile(r"[^\W\d][\w.:-]{0,99}")
 EDGES = {"hb": 3, "agd": 2}
 # Published genotypes and results of this project's own searches, one file each.
 FOLDER = resources.files(__package__) / "genotypes"
@@ -74,7 +80,7 @@ class Genotype:
     """A normal and a reduction cell.
 
     Args:
-        rule: ``"hb"`` or ``"agd"``.
+        rule: ``"hb"``, ``"agd"`` or the name of another algorithm: a letter, and letters, digits and ``_.:-``.
         normal: the edges of each node of the normal cell, as :class:`Edge` or pairs.
         reduction: the edges of each node of the reduction cell; edges from inputs have stride 2.
 
@@ -87,8 +93,9 @@ class Genotype:
     reduction: CellGenotype
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rule, str) or self.rule not in EDGES:
-            raise ValueError(f"rule={short(self.rule)}: must be one of {', '.join(map(repr, EDGES))}")
+        if not isinstance(self.rule, str) or not RULE.fullmatch(self.rule):
+            rules = ", ".join(map(repr, EDGES))
+            raise ValueError(f"rule={short(self.rule)}: must be one of {rules}, or the name of an algorithm")
         for name in ("normal", "reduction"):
             object.__setattr__(self, name, _checked_cell(name, getattr(self, name), self.rule))
         if len(self.normal) != len(self.reduction):
@@ -99,6 +106,11 @@ class Genotype:
         """Number of nodes of a cell."""
         return len(self.normal)
 
+    @property
+    def version(self) -> int:
+        """Version of the file."""
+        return 1 if self.rule in EDGES else 2
+
     # --- JSON ---------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
@@ -107,7 +119,8 @@ class Genotype:
         for name in ("normal", "reduction"):
             nodes = ",\n".join("    " + json.dumps(node) for node in getattr(self, name))
             cells.append(f'  "{name}": [\n{nodes}\n  ]')
-        return f'{{\n  "version": {VERSION},\n  "rule": "{self.rule}",\n' + ",\n".join(cells) + "\n}\n"
+        head = f'{{\n  "version": {self.version},\n  "rule": {json.dumps(self.rule)},\n'
+        return head + ",\n".join(cells) + "\n}\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of :meth:`to_json` as dicts, lists, strings and integers."""
@@ -139,8 +152,11 @@ class Genotype:
         if data.keys() != fields:
             wrong = sorted(short(key) for key in data.keys() ^ fields)
             raise ValueError(f"genotype has too many or too few fields ({', '.join(wrong)}): must be {sorted(fields)}")
-        if type(data["version"]) is not int or data["version"] != VERSION:
-            raise ValueError(f"version={short(data['version'])}: must be {VERSION}")
+        version, rule = data["version"], data["rule"]
+        if type(version) is not int or version not in VERSIONS:
+            raise ValueError(f"version={short(version)}: must be {' or '.join(map(str, VERSIONS))}")
+        if version == 1 and not (isinstance(rule, str) and rule in EDGES):
+            raise ValueError(f"rule={short(rule)}: must be one of {', '.join(map(repr, EDGES))} in version 1")
         return cls(data["rule"], data["normal"], data["reduction"])
 
     def save(self, path: str | Path) -> None:
@@ -204,39 +220,58 @@ class Genotype:
         return cls("agd", *cells)  # type: ignore[arg-type]
 
     def to_nni(self) -> dict[str, Any]:
-        """Return the sample of NNI's spaces, by :class:`~optinspired_plugins.cells.labels.Label`."""
+        """Return the sample of NNI's spaces, by :class:`~optinspired_plugins.cells.labels.Label`.
+
+        It has the sources if the rule is ``"agd"``; the other spaces know them.
+        """
         sample: dict[str, Any] = {}
-        edges = [edge for _, cell in self._cells() for node in cell for edge in node]
-        for label, edge in zip(slot_labels(self.nodes, EDGES[self.rule]), edges):
-            sample[str(label)] = edge.operation
-            if self.rule == "agd":
-                sample[str(label._replace(choice="input"))] = [edge.source]
+        for kind, cell in self._cells():
+            for t, node in enumerate(cell, start=2):
+                for k, edge in enumerate(node):
+                    label = Label(kind, "op", t, k)
+                    sample[str(label)] = edge.operation
+                    if self.rule == "agd":
+                        sample[str(label._replace(choice="input"))] = [edge.source]
         return sample
 
     @classmethod
-    def from_nni(cls, sample: Mapping[str, Any]) -> Genotype:
-        """Read a sample of NNI; the rule is ``"agd"`` if it chooses inputs, else ``"hb"``.
+    def from_nni(
+        cls, sample: Mapping[str, Any], rule: str | None = None, sources: Sequence[Sequence[int]] | None = None
+    ) -> Genotype:
+        """Read a sample of NNI.
+
+        Args:
+            sample: operations, and sources if the space chooses them.
+            rule: the rule; ``None`` for ``"agd"`` if the sample has sources, else ``"hb"``.
+            sources: the sources of each node's edges; ``None`` if the sample has them, and for ``"hb"``.
 
         Raises:
             ValueError: a key is missing or unknown, or a value is out of range.
         """
-        rule = "agd" if any("/input_" in key for key in sample) else "hb"
-        nodes = 0
-        while str(Label("normal", "op", nodes + 2, 0)) in sample:
-            nodes += 1
-        unread, edges = dict(sample), []
-        for label in slot_labels(nodes, EDGES[rule]):
-            keys = [str(label), *([str(label._replace(choice="input"))] if rule == "agd" else [])]
+        chooses = any("/input_" in key for key in sample)
+        rule = rule or ("agd" if chooses else "hb")
+        nodes = _count(sample, lambda n: Label("normal", "op", n + 2, 0))
+        if sources is None and not chooses:
+            sources = [heavy_ball_sources(t) for t in range(2, 2 + nodes)]
+        if sources is not None:
+            slots = [len(node) for node in sources]
+        else:
+            slots = [EDGES.get(rule) or _count(sample, lambda k: Label("normal", "op", 2, k))] * nodes
+        unread = dict(sample)
+        edges: dict[tuple[str, int], list[Any]] = {}
+        for label in slot_labels(len(slots), slots):
+            keys = [str(label), *([str(label._replace(choice="input"))] if sources is None else [])]
             missing = [key for key in keys if key not in sample]
             if missing:
-                raise ValueError(f"sample has no {missing[0]!r}: must name every edge of {nodes} nodes")
-            operation, *sources = [unread.pop(key) for key in keys]
-            source = sources[0] if sources else heavy_ball_sources(label.node)[cast(int, label.position)]
-            edges.append((operation, source[0] if isinstance(source, list) and len(source) == 1 else source))
+                raise ValueError(f"sample has no {missing[0]!r}: must name every edge of {len(slots)} nodes")
+            operation, *chosen = [unread.pop(key) for key in keys]
+            source = chosen[0] if sources is None else sources[label.node - 2][cast(int, label.position)]
+            source = source[0] if isinstance(source, list) and len(source) == 1 else source
+            edges.setdefault((label.cell, label.node), []).append((operation, source))
         if unread:
-            raise ValueError(f"sample has {short(min(unread))}: not an edge of {nodes} nodes")
-        both = list(zip(*[iter(edges)] * EDGES[rule]))
-        return cls(rule, both[:nodes], both[nodes:])  # type: ignore[arg-type]
+            raise ValueError(f"sample has {short(min(unread))}: not an edge of {len(slots)} nodes")
+        cells = [[edges[kind, t] for t in range(2, 2 + len(slots))] for kind in KINDS]
+        return cls(rule, *cells)  # type: ignore[arg-type]
 
     def _cells(self) -> list[tuple[str, CellGenotype]]:
         """Return both cells by the names of DARTS and NNI."""
@@ -280,6 +315,14 @@ def heavy_ball_sources(t: int) -> tuple[int, int, int]:
     return t - 1, t - 1, t - 2
 
 
+def _count(sample: Mapping[str, Any], label_of: Callable[[int], Label]) -> int:
+    """Return the number of successive labels that a sample has."""
+    count = 0
+    while str(label_of(count)) in sample:
+        count += 1
+    return count
+
+
 def _checked_cell(name: str, cell: object, rule: str) -> CellGenotype:
     if not isinstance(cell, (list, tuple)) or not 1 <= len(cell) <= LIMIT_NODES:
         raise ValueError(f"{name}={short(cell)}: must be a list of 1 to {LIMIT_NODES} nodes")
@@ -287,7 +330,10 @@ def _checked_cell(name: str, cell: object, rule: str) -> CellGenotype:
 
 
 def _checked_node(name: str, node: object, t: int, rule: str) -> Node:
-    if not isinstance(node, (list, tuple)) or len(node) != EDGES[rule]:
+    if rule not in EDGES:
+        if not isinstance(node, (list, tuple)) or not 1 <= len(node) <= LIMIT_EDGES:
+            raise ValueError(f"{name}={short(node)}: must be a list of 1 to {LIMIT_EDGES} edges")
+    elif not isinstance(node, (list, tuple)) or len(node) != EDGES[rule]:
         raise ValueError(f"{name}={short(node)}: must be a list of {EDGES[rule]} edges, as rule={rule!r} has")
     edges = tuple(_checked_edge(f"{name}[{k}]", edge, t) for k, edge in enumerate(node))
     sources = tuple(edge.source for edge in edges)

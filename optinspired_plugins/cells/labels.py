@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -61,10 +61,16 @@ class Label(NamedTuple):
         return "_".join(str(word) for word in words if word not in ("edge", None))
 
 
-def slot_labels(nodes: int, slots: int) -> Iterator[Label]:
-    """Yield the label of every operation of a genotype, ``normal/op_2_0`` first."""
-    for cell, node, slot in product(KINDS, range(2, 2 + nodes), range(slots)):
-        yield Label(cell, "op", node, slot)
+def slot_labels(nodes: int, slots: int | Sequence[int]) -> Iterator[Label]:
+    """Yield the label of every operation of a genotype, ``normal/op_2_0`` first.
+
+    Args:
+        nodes: number of nodes.
+        slots: number of operations of every node, or of each.
+    """
+    counts = [slots] * nodes if isinstance(slots, int) else slots
+    for cell, (node, count) in product(KINDS, enumerate(counts, start=2)):
+        yield from (Label(cell, "op", node, slot) for slot in range(count))
 
 
 def edge_labels(nodes: int) -> Iterator[Label]:

@@ -309,7 +309,7 @@ EQUATIONS = (
         "test_agdnet.py::test_forward_and_gradients_are_those_of_rule_21"),
     Equation("(22)", _CELLS + "genotype.CellGenotype", _STAGES + "cell.Cell",
         test="test_cellnet.py::test_a_network_is_what_its_genotype_says"),
-    Equation("(23)", _SPACES + "space.HBSpace", _SPACES + "heavy_ball_cell.HeavyBallCell",
+    Equation("(23)", _SPACES + "space.HBSpace", _SPACES + "algorithm_cell.HeavyBallCell",
         test="test_nni_spaces.py::test_a_supernets_cell_computes_its_equation_with_its_gradients"),
     Equation("(24)", _SPACES + "edges.MixedLayer", test="test_mixing.py::test_a_mixture_is_the_sum_of_its_edges"),
     Equation("(25)", _SPACES + "edges.MixedLayer.weights",

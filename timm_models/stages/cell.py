@@ -31,7 +31,7 @@ class Cell(nn.Module):
         super().__init__()
         self.preprocess0, self.preprocess1 = make_preprocessors(plan)
         edges = [edge for node in genotype for edge in node]
-        self.edges_per_node = len(genotype[0])
+        self.is_last: List[bool] = [k == len(node) - 1 for node in genotype for k in range(len(node))]
         self.sources: List[int] = [edge.source for edge in edges]
         strides = [2 if plan.reduction and edge.source < 2 else 1 for edge in edges]
         self.ops = nn.ModuleList(
@@ -41,6 +41,9 @@ class Cell(nn.Module):
         shortcuts = (IDENTITY, NEGATIVE_IDENTITY)
         self.droppable: List[bool] = [e.operation not in shortcuts or s == 2 for e, s in zip(edges, strides)]
         self.drop_path = DropPath(drop_path_rate)
+        for i, module in enumerate((self.preprocess0, self.preprocess1)):
+            if i not in self.sources:  # DDP needs a gradient of every weight that is trained
+                module.requires_grad_(False)
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         """Return the nodes of c_{k−2} = s0 and c_{k−1} = s1, shape (batch, nodes · channels, height, width)."""
@@ -50,8 +53,8 @@ class Cell(nn.Module):
             h = op(states[self.sources[i]])
             if self.droppable[i]:
                 h = self.drop_path(h)
-            node = h if i % self.edges_per_node == 0 else node + h
-            if i % self.edges_per_node == self.edges_per_node - 1:
+            node = h if i == 0 or self.is_last[i - 1] else node + h
+            if self.is_last[i]:
                 if not torch.jit.is_scripting():
                     align_gradient(node)
                 states.append(node)
