@@ -7,6 +7,7 @@ command runs, so that ``--help`` is quick and needs no extra.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, asdict, fields
@@ -105,7 +106,11 @@ def search(
     accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
     devices: Devices = None,
 ) -> None:
-    """Search a cell with NNI's DARTS in a space of section 9; writes genotype.json."""
+    """Search a cell with NNI's DARTS in a space of section 9 or of any algorithm; writes genotype.json.
+
+    A module of an algorithm is looked for in the current folder too.
+    """
+    sys.path.insert(0, "")
     with hosts():
         from .runs.progressive import search_progressively
         from .runs.search import search as search_once
@@ -113,7 +118,8 @@ def search(
         settings = SearchSettings(**{**options, "data": absolute_source(options["data"])})
         run: Callable[..., Genotype] = search_progressively if settings.strategy == "p-darts" else search_once
         machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator)
-        with epoch_progress(f"{settings.space} search", settings.epochs, out, search_line) as progress:
+        name = f"{settings.algorithm or settings.space} search"
+        with epoch_progress(name, settings.epochs, out, search_line) as progress:
             machine["devices"] = resolve_devices(devices)
             genotype = run(settings, out, **machine, **progress)
         step = _training_step(out, {**asdict(settings), **machine})

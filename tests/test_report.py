@@ -442,8 +442,8 @@ def test_a_damaged_file_is_named(tmp_path, name, content, message):
         ({"probabilities": {"normal/op_2_0": {"conv": 1}}}, "has operations 'conv': must be of sep_conv_3x3"),
         ({"probabilities": {"normal/op_2_0": {"none": 1}}}, "has operations 'none'"),
         ({"probabilities": {"normal/op_2_0": {"skip_connect": 2}}}, "'skip_connect'=2: must be a number from 0 to"),
-        ({"probabilities": {"normal/beta_2": {"0": 1}}}, "normal/beta_2 has sources 0: must be 0 to 1"),
-        ({"probabilities": {"normal/beta_2": {"0": 1, "1": 0}}}, "β of other edges than α"),
+        ({"probabilities": {"normal/beta_2": {"0": 1}}}, "normal/beta_2 has sources 0: must be 0 to 2"),
+        ({"probabilities": {"normal/beta_2": {"0": 1, "1": 0, "2": 0}}}, "β of other edges than α"),
     ],
 )
 def test_a_damaged_epoch_is_named(tmp_path, change, message):

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from optinspired_plugins._checks import check_int, check_rate
-from optinspired_plugins.cells.genotype import Genotype
+from optinspired_plugins.cells.genotype import EDGES, Genotype
 from optinspired_plugins.run_folder import GENOTYPE, last_entry, lock_folder, process_rank, resolve_devices
 
 from ..spaces.derivation import derive, limit_skips, strongest_candidates
-from .search import search
+from .search import cell_structure, search
 from .settings import SearchSettings
 
 __all__ = ["PDARTS_STAGES", "SearchStage", "search_progressively"]
@@ -93,11 +93,19 @@ def search_progressively(
             changes: dict[str, Any] = dict(cells=stage.cells, skip_dropout=stage.skip_dropout, allowed=allowed)
             search(replace(settings, strategy=strategy, **changes), folder / f"stage{number}", **options)
             probabilities = last_entry(folder / f"stage{number}", "probabilities")
-        limited = probabilities if max_skips is None else limit_skips(probabilities, max_skips)
-        genotype = Genotype.from_nni(derive(limited))
+        genotype = _derived(settings, probabilities, max_skips)
         if not process_rank():
             genotype.save(folder / GENOTYPE)
         return genotype
+
+
+def _derived(settings: SearchSettings, probabilities: dict[str, dict[str, float]], max_skips: int | None) -> Genotype:
+    """Return the cells of the last stage with a limited number of skip connections."""
+    structure, nodes = cell_structure(settings), settings.nodes
+    keep = structure.keep if structure.keep is not None and structure.chooses(nodes) else EDGES["agd"]
+    if max_skips is not None:
+        probabilities = limit_skips(probabilities, max_skips, keep, structure.operation_labels(nodes))
+    return structure.genotype(derive(probabilities, keep), nodes)
 
 
 def _check(stages: Sequence[SearchStage], max_skips: int | None) -> None:

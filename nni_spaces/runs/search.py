@@ -22,17 +22,32 @@ from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.memory.memory_format import training_layout
 from optinspired_plugins.run_folder import GENOTYPE, Execution, lock_folder, process_rank, resolve_devices
 
-from ..spaces.initialization import HeavyBallInit, RandomInit, ZeroInit
-from ..spaces.space import AGDSpace, CellSpace, DARTSSpace, HBSpace
+from ..spaces.initialization import AlgorithmInit, HeavyBallInit, RandomInit, ZeroInit
+from ..spaces.space import AGDSpace, AlgorithmSpace, CellSpace, DARTSSpace, HBSpace
+from ..spaces.structure import CellStructure
 from ..strategies.differentiable import DARTS, GumbelDARTS
 from .callback import RunCallback, check_finite, trainer_options
 from .data import make_loaders, read_images
 from .settings import SearchSettings
 
-__all__ = ["INITIALIZATIONS", "SPACES", "STRATEGIES", "SearchModule", "make_space", "make_strategy", "search"]
+__all__ = [
+    "INITIALIZATIONS",
+    "SPACES",
+    "STRATEGIES",
+    "SearchModule",
+    "cell_structure",
+    "make_space",
+    "make_strategy",
+    "search",
+]
 
 SPACES: dict[str, type[CellSpace]] = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
-INITIALIZATIONS: dict[str, type[Any]] = {"heavy-ball": HeavyBallInit, "zero": ZeroInit, "random": RandomInit}
+INITIALIZATIONS: dict[str, type[Any]] = {
+    "heavy-ball": HeavyBallInit,
+    "zero": ZeroInit,
+    "random": RandomInit,
+    "algorithm": AlgorithmInit,
+}
 STRATEGIES: dict[str, Callable[..., DARTS]] = {
     "darts": DARTS,
     "darts-second-order": lambda **kwargs: DARTS(order=2, **kwargs),
@@ -44,18 +59,34 @@ STRATEGIES: dict[str, Callable[..., DARTS]] = {
 
 def make_space(settings: SearchSettings, classes: int, in_chans: int) -> CellSpace:
     """Return the space of a search, for images with ``in_chans`` channels."""
-    return SPACES[settings.space](
+    initialization: dict[str, Any] = {}
+    if settings.initialization == "algorithm":
+        initialization["edge_weights"] = settings.edge_weights
+    space: Callable[..., CellSpace] = SPACES[settings.space]
+    if settings.algorithm is not None:
+        of_algorithm: dict[str, Any] = dict(
+            merge=settings.merge, keep=settings.keep, edge_weights=settings.edge_weights
+        )
+        space = partial(AlgorithmSpace, settings.algorithm, **of_algorithm)
+    return space(
         channels=settings.channels,
         cells=settings.cells,
         nodes=settings.nodes,
         num_classes=classes,
         in_chans=in_chans,
-        initialization=INITIALIZATIONS[settings.initialization](),
+        initialization=INITIALIZATIONS[settings.initialization](**initialization),
         partial_channels=cast(int, settings.partial_channels),
         skip_dropout=settings.skip_dropout,
         allowed=settings.allowed,
         grad_checkpointing=settings.grad_checkpointing,
     )
+
+
+def cell_structure(settings: SearchSettings) -> CellStructure:
+    """Return the structure of the cells of a search."""
+    if settings.algorithm is None:
+        return SPACES[settings.space].structure
+    return CellStructure(settings.algorithm, settings.merge, settings.keep, settings.edge_weights)
 
 
 def make_strategy(settings: SearchSettings) -> DARTS:

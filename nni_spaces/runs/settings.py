@@ -48,6 +48,8 @@ def _check_shared(settings: Any, least_batch: int) -> None:
 class SearchSettings:
     """The settings of a search.
 
+    ``algorithm`` is a name or ``"module:attribute"``; its space, :class:`~nni_spaces.AlgorithmSpace` with ``merge``,
+    ``keep`` and ``edge_weights``, then stands in place of ``space``.
     ``partial_channels``, ``skip_dropout`` and ``allowed`` are arguments of the space. α stands still in the first
     ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
     strategies. ``grad_checkpointing`` saves memory and costs time.
@@ -57,8 +59,17 @@ class SearchSettings:
     """
 
     space: str = _option("hb", "Search space (§9).", choices=("hb", "agd", "darts"))
+    algorithm: str | None = _option(
+        None, "Search the space of this algorithm in place of --space: a name (ogm), or my_module:MyAlgorithm."
+    )
+    merge: bool = _option(False, "One edge per source where an algorithm has two, as in (28).")
+    keep: int | None = _option(None, "With --merge, sources that a node keeps; all by default.")
+    edge_weights: bool = _option(False, "Weights p on the edges of an algorithm's space (29).")
     initialization: str = _option(
-        "zero", "How α begins; heavy-ball for hb only.", choices=("heavy-ball", "zero", "random"), option="--init"
+        "zero",
+        "How α begins; heavy-ball for hb only, algorithm for any rule.",
+        choices=("heavy-ball", "zero", "random", "algorithm"),
+        option="--init",
     )
     strategy: str = _option(
         "darts",
@@ -103,6 +114,9 @@ class SearchSettings:
         if cast(int, self.warmup_epochs) >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
         check_rate("skip_dropout", self.skip_dropout)
+        for name in ("merge", "keep", "edge_weights") if self.algorithm is None else ():
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"{name}={getattr(self, name)!r}: needs algorithm, spaces of section 9 have their own")
 
 
 @dataclass(frozen=True)

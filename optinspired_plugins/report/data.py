@@ -76,7 +76,7 @@ def page_data(
         "epochs": [epoch.number for epoch in epochs],
         "operations": operations,
         "looks": LOOKS,
-        "edges": [{"cell": edge.cell, "name": _edge_name(edge, genotypes[0].rule)} for edge in edges],
+        "edges": [{"cell": edge.cell, "name": _edge_name(edge, edges)} for edge in edges],
         "alpha": [[_rounded(map(row.get, operations), 4) for row in rows] for rows in alphas],
         "strongest": [[operations.index(strongest(row)) for row in rows] for rows in alphas],
         "entropy": [_rounded(entropy(row.values()) for row in rows) for rows in alphas],
@@ -107,15 +107,15 @@ def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float | No
     return [None if value is None else round(value, digits) for value in values]
 
 
-def _edge_name(edge: EdgeKey, rule: str) -> str:
-    double = rule == "hb" and edge.source == edge.node - 1
+def _edge_name(edge: EdgeKey, edges: Sequence[EdgeKey]) -> str:
+    double = sum(other[:3] == edge[:3] for other in edges) > 1
     return f"{edge.source} → {edge.node}" + (f" ({edge.slot + 1})" if double else "")
 
 
 def _chosen(genotype: Genotype, edge: EdgeKey) -> list[str]:
     """Return the operations of a genotype on an edge of the supernet."""
     node = getattr(genotype, edge.cell)[edge.node - 2]
-    if genotype.rule == "hb":
+    if edge.slot >= 0:
         return [node[edge.slot].operation]
     return [operation for operation, source in node if source == edge.source]
 

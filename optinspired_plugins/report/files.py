@@ -12,7 +12,7 @@ from typing import Any
 
 from .._files import decode_json, read_file
 from ..cells.drawing import LOOKS
-from ..cells.genotype import CHOICES, EDGES, Genotype, heavy_ball_sources
+from ..cells.genotype import CHOICES, Genotype
 from ..cells.labels import Label
 from ..next_steps import plot_cells_command
 from ..run_folder import ABOUT, GENOTYPE, HISTORY, SETTINGS, TRIALS, json_object
@@ -220,33 +220,38 @@ def _probabilities(
     """Sort softmax(α) and softmax(β) by edge."""
     alpha: dict[EdgeKey, dict[str, float]] = {}
     beta: dict[EdgeKey, float] = {}
+    is_fixed = genotype.rule == "hb" or (genotype.rule != "agd" and any("/op_" in label for label in rows))
     for label, row in rows.items():
-        kind, key = _edge_of(label, genotype)
+        place, edges = _edges_of(label, genotype, is_fixed)
         values = {name: _number(p, f"{label} {name[:80]!r}", 1.0001) for name, p in json_object(row, label).items()}
-        if kind == "beta":
-            if values.keys() != {str(i) for i in range(key.node)}:
-                raise ValueError(f"{label} has sources {', '.join(values)[:80]}: must be 0 to {key.node - 1}")
-            beta.update({key._replace(source=int(i)): p for i, p in values.items()})
+        if place.choice == "beta":
+            if values.keys() != {str(i) for i in range(len(edges))}:
+                raise ValueError(f"{label} has sources {', '.join(values)[:80]}: must be 0 to {len(edges) - 1}")
+            beta.update({edges[int(i)]: p for i, p in values.items()})
         elif not values.keys() & set(CHOICES) or values.keys() - LOOKS.keys():
             raise ValueError(f"{label} has operations {', '.join(values)[:80]!r}: must be of {', '.join(LOOKS)}")
         else:
-            alpha[key] = values
+            alpha[edges[place.position or 0]] = values
     if beta and beta.keys() != alpha.keys():
         raise ValueError("probabilities have β of other edges than α: must be the same")
     return alpha, beta
 
 
-def _edge_of(text: str, genotype: Genotype) -> tuple[str, EdgeKey]:
-    """Return the choice and the edge of a label; for β the edge from source 0 stands for the node."""
+def _edges_of(text: str, genotype: Genotype, is_fixed: bool) -> tuple[Label, list[EdgeKey]]:
+    """Return a label and all edges into its node."""
     wrong = ValueError(f"probabilities have {text[:80]!r}: must be an edge of a cell of {genotype.nodes} nodes")
     try:
         label = Label.parse(text)
     except ValueError:
         raise wrong from None
-    cell, node, index = "reduction" if label.cell == "reduce" else "normal", label.node, label.position or 0
-    limits = {"beta": node, "op": EDGES["hb"]} if genotype.rule == "hb" else {"beta": node, "edge": node}
-    if not 2 <= node < 2 + genotype.nodes or index >= limits.get(label.choice, 0):
+    if label.choice not in ("beta", "op" if is_fixed else "edge") or not 2 <= label.node < 2 + genotype.nodes:
         raise wrong
-    if label.choice == "op":
-        return "op", EdgeKey(cell, node, heavy_ball_sources(node)[index], index)
-    return label.choice, EdgeKey(cell, node, index, 0)
+    cell = "reduction" if label.cell == "reduce" else "normal"
+    if is_fixed:
+        node = getattr(genotype, cell)[label.node - 2]
+        edges = [EdgeKey(cell, label.node, edge.source, slot) for slot, edge in enumerate(node)]
+    else:
+        edges = [EdgeKey(cell, label.node, source, -1) for source in range(label.node)]
+    if (label.position or 0) >= len(edges):
+        raise wrong
+    return label, edges

@@ -13,7 +13,11 @@ __all__ = ["EdgeKey", "Epoch", "Retraining", "SearchEpoch", "SearchRun"]
 
 
 class EdgeKey(NamedTuple):
-    """An edge of a supernet: cell, node, source, and its number among the edges of its node in HBSpace, or 0."""
+    """An edge of a supernet: cell, node, source, and slot.
+
+    The slot is its number among the edges of its node where these are fixed, as in HBSpace, and −1 where the search
+    chooses them.
+    """
 
     cell: str
     node: int
