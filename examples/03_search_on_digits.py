@@ -1,10 +1,12 @@
-"""Search and retrain cells of both spaces on digits.
+"""Search and retrain cells of both spaces, or of an algorithm's space, on digits.
 
     python examples/03_search_on_digits.py --out runs/search
+    python examples/03_search_on_digits.py --out runs/own --algorithm my_algorithms:OptimizedGradient
 
 Supernets of 4 cells and 4 channels are trained on 1,442 scanned digits. The networks of the resulting cells, with 6
 cells and 12 channels, are trained from scratch and tested on the other 355 digits. A report is written about each
-search. An interrupted run resumes.
+search. An interrupted run resumes. With ``--algorithm`` the edges of a cell are read off an algorithm, here the
+optimised gradient method in ``my_algorithms.py``, and drawn; the search starts at the algorithm.
 """
 
 from __future__ import annotations
@@ -19,22 +21,30 @@ from typing import Any
 from nni_spaces.runs.retrain import retrain
 from nni_spaces.runs.search import search
 from nni_spaces.runs.settings import RetrainSettings, SearchSettings
-from optinspired_plugins.plotting.cells import draw_cells
+from optinspired_plugins import load_algorithm
+from optinspired_plugins.plotting.cells import draw_cells, draw_pattern
+from optinspired_plugins.propagation.patterns import NAMED_PATTERNS, pattern
 from optinspired_plugins.report.page import write_report
 
-SPACES = {"hb": "heavy-ball", "agd": "zero"}  # space -> initialisation of α
+# name -> space and initialisation of α
+SPACES: dict[str, dict[str, Any]] = {
+    "hb": dict(space="hb", initialization="heavy-ball"),
+    "agd": dict(space="agd", initialization="zero"),
+}
 
 
-def run(space: str, folder: Path, epochs: int, retrain_epochs: int, limit: int | None = None) -> float:
+def run(
+    name: str, space: dict[str, Any], folder: Path, epochs: int, retrain_epochs: int, limit: int | None = None
+) -> float:
     """Search, draw and retrain; return the test accuracy in percent."""
 
     def show(entry: dict[str, Any]) -> None:
         figures = (f"{name} {value:.2f}" for name, value in entry.items() if name.endswith(("loss", "top1")))
-        print(f"{space:<4} epoch {entry['epoch'] + 1:>2}  {',  '.join(figures)}", flush=True)
+        print(f"{name:<4} epoch {entry['epoch'] + 1:>2}  {',  '.join(figures)}", flush=True)
 
     common = dict(data="digits", limit=limit, padding=1)
     small = dict(epochs=epochs, batch_size=32, channels=4, cells=4, alpha_lr=0.01)
-    settings = SearchSettings(space=space, initialization=SPACES[space], **common, **small)
+    settings = SearchSettings(**space, **common, **small)
     genotype = search(settings, folder, accelerator="cpu", on_epoch=show)
     draw_cells(genotype).savefig(folder / "cells.png", dpi=110)
     larger = dict(epochs=retrain_epochs, batch_size=32, cells=6, channels=12, cutout=0, drop_path_rate=0.1)
@@ -43,9 +53,10 @@ def run(space: str, folder: Path, epochs: int, retrain_epochs: int, limit: int |
 
 
 def main() -> None:
-    """Search both spaces and print the results."""
+    """Search the spaces and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    parser.add_argument("--algorithm", help="search this algorithm's space: a name (ogm), or module:attribute")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of a search")
     parser.add_argument("--retrain-epochs", type=int, default=8, help="epochs of a retraining")
     parser.add_argument("--limit", type=int, help="number of images")
@@ -53,12 +64,18 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for name in ("nni", "pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    lines = []
-    for space in SPACES:
-        folder = args.out / space
-        top1 = run(space, folder, args.epochs, args.retrain_epochs, args.limit)
+    lines, spaces = [], SPACES
+    if args.algorithm is not None:
+        name = args.algorithm.rpartition(":")[2]
+        spaces = {name: dict(algorithm=args.algorithm, initialization="algorithm")}
+        args.out.mkdir(parents=True, exist_ok=True)
+        found = pattern(load_algorithm(args.algorithm, NAMED_PATTERNS), nodes=4)
+        draw_pattern(found, name).savefig(args.out / "pattern.png", dpi=110)
+    for name, space in spaces.items():
+        folder = args.out / name
+        top1 = run(name, space, folder, args.epochs, args.retrain_epochs, args.limit)
         page = write_report(folder)
-        lines.append(f"{space:<4} test accuracy {top1:.1f} %  cells {folder / 'cells.png'}  report {page}")
+        lines.append(f"{name:<4} test accuracy {top1:.1f} %  cells {folder / 'cells.png'}  report {page}")
     print("\n".join(lines))
 
 

@@ -228,6 +228,25 @@ def test_a_users_algorithm_is_drawn_from_the_current_folder(tmp_path):
     assert "multiplies an iterate by a Parameter, not by a number" in refused.stderr
 
 
+def test_a_users_algorithm_is_searched_from_the_current_folder(tmp_path):
+    needs("nni", "sklearn")
+    (tmp_path / "mine.py").write_text((ROOT / "examples" / "my_algorithms.py").read_text(encoding="utf-8"))
+    small = shlex.split("--data digits --limit 64 --epochs 1 --batch-size 16 --channels 2 --cells 3 --padding 0")
+    own = ["--algorithm", "mine:OptimizedGradient", "--init", "algorithm", "--edge-weights"]
+    printed = run("search", "--out", "own", *own, *small, folder=tmp_path).stdout
+    found = json.loads((tmp_path / "own" / "genotype.json").read_text(encoding="utf-8"))
+    assert (found["version"], found["rule"]) == (2, "mine:OptimizedGradient")
+    (retrain,) = re.findall(r"Train it: optinspired (retrain .*)", " ".join(printed.split()))
+    short = shlex.split("--epochs 1 --batch-size 32 --cells 3 --channels 2 --cutout 0")
+    run(*shlex.split(retrain)[:2], "--data", "digits", "--limit", "64", "--padding", "0", *short, folder=tmp_path)
+    (tmp_path / "mine.py").unlink()  # a file of a genotype needs no algorithm
+    run("report", "own", folder=tmp_path)
+    run("plot", "cells", "own/genotype.json", folder=tmp_path)
+    refused = run("search", "--out", "new", "--algorithm", "mine:Nothing", *small, folder=tmp_path, ok=False)
+    assert "No module named 'mine'" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_without_its_extra_the_command_says_what_to_install(tmp_path):
     (tmp_path / "typer.py").write_text("raise ImportError('no typer here')")
     done = run("--help", folder=tmp_path, ok=False, cold=True, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))

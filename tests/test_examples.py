@@ -305,6 +305,19 @@ def test_both_spaces_are_searched_retrained_reported_and_resumed(tmp_path: Path)
         assert "<svg" in (tmp_path / page).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_a_users_algorithm_is_searched_retrained_and_reported(tmp_path: Path) -> None:
+    needs("nni")
+    options = ["--out", "out", "--limit", "96", "--epochs", "1", "--retrain-epochs", "1"]
+    own = ["--algorithm", "my_algorithms:OptimizedGradient"]
+    done = run_script("03_search_on_digits.py", *options, *own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"OptimizedGradient test accuracy [\d.]+ %  cells \S+  report \S+", done.stdout)
+    found = json.loads((tmp_path / "out" / "OptimizedGradient" / "genotype.json").read_text())
+    assert (found["version"], found["rule"]) == (2, "my_algorithms:OptimizedGradient")
+    assert (tmp_path / "out" / "pattern.png").stat().st_size > 5_000
+
+
 # --- 04_multi_trial.py ------------------------------------------------------------------------------------------------
 
 
