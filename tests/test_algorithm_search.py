@@ -56,6 +56,7 @@ def test_an_algorithm_is_searched_trained_and_reported(name, tmp_path):
     genotype = search(settings, tmp_path, accelerator="cpu")
     assert load_genotype(tmp_path / "genotype.json") == genotype
     assert genotype.version == (1 if name == "hb" else 2)
+    assert json.loads((tmp_path / "settings.json").read_text())["space"] == "algorithm"
     space = make_space(settings, 10, 1)
     if not space.chooses_sources:
         assert tuple(tuple(edge.source for edge in node) for node in genotype.normal) == space.sources
@@ -69,6 +70,7 @@ def test_an_algorithm_is_searched_trained_and_reported(name, tmp_path):
     assert len(draw_cells(genotype).axes) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [dict(algorithm="admm", edge_weights=True), dict(algorithm="ogm", merge=True)])
 def test_killed_and_resumed_it_is_the_uninterrupted_search(settings, tmp_path):
     settings = {**TINY, **settings, "epochs": 2}
@@ -111,6 +113,8 @@ def test_trials_take_an_algorithm(tmp_path):
         (dict(merge=True), "merge=True: needs algorithm"),
         (dict(keep=2), "keep=2: needs algorithm"),
         (dict(edge_weights=True), "edge_weights=True: needs algorithm"),
+        (dict(space="algorithm"), "space='algorithm': needs algorithm, a name or module:attribute"),
+        (dict(space="agd", algorithm="ogm"), "space='agd' with algorithm='ogm': must be left out"),
     ],
 )
 def test_options_of_an_algorithm_need_one(change, message):

@@ -41,7 +41,12 @@ __all__ = [
     "search",
 ]
 
-SPACES: dict[str, type[CellSpace]] = {"hb": HBSpace, "agd": AGDSpace, "darts": DARTSSpace}
+SPACES: dict[str, type[CellSpace]] = {
+    "hb": HBSpace,
+    "agd": AGDSpace,
+    "darts": DARTSSpace,
+    "algorithm": AlgorithmSpace,
+}
 INITIALIZATIONS: dict[str, type[Any]] = {
     "heavy-ball": HeavyBallInit,
     "zero": ZeroInit,
@@ -67,7 +72,7 @@ def make_space(settings: SearchSettings, classes: int, in_chans: int) -> CellSpa
         of_algorithm: dict[str, Any] = dict(
             merge=settings.merge, keep=settings.keep, edge_weights=settings.edge_weights
         )
-        space = partial(AlgorithmSpace, settings.algorithm, **of_algorithm)
+        space = partial(space, settings.algorithm, **of_algorithm)
     return space(
         channels=settings.channels,
         cells=settings.cells,

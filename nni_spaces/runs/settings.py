@@ -49,7 +49,7 @@ class SearchSettings:
     """The settings of a search.
 
     ``algorithm`` is a name or ``"module:attribute"``; its space, :class:`~nni_spaces.AlgorithmSpace` with ``merge``,
-    ``keep`` and ``edge_weights``, then stands in place of ``space``.
+    ``keep`` and ``edge_weights``, is ``space="algorithm"``, which need not be given.
     ``partial_channels``, ``skip_dropout`` and ``allowed`` are arguments of the space. α stands still in the first
     ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
     strategies. ``grad_checkpointing`` saves memory and costs time.
@@ -58,10 +58,8 @@ class SearchSettings:
         ValueError: a setting is unknown or out of range.
     """
 
-    space: str = _option("hb", "Search space (§9).", choices=("hb", "agd", "darts"))
-    algorithm: str | None = _option(
-        None, "Search the space of this algorithm in place of --space: a name (ogm), or my_module:MyAlgorithm."
-    )
+    space: str = _option("hb", "Search space (§9).", choices=("hb", "agd", "darts", "algorithm"))
+    algorithm: str | None = _option(None, "Search the space of this algorithm: a name (ogm), or my_module:MyAlgorithm.")
     merge: bool = _option(False, "One edge per source where an algorithm has two, as in (28).")
     keep: int | None = _option(None, "With --merge, sources that a node keeps; all by default.")
     edge_weights: bool = _option(False, "Weights p on the edges of an algorithm's space (29).")
@@ -114,9 +112,20 @@ class SearchSettings:
         if cast(int, self.warmup_epochs) >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
         check_rate("skip_dropout", self.skip_dropout)
-        for name in ("merge", "keep", "edge_weights") if self.algorithm is None else ():
-            if getattr(self, name) not in (None, False):
-                raise ValueError(f"{name}={getattr(self, name)!r}: needs algorithm, spaces of section 9 have their own")
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        """ValueError where options of an algorithm's space have no algorithm, or an algorithm has another space."""
+        if self.algorithm is not None:
+            if self.space not in ("hb", "algorithm"):  # hb is the default
+                raise ValueError(f"space={self.space!r} with algorithm={self.algorithm!r}: must be left out")
+            object.__setattr__(self, "space", "algorithm")
+        else:
+            options = dict(space=self.space == "algorithm", merge=self.merge, keep=self.keep)
+            options["edge_weights"] = self.edge_weights
+            given = [name for name, value in options.items() if value not in (None, False)]
+            if given:
+                raise ValueError(f"{given[0]}={getattr(self, given[0])!r}: needs algorithm, a name or module:attribute")
 
 
 @dataclass(frozen=True)
