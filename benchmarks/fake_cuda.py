@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,7 +113,7 @@ def _alike(mode: Any, function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def fake_cuda() -> Iterator[Callable[[Any], None]]:
+def fake_cuda() -> Iterator[Callable[..., None]]:
     """Make every new tensor a fake one on CUDA; give the function that runs a loss's backward pass.
 
     An operation that needs a value, and so would wait for the device, raises ``DataDependentOutputException``.
@@ -121,13 +121,14 @@ def fake_cuda() -> Iterator[Callable[[Any], None]]:
     import torch
     import torch.cuda.amp.common
     from torch._subclasses import fake_impls
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils import _foreach_utils
     from torch.utils.checkpoint import DefaultDeviceType
 
-    def backward(loss: Any) -> None:
+    def backward(loss: Any, **arguments: Any) -> None:
         _library.set_device_count(64)
         try:
-            loss.backward()
+            loss.backward(**arguments)
         finally:
             _library.set_device_count(0)
 
@@ -149,26 +150,42 @@ def fake_cuda() -> Iterator[Callable[[Any], None]]:
         stack.enter_context(patch("torch.cuda.is_current_stream_capturing", lambda: True))
         for name in ("_exchange_device", "_maybe_exchange_device"):
             stack.enter_context(patch(f"torch.cuda.{name}", lambda index: index))
+        # Gradients are clipped as on CUDA, all with one kernel.
+        supported = [*_foreach_utils._foreach_supported_types, FakeTensor]
+        stack.enter_context(patch("torch.utils._foreach_utils._foreach_supported_types", supported))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(torch.device("cuda"))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         yield backward
 
 
-def to_fake(model: Any, layout: Any, dtype: Any = None) -> Any:
-    """Replace parameters and buffers of a model by fake ones, in place; call it in :func:`fake_cuda`."""
+def to_fake(model: Any, layout: Any, dtype: Any = None, optimizers: Sequence[Any] = ()) -> Any:
+    """Replace parameters and buffers of a model by fake ones, in place; call it in :func:`fake_cuda`.
+
+    The optimisers get them too, with fake state, and step as on CUDA: a few kernels for all parameters.
+    """
     import torch
 
+    made: dict[int, tuple[Any, Any]] = {}
+
     def fake(tensor: Any) -> Any:
+        if tensor is None or id(tensor) in made:
+            return tensor if tensor is None else made[id(tensor)][1]
         kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        made = torch.empty(tensor.shape, dtype=kind)
-        return made.contiguous(memory_format=layout) if made.dim() == 4 else made
+        values = torch.empty(tensor.shape, dtype=kind)
+        values = values.contiguous(memory_format=layout) if values.dim() == 4 else values
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        result = torch.nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+        made[id(tensor)] = tensor, result
+        return result
 
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = torch.nn.Parameter(fake(parameter), parameter.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = fake(buffer)
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items()})
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.update(params=[fake(p) for p in group["params"]], foreach=True)
+        states = {fake(p): {k: fake(v) for k, v in state.items()} for p, state in optimizer.state.items()}
+        optimizer.state.clear()
+        optimizer.state.update(states)
     return model

@@ -1,6 +1,7 @@
 """Predict time and memory of a training step on a GPU that is not there.
 
     python benchmarks/roofline.py --out benchmarks/results/roofline.csv
+    python benchmarks/roofline.py --search --out benchmarks/results/roofline_search.csv
     python benchmarks/roofline.py hbnet50 hbnet50:reversible --gpu rtx3090 --top 10
 
 A step runs on fake CUDA tensors (:mod:`fake_cuda`), and every operation that launches kernels is logged, with this
@@ -54,6 +55,11 @@ CASES = [
     ("resnet152", "checkpointing", "resnet152"),
     *(("agdnet121", form, "densenet121") for form in ("default", "checkpointing", "plain")),
     ("densenet121", "memory_efficient", "densenet121"),
+]
+# Search steps: one step of the weights, one step of α, in float32.
+SEARCH = [
+    *(("hb space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
+    *(("agd space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
 ]
 # Samples per second, batch: timm's results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv.
 PUBLISHED = {
@@ -126,6 +132,14 @@ def _norm_backward(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any,
     return gradient + x + (gradient + 2 * x) * args[-1][0], 0, 1 + args[-1][0]
 
 
+def _cudnn_norm(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[int, int, int]:
+    return 3 * size_in_bytes(inputs[0]), 0, 1
+
+
+def _cudnn_norm_backward(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[int, int, int]:
+    return 5 * size_in_bytes(inputs[0]), 0, 1
+
+
 def _product(inputs: list[Tensor], outputs: list[Tensor], args: tuple[Any, ...]) -> tuple[int, int, int]:
     return total([*inputs, *outputs]), 2 * outputs[0].numel() * inputs[-1].shape[-2], 1
 
@@ -135,7 +149,8 @@ COSTS: dict[str, Cost] = {
     "convolution_backward": _convolution_backward,
     "native_batch_norm": _norm,
     "native_batch_norm_backward": _norm_backward,
-    "cudnn_batch_norm": _norm,
+    "cudnn_batch_norm": _cudnn_norm,
+    "cudnn_batch_norm_backward": _cudnn_norm_backward,
     "mm": _product,
     "addmm": _product,
     "bmm": _product,
@@ -240,6 +255,21 @@ def run_step(
     return Step(trace.kernels, kept, trace.peak, sum(trace.waits.values()))
 
 
+def run_search_step(name: str, batch: int, size: int, channels: int = 16, cells: int = 8) -> Step:
+    """Take a search step on fake images; ``name`` is one of :func:`search_step.search_modules`."""
+    from search_step import search_modules
+
+    (module,) = search_modules([name], 2, size, channels, cells)
+    layout = torch.contiguous_format if name == "peer" else module.training_module.layout
+    with on_fake_cuda() as backward:
+        to_fake(module, layout, optimizers=[optimizer.optimizer for optimizer in module.optimizers()])
+        module.manual_backward = backward
+        images, labels = torch.empty(batch, 3, size, size), torch.zeros(batch, dtype=torch.int64)
+        with Trace() as trace:
+            module.training_step({"train": (images, labels), "val": (images, labels)}, 1)
+    return Step(trace.kernels, trace.peak, trace.peak, sum(trace.waits.values()))
+
+
 def row(names: tuple[str, str, str], step: Step, peer: Step, args: argparse.Namespace) -> dict[str, Any]:
     """Return a row of the table: a step beside its peer's."""
     card = CARDS[args.gpu]
@@ -285,18 +315,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layout", choices=("channels_last", "contiguous_format"), default="channels_last")
     parser.add_argument("--top", type=int, default=0, help="also print the operations that take longest")
     parser.add_argument("--out", type=Path, help="CSV file to write")
+    parser.add_argument("--search", action="store_true", help="search steps: 64 images of 32², float32")
     parser.add_argument("--calibrate", action="store_true", help="compare with timm's published figures")
     args = parser.parse_args(argv)
     if args.calibrate:
         calibrate()
         return
+    if args.search:
+        args.batch, args.size, args.dtype = 64, 32, "float32"
     peers = {name: peer for name, _, peer in CASES}
     pairs = [model.partition(":")[::2] for model in args.models]
-    cases = [(name, form or "default", peers.get(name, name)) for name, form in pairs] or CASES
+    cases = [(name, form or "default", peers.get(name, name)) for name, form in pairs] or (
+        SEARCH if args.search else CASES
+    )
     steps: dict[tuple[str, str], Step] = {}
 
     def step_of(name: str, form: str) -> Step:
-        if (name, form) not in steps:
+        if (name, form) not in steps and args.search:
+            kind = "peer" if name == SEARCH[0][2] else name.removesuffix(" space")
+            steps[name, form] = run_search_step(f"{kind} {form}".removesuffix(" default"), args.batch, args.size)
+        elif (name, form) not in steps:
             kinds = getattr(torch, args.dtype), getattr(torch, args.layout)
             steps[name, form] = run_step(Form(name, form), args.batch, args.size, *kinds)
         return steps[name, form]

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["search_steps"]
+__all__ = ["search_modules", "search_steps"]
 
 
 def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cells: int) -> list[Callable[[], Any]]:
-    """Return functions that step α and the weights once.
+    """Return functions that step α and the weights once; the arguments are those of :func:`search_modules`."""
+    images, labels = torch.randn(2 * batch, 3, size, size), torch.randint(10, (2 * batch,))
+    step_batch = {"train": (images[:batch], labels[:batch]), "val": (images[batch:], labels[batch:])}
+    modules = search_modules(names, batch, size, channels, cells)
+    return [lambda module=module: module.training_step(step_batch, 1) for module in modules]
+
+
+def search_modules(names: Sequence[str], batch: int, size: int, channels: int, cells: int) -> list[Any]:
+    """Return NNI's modules after one step, which creates their optimisers.
 
     Args:
         names: ``"hb"``, ``"agd"`` or ``"darts"``, optionally followed by ``" checkpointing"``; or ``"peer"``, NNI's.
@@ -31,8 +39,7 @@ def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cel
     for name in ("nni", "pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     images, labels = torch.randn(2 * batch, 3, size, size), torch.randint(10, (2 * batch,))
-    step_batch = {"train": (images[:batch], labels[:batch]), "val": (images[batch:], labels[batch:])}
-    steps = []
+    modules = []
     for name in names:
         kind, _, form = name.partition(" ")
         if kind == "peer":
@@ -45,8 +52,8 @@ def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cel
             spaces = {"hb": nni_spaces.HBSpace, "agd": nni_spaces.AGDSpace, "darts": nni_spaces.DARTSSpace}
             space = spaces[kind](channels=channels, cells=cells, grad_checkpointing=bool(form))
             module = _ready(space, nni_spaces.DARTS(), images, labels, last=True)
-        steps.append(lambda module=module: module.training_step(step_batch, 1))
-    return steps
+        modules.append(module)
+    return modules
 
 
 def _ready(space: Any, strategy: Any, images: Tensor, labels: Tensor, last: bool) -> Any:

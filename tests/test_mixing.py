@@ -7,11 +7,13 @@ import pytest
 import torch
 from extras import needs
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 needs("nni")
 
 from nni_spaces import DARTS, AGDSpace, HBSpace
 from nni_spaces.spaces.edges import SkipDropout
+from nni_spaces.spaces.grouped import kind_of
 from nni_spaces.spaces.mixed_op import NodeInput, NodeSum, mixed_op
 from nni_spaces.strategies.differentiable import _without_gradients
 from optinspired_plugins.cells.operations import TABLE_6, make_operation
@@ -209,3 +211,73 @@ def test_constant_parameters_move_again_after_an_error_and_frozen_ones_do_not():
         fail()
     assert moving.requires_grad
     assert not frozen.requires_grad
+
+
+# --- operations of several edges as one -------------------------------------------------------------------------------
+
+RESTRICTED = {
+    "normal/op_2_0": ["sep_conv_3x3", "none"],
+    "normal/op_2_1": ["sep_conv_3x3", "max_pool_3x3"],
+    "normal/op_3_0": ["dil_conv_3x3", "skip_connect"],
+}
+GROUPED = {
+    "hb": (HBSpace, {}),
+    "agd": (AGDSpace, {}),
+    "partial": (AGDSpace, dict(partial_channels=2)),
+    "dropout": (HBSpace, dict(skip_dropout=0.5)),
+    "checkpointing": (HBSpace, dict(grad_checkpointing=True)),
+    "restricted": (HBSpace, dict(allowed=RESTRICTED)),
+}
+
+
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("nni_spaces.spaces.mixed_op._launches_are_slow", lambda x: True)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.convolution.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", GROUPED)
+def test_operations_run_as_one_with_the_same_results(case, training, monkeypatch):
+    """Two passes, then two backward passes: loss, gradients, statistics and random state; and fewer convolutions."""
+    space, options = GROUPED[case]
+    nets = [supernet(space, **options).train(training) for _ in range(2)]
+    found, counts = [], []
+    for net in nets:
+        torch.manual_seed(5)
+        with Convolutions() as convolutions:
+            losses = [net(images() + i).square().sum() for i in range(2)]
+        for loss in losses:
+            loss.backward()
+        gradients = {name: p.grad for name, p in net.named_parameters()}
+        found.append({"losses": torch.stack(losses), "state": torch.get_rng_state(), **gradients, **net.state_dict()})
+        counts.append(convolutions.count)
+        as_on_a_gpu(monkeypatch)  # the second network
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-10, atol=1e-12, msg=name)
+    assert counts[1] < (0.9 if case == "restricted" else 0.7) * counts[0]
+
+
+def test_an_operation_that_is_not_known_runs_alone(monkeypatch):
+    """Hooks are called, and another class, a bias or a scale keep an operation from running with others."""
+    as_on_a_gpu(monkeypatch)
+    net, calls = supernet(HBSpace), []
+    edge = next(m for name, m in net.named_modules() if name == "cells.0.nodes.0.0")
+    edge["dil_conv_3x3"][1].register_forward_hook(lambda *_: calls.append("hook"))
+    net(images())
+    assert calls == ["hook"]
+    made = make_operation("sep_conv_3x3", 4, 1, False)
+    assert kind_of(made) == kind_of(deepcopy(made)) is not None
+    assert kind_of(made) != kind_of(make_operation("sep_conv_5x5", 4, 1, False))
+    assert kind_of(made) != kind_of(deepcopy(made).eval())
+    assert kind_of(make_operation("sep_conv_3x3", 4, 1, True)) is None
+    made[1] = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    assert kind_of(made) is None

@@ -18,7 +18,7 @@ from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.network import CellPlan
 
 from .edges import EdgeOptions, MixedLayer, Preprocessors, candidates
-from .mixed_op import NodeInput, NodeSum
+from .mixed_op import Edge, mixed_nodes
 
 __all__ = ["AlgorithmCell", "HeavyBallCell"]
 
@@ -71,15 +71,14 @@ class AlgorithmCell(nn.Module):
 
     def _mixtures(self, states: list[Tensor]) -> list[Tensor]:
         """Return the nodes with mixed edges (24)."""
-        parts = self.options.partial_channels
-        inputs = [NodeInput(state, parts) for state in states]
-        for node, sources in zip(self.nodes, self.sources):
-            node_sum = NodeSum(parts)
-            for edge, i in zip(cast(Any, node), sources):
-                node_sum.add_edge(edge.weights(), edge.operations(), inputs[i], edge.edge_weight())
-            states.append(node_sum.value())
-            inputs.append(NodeInput(states[-1], parts))
-        return states[2:]
+        nodes = [
+            [
+                Edge(i, edge.weights(), edge.operations(), edge.edge_weight())
+                for edge, i in zip(cast(Any, node), sources)
+            ]
+            for node, sources in zip(self.nodes, self.sources)
+        ]
+        return mixed_nodes(states, nodes, self.options.partial_channels)
 
 
 class HeavyBallCell(AlgorithmCell):

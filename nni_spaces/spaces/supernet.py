@@ -18,7 +18,7 @@ from optinspired_plugins.cells.labels import Label
 
 from .derivation import derive
 from .edges import EdgeOptions, Start, with_zero
-from .mixed_op import NodeInput, NodeSum
+from .mixed_op import Edge, mixed_nodes
 
 __all__ = ["EdgeNormalizedCell", "MixedCell"]
 
@@ -86,16 +86,15 @@ class MixedCell(DifferentiableMixedCell):
     def forward(self, *inputs: Any) -> Any:
         """Return the nodes, concatenated along channels."""
         processed = preprocess_cell_inputs(self.num_predecessors, *inputs)
-        states, parts = self.preprocessor(processed), self.options.partial_channels
-        sources = [NodeInput(state, parts) for state in states]
-        for t, edges in enumerate(cast(Any, self.ops), start=2):
-            weights, node_sum = self.edge_weights(t), NodeSum(parts)
-            for i, operations in enumerate(edges):
-                alpha = self._softmax(self._arch_alpha[edge_label(self, t, i)])
-                node_sum.add_edge(alpha, operations, sources[i], None if weights is None else weights[i])
-            states.append(node_sum.value())
-            sources.append(NodeInput(states[-1], parts))
-        return self.postprocessor(torch.cat(states[2:], self.concat_dim), processed)
+        nodes = [list(self._edges_into(t, edges)) for t, edges in enumerate(cast(Any, self.ops), start=2)]
+        states = mixed_nodes(self.preprocessor(processed), nodes, self.options.partial_channels)
+        return self.postprocessor(torch.cat(states, self.concat_dim), processed)
+
+    def _edges_into(self, t: int, edges: Any) -> Iterator[Edge]:
+        weights = self.edge_weights(t)
+        for i, operations in enumerate(edges):
+            alpha = self._softmax(self._arch_alpha[edge_label(self, t, i)])
+            yield Edge(i, alpha, operations, None if weights is None else weights[i])
 
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return the strongest edges of each node, with their strongest operations other than zero."""

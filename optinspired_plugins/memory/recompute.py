@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -36,38 +36,40 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._parts = [_Part(m) for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        modules = [m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        self._parts = [(m, m.training, dict(m._parameters)) for m in modules]
+        self._buffers = _copies({m: m._buffers for m in modules if not (isinstance(m, _BatchNorm) and m.training)})
 
     def __enter__(self) -> None:
-        self._present = [part.exchange() for part in self._parts]
+        modules = [module for module, *_ in self._parts]
+        self._present = [(m, m.training, dict(m._parameters), dict(m._buffers)) for m in modules]
+        buffers = _copies({m: self._buffers.get(m, m._buffers) for m in modules})
+        for module, training, parameters in self._parts:
+            _set(module, training, parameters, buffers[module])
 
     def __exit__(self, *error: object) -> None:
-        for put_back in self._present:
-            put_back()
+        for present in self._present:
+            _set(*present)
         self._present = []
 
 
-class _Part:
-    """The state of one module without its children."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.training, self.parameters = module, module.training, dict(module._parameters)
-        unread = isinstance(module, _BatchNorm) and module.training
-        self.buffers = None if unread else _copies(module._buffers)
-
-    def exchange(self) -> Callable[[], None]:
-        """Give the module this state; return a function that restores the present one."""
-        module = self.module
-        present = module.training, dict(module._parameters), dict(module._buffers)
-        _set(module, self.training, self.parameters, _copies(module._buffers if self.buffers is None else self.buffers))
-        return lambda: _set(module, *present)
+_Buffers = Mapping[str, Optional[Tensor]]
 
 
-def _copies(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    return {name: buffer if buffer is None else buffer.detach().clone() for name, buffer in buffers.items()}
+def _copies(buffers: Mapping[nn.Module, _Buffers]) -> dict[nn.Module, _Buffers]:
+    """Return copies, with one launch on a GPU for all buffers of a dtype."""
+    found = {id(b): b.detach() for of_module in buffers.values() for b in of_module.values() if b is not None}
+    copies = {key: torch.empty_like(buffer) for key, buffer in found.items()}
+    for kind in {(buffer.device, buffer.dtype) for buffer in found.values()}:
+        keys = [key for key, buffer in found.items() if (buffer.device, buffer.dtype) == kind]
+        torch._foreach_copy_([copies[key] for key in keys], [found[key] for key in keys])
+    return {
+        module: {name: b if b is None else copies[id(b)] for name, b in of_module.items()}
+        for module, of_module in buffers.items()
+    }
 
 
-def _set(module: nn.Module, training: bool, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
+def _set(module: nn.Module, training: bool, parameters: Mapping[str, Any], buffers: _Buffers) -> None:
     if module.training != training:
         module.training = training
     module._parameters.update(parameters)
