@@ -19,7 +19,7 @@ OTHERS = autoload base_install cell_layout cli command_line distributed_search e
   nni_search packaging plotting printed_commands progressive publish readme recorded report report_browser \
   reproduce reproduce_commands reproduce_page retrain run_files timm_scripts timm_suite trials user_day
 
-.PHONY: demo test test-all test-portable check clean
+.PHONY: demo test test-all test-portable check docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make test           lint, type check and tests, in WORKERS=2 processes"
 	@echo "make test-all       also timm's own test file on every registered model, every pair of options, and 5,000 damaged files"
 	@echo "make test-portable  the fast tests of numbers under the kernels of other processors, with one thread and two"
+	@echo "make docs           the documentation site, docs/_build/html; EXAMPLES=1 also runs the examples, for minutes"
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,5 +56,15 @@ test-portable: .venv/.installed
 	    -m "not slow and not every_model" $(OTHERS:%=--ignore=tests/test_%.py) || failed="$$failed $$kernels,$$threads"; \
 	done; done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
+.venv/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/.docs
+	rm -rf docs/_build docs/examples
+	$(BIN)/python -m sphinx -W --keep-going -q $(if $(EXAMPLES),-D plot_gallery=1) docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build docs/examples

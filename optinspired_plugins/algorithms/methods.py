@@ -289,7 +289,7 @@ def minimize(algorithm: Algorithm, grad: Gradient, x0: Tensor, steps: int) -> Te
         steps: number of steps, ≥ 1.
 
     Returns:
-        The iterates, shape (steps + 1, *x0.shape), the start first.
+        The iterates, shape ``(steps + 1, *x0.shape)``, the start first.
 
     Raises:
         TypeError: the algorithm lacks a method.

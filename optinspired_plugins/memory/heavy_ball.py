@@ -55,8 +55,8 @@ def may_read_values(x: Tensor) -> bool:
 def error_growth(beta1: Sequence[float], beta2: Sequence[float]) -> float:
     """Return the largest growth of a rounding error in recovered iterates.
 
-    It is the largest |e_j| of e_{k−1} = (e_{k+1} − β1 e_k) / β2 from any e_{k+1} = 0, e_k = 1, without the effect of T
-    on an error. The factor is 1 for (1, −1), and infinite if a β2 is 0.
+    It is the largest ``|e_j|`` of e_{k−1} = (e_{k+1} − β1 e_k) / β2 from any e_{k+1} = 0, e_k = 1. The effect of T on
+    an error is left out. The factor is 1 for (1, −1), and infinite if a β2 is 0.
 
     Args:
         beta1: β1 of every step.

@@ -1,0 +1,107 @@
+"""Settings of the documentation site: ``make docs`` builds it to ``docs/_build/html``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(DOCS), str(ROOT)]
+
+from equations import PUBLIC, EquationTable
+from gallery import STAGED, stage_examples
+from sphinx.addnodes import desc_signature
+
+import optinspired_plugins
+
+project = "optinspired-plugins"
+author = "The optinspired-plugins authors"
+copyright = f"{author}, Apache-2.0"
+version = release = optinspired_plugins.__version__
+language = "en"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "results/*"]
+html_theme = "furo"
+html_title = "optinspired-plugins"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+copybutton_exclude = ".linenos, .gp"
+
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+# A page about a class needs the class; a host that is not installed is replaced by an empty module.
+HOSTS = ("nni", "pytorch_lightning", "mmengine", "matplotlib", "rich", "typer", "sklearn")
+autodoc_mock_imports = [host for host in HOSTS if find_spec(host) is None]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# --- the gallery ------------------------------------------------------------------------------------------------------
+
+stage_examples()
+sphinx_gallery_conf = {
+    "examples_dirs": str(STAGED),
+    "gallery_dirs": "examples",
+    "filename_pattern": r"/\d\d_\w+\.py$",
+    "plot_gallery": False,
+    "reset_argv": "gallery.arguments",
+    "within_subsection_order": "FileNameSortKey",
+    "notebook_extensions": set(),  # a notebook has no command line
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1e9,
+}
+
+# --- links out of this folder -----------------------------------------------------------------------------------------
+
+LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)]+)\)")
+
+
+def plain_links(app: Any, docname: str, source: list[str]) -> None:
+    """Replace links to files beside the site, which the repository's pages have, by their text."""
+    source[0] = LINK.sub(lambda link: link[1] if outside(docname, link[2]) else link[0], source[0])
+
+
+def outside(docname: str, target: str) -> bool:
+    """Return True if a relative link of a page leaves the folder of the site."""
+    return not (DOCS / docname).parent.joinpath(target).resolve().is_relative_to(DOCS)
+
+
+def name_twice(app: Any, doctree: Any) -> None:
+    """Give an object of the API also the place under which its source links to it."""
+    defined = {public: name for name, public in PUBLIC.items()}
+    for signature in doctree.findall(desc_signature):
+        signature["ids"] += [defined[name] for name in signature["ids"] if name in defined]
+
+
+def forget_builtins(app: Any, env: Any) -> None:
+    """Take out of the list of sources the module of attributes that are plain values; viewcode makes no page of it."""
+    env._viewcode_modules.pop("builtins", None)
+
+
+def setup(app: Any) -> None:
+    """Connect the functions of this file."""
+    app.add_directive("equations", EquationTable)
+    app.connect("source-read", plain_links)
+    app.connect("doctree-read", name_twice)
+    app.connect("env-updated", forget_builtins)
