@@ -12,9 +12,12 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(DOCS), str(ROOT)]
 
-from equations import PUBLIC, EquationTable
+from docutils import nodes
+from docutils.statemachine import StringList
+from equations import PUBLIC, table
 from gallery import STAGED, stage_examples
 from sphinx.addnodes import desc_signature
+from sphinx.util.docutils import SphinxDirective
 
 import optinspired_plugins
 
@@ -40,6 +43,7 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 copybutton_exclude = ".linenos, .gp"
 
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
@@ -71,6 +75,19 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 1e9,
 }
+
+# --- the table of equations -------------------------------------------------------------------------------------------
+
+
+class EquationTable(SphinxDirective):
+    """``{equations}``: the table from the paper to the code."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        node = nodes.container(classes=["equations"])
+        self.state.nested_parse(StringList(table(), source="equations"), 0, node)
+        return [node]
+
 
 # --- links out of this folder -----------------------------------------------------------------------------------------
 

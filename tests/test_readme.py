@@ -1,4 +1,7 @@
-"""Every snippet of the README runs: Python as it stands, shell with timm's scripts on the digits."""
+"""Every snippet of the README runs, and every command of the site's pages with them.
+
+Python runs as it stands, shell with timm's scripts on the digits. ``test_site.py`` runs the Python of the pages.
+"""
 
 import os
 import re
@@ -15,10 +18,17 @@ from extras import needs
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "timm"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def snippets(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def snippets(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def shell_lines():
+    """Every line of shell in the README and the pages, once."""
+    blocks = [block for text in (README, *PAGES) for block in snippets("bash", text)]
+    return list(dict.fromkeys(line for block in blocks for line in block.splitlines()))
 
 
 @pytest.mark.slow
@@ -32,9 +42,8 @@ def test_python_snippets_run(code, tmp_path):
 @pytest.mark.skipif(not SCRIPTS.exists(), reason="timm's scripts are not beside the repository")
 def test_shell_snippets_run(digits_folder, tmp_path):
     (tmp_path / "digits").symlink_to(digits_folder)
-    lines = [line for block in snippets("bash") for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("python ") and "examples/" not in line]
-    assert len(commands) == 4
+    commands = [line for line in shell_lines() if re.match(r"python \w+\.py ", line)]
+    assert len(commands) == 6
     machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
         _, script, *arguments = shlex.split(command)
@@ -49,7 +58,7 @@ def test_shell_snippets_run(digits_folder, tmp_path):
 @pytest.mark.slow
 def test_the_search_snippets_run(tmp_path):
     needs("nni")
-    commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("optinspired ")]
+    commands = [line for line in shell_lines() if re.match(r"optinspired (search|retrain|report)", line)]
     assert [shlex.split(command)[1] for command in commands] == ["search", "retrain", "report"]
     for command in commands:
         fewer = [] if "report" in command else ["--limit", "200"]  # images, of 1,442
@@ -67,7 +76,7 @@ def test_the_mmengine_snippets_run(digits_folder, tmp_path):
     needs("mmengine.runner")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(digits_folder)
-    commands = [line for block in snippets("bash") for line in block.splitlines() if "examples/mm/train.py" in line]
+    commands = [line for line in shell_lines() if "examples/mm/train.py" in line]
     assert len(commands) == 2
     for command in commands:
         words = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
