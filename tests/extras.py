@@ -6,13 +6,18 @@ import pytest
 from packaging.version import Version
 
 EXTRAS = {
+    "furo": "docs",
     "matplotlib": "viz",
     "mmengine": "mm",
     "mmengine.runner": "mm",
+    "myst_parser": "docs",
     "nni": "nni",
     "rich": "viz",
     "scipy": "viz",
     "sklearn": "viz",
+    "sphinx": "docs",
+    "sphinx_copybutton": "docs",
+    "sphinx_gallery": "docs",
     "typer": "viz",
 }
 # These are there and cannot be imported where a library of the system is missing.
