@@ -19,7 +19,7 @@ from optinspired_plugins._checks import check_one_of
 
 from ._conversions import KeepsActivations
 from ._host import build_model
-from .stages.stem import recompute_chain
+from .stages.stem import is_reversible, recompute_chain
 
 __all__ = [
     "DictFeatures",
@@ -157,7 +157,8 @@ class _StageCheckpointing(KeepsActivations, nn.ModuleDict):
     @torch.jit.ignore
     def _outputs(self, x: Tensor, names: Sequence[str]) -> Iterator[Tuple[str, Tensor]]:
         """Yield outputs of children by name, at least those in ``names``."""
-        start, end = self._stem_tail() if self.recompute_stem and torch.is_grad_enabled() else (0, 0)
+        is_saving = self.recompute_stem or any(is_reversible(child) for child in self.children())
+        start, end = self._stem_tail() if is_saving and torch.is_grad_enabled() else (0, 0)
         tail: List[nn.Module] = []
         for i, (name, child) in enumerate(self.named_children()):
             if not start <= i < end:

@@ -38,7 +38,6 @@ class _HeavyBallNet(StagedResNet):
     def propagate_by_heavy_ball(self, rule: HeavyBallRule) -> None:
         """Replace every stage by a heavy-ball stage over the same blocks."""
         self.replace_stages(partial(HeavyBallStage, rule=rule))
-        self.recompute_stem = self.recompute_stem or rule.is_reversible
 
     @torch.jit.ignore
     def set_memory(self, memory: str) -> None:
@@ -56,7 +55,6 @@ class _HeavyBallNet(StagedResNet):
             rule.check_depth([len(stage)])
         for stage, rule in zip(stages, rules):
             stage.settings = rule
-        self.recompute_stem = memory == "reversible" or any(stage.grad_checkpointing for stage in stages)
 
 
 class HBNet(_HeavyBallNet):

@@ -22,7 +22,7 @@ from .inference.folding import fold_into
 from .inference.stream_free import StreamFreeStage
 from .stages.checkpoint_rules import LearnedRule, StageRule, warn_without_rule
 from .stages.start import DEFAULT_START, Start, check_start, start_weight
-from .stages.stem import recompute_chain
+from .stages.stem import is_reversible, recompute_chain
 from .stages.transforms import BasicTransform, BottleneckTransform, PadShortcut
 from .stages.unmodified import is_unmodified
 from .strides import pull_out_stride
@@ -119,7 +119,7 @@ class StagedResNet(Intermediates, LearnedRule, ResNet):
         is_folded = is_unmodified(self.bn1, nn.Identity) and is_unmodified(self.act1, nn.ReLU)
         if is_folded and is_unmodified(self.maxpool, nn.MaxPool2d) and not self.maxpool.return_indices:
             return self.act1(self.maxpool(x))  # equal, and a quarter of the values
-        if not self.recompute_stem:
+        if not (self.recompute_stem or any(is_reversible(stage) for stage in self.stages())):
             return self.maxpool(self.act1(self.bn1(x)))
         return recompute_chain([self.bn1, self.act1, self.maxpool], x)
 

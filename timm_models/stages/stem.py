@@ -13,7 +13,12 @@ from optinspired_plugins.memory.recompute import recompute
 
 from .unmodified import is_rectified_norm, is_unmodified
 
-__all__ = ["recompute_chain", "recompute_pooled"]
+__all__ = ["is_reversible", "recompute_chain", "recompute_pooled"]
+
+
+def is_reversible(stage: nn.Module) -> bool:
+    """Return True for a stage that recovers its iterates; then the stem saves memory, too."""
+    return bool(getattr(getattr(stage, "settings", None), "is_reversible", False))
 
 
 def recompute_pooled(x: Tensor, norm: Any, pool: Any) -> Tensor:
