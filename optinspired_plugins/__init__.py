@@ -30,6 +30,7 @@ _NAMES = {
     "cells.operations": "OPERATIONS make_operation",
     "propagation.unrolled": "TwoPath Unrolled",
     "propagation.rules": "concatenated extrapolated heavy_ball nesterov nesterov_coefficients two_path weighted_sums",
+    "propagation.patterns": "pattern",
     "propagation.tracing": "trace",
 }
 _EXPORTS = {name: module for module, names in _NAMES.items() for name in names.split()}

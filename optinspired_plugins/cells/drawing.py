@@ -84,7 +84,14 @@ def lay_out(cell: CellGenotype) -> Layout:
     y = LANE * (max(lanes) + 1) + HEIGHT / 2
     names = [("c", "k−2"), ("c", "k−1"), *((str(t), "") for t in range(2, 2 + len(cell))), ("c", "k")]
     boxes = tuple(Box(WIDTH / 2 + 2 + PITCH * i, y, name) for i, name in enumerate(names))
-    wires = tuple(_wire(edges, lanes, i, boxes) for i in range(len(edges)))
+    # Lower lanes leave further to the right and arrive further to the left, so that lines do not cross.
+    leaving: dict[int, list[int]] = {}
+    arriving: dict[int, list[int]] = {}
+    for lane, (edge, target) in sorted(zip(lanes, edges)):
+        if lane:
+            leaving.setdefault(edge.source, []).append(lane)
+            arriving.setdefault(target, []).append(lane)
+    wires = tuple(_wire(edge, t, lane, boxes, leaving, arriving) for (edge, t), lane in zip(edges, lanes))
     floor, out = y + HEIGHT / 2 + 18, boxes[-1].x
     drops = [((box.x, y + HEIGHT / 2), (box.x, floor)) for box in boxes[3:-1]]
     bus = ((boxes[2].x, y + HEIGHT / 2), (boxes[2].x, floor), (out, floor), (out, y + HEIGHT / 2))
@@ -93,31 +100,35 @@ def lay_out(cell: CellGenotype) -> Layout:
 
 def _lanes(edges: list[tuple[Edge, int]]) -> list[int]:
     """Return the lowest free lane of each edge; lane 0 is for neighbours only."""
-    taken: set[tuple[int, int]] = set()
+    taken: dict[int, int] = {}  # the lanes of a gap, as bits
     lanes = [0] * len(edges)
     for i in sorted(range(len(edges)), key=lambda i: (edges[i][1] - edges[i][0].source, i)):
         (_, source), target = edges[i]
-        lane = 0 if target - source == 1 else 1
-        while any((lane, gap) in taken for gap in range(source, target)):
-            lane += 1
-        taken.update((lane, gap) for gap in range(source, target))
-        lanes[i] = lane
+        used = 0 if target - source == 1 else 1
+        for gap in range(source, target):
+            used |= taken.get(gap, 0)
+        free = ~used & (used + 1)
+        taken.update({gap: taken.get(gap, 0) | free for gap in range(source, target)})
+        lanes[i] = free.bit_length() - 1
     return lanes
 
 
-def _wire(edges: list[tuple[Edge, int]], lanes: list[int], i: int, boxes: tuple[Box, ...]) -> Wire:
-    (edge, target), lane = edges[i], lanes[i]
+def _wire(
+    edge: Edge,
+    target: int,
+    lane: int,
+    boxes: tuple[Box, ...],
+    leaving: dict[int, list[int]],
+    arriving: dict[int, list[int]],
+) -> Wire:
     start, end = boxes[edge.source], boxes[target]
     gap = edge.source + (target - edge.source - 1) // 2
     middle = (boxes[gap].x + boxes[gap + 1].x) / 2
     if lane == 0:
         corners: tuple[Point, ...] = ((start.x + WIDTH / 2, start.y), (end.x - WIDTH / 2, end.y))
         return Wire(edge, target, lane, corners, (middle, start.y - 5))
-    # Lower lanes leave further to the right and arrive further to the left, so that lines do not cross.
-    leaving = sorted(k for (e, _), k in zip(edges, lanes) if e.source == edge.source and k)
-    arriving = sorted(k for (_, t), k in zip(edges, lanes) if t == target and k)
-    x0 = start.x + _port(leaving.index(lane), len(leaving))
-    x1 = end.x - _port(arriving.index(lane), len(arriving))
+    x0 = start.x + _port(leaving[edge.source].index(lane), len(leaving[edge.source]))
+    x1 = end.x - _port(arriving[target].index(lane), len(arriving[target]))
     top, y = start.y - HEIGHT / 2, start.y - HEIGHT / 2 - LANE * lane + 8
     return Wire(edge, target, lane, ((x0, top), (x0, y), (x1, y), (x1, top)), (middle, y - 5))
 
