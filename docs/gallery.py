@@ -27,6 +27,7 @@ def stage_examples() -> None:
     for file in sorted((DOCS.parent / "examples").glob("*.py")):
         first, _, rest = file.read_text(encoding="utf-8").partition("\n")
         title = first.removeprefix('"""').rstrip(".")
+        rest = rest.replace("__doc__.splitlines()[0]", repr(title))  # sphinx-gallery runs them without a docstring
         (STAGED / file.name).write_text(f'"""\n{title}\n{"=" * len(title)}\n{rest}', encoding="utf-8")
 
 

@@ -26,9 +26,9 @@ def snippets(language, text=README):
 
 
 def shell_lines():
-    """Every line of shell in the README and the pages, once."""
-    blocks = [block for text in (README, *PAGES) for block in snippets("bash", text)]
-    return list(dict.fromkeys(line for block in blocks for line in block.splitlines()))
+    """Every command of shell in the README and the pages, once, on one line."""
+    blocks = [block.replace("\\\n", " ") for text in (README, *PAGES) for block in snippets("bash", text)]
+    return list(dict.fromkeys(" ".join(line.split()) for block in blocks for line in block.splitlines()))
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_python_snippets_run(code, tmp_path):
 def test_shell_snippets_run(digits_folder, tmp_path):
     (tmp_path / "digits").symlink_to(digits_folder)
     commands = [line for line in shell_lines() if re.match(r"python \w+\.py ", line)]
-    assert len(commands) == 6
+    assert len(commands) == 7
     machine = ["-j", "0", "--device", "cuda" if torch.cuda.is_available() else "cpu"]
     for command in commands:
         _, script, *arguments = shlex.split(command)
