@@ -23,7 +23,8 @@ from nni_spaces.runs.search import search
 from nni_spaces.runs.settings import RetrainSettings, SearchSettings
 from optinspired_plugins import load_algorithm
 from optinspired_plugins.plotting.cells import draw_cells, draw_pattern
-from optinspired_plugins.propagation.patterns import NAMED_PATTERNS, pattern
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
+from optinspired_plugins.propagation.patterns import pattern
 from optinspired_plugins.report.page import write_report
 
 # name -> space and initialisation of α
@@ -69,7 +70,7 @@ def main() -> None:
         name = args.algorithm.rpartition(":")[2]
         spaces = {name: dict(algorithm=args.algorithm, initialization="algorithm")}
         args.out.mkdir(parents=True, exist_ok=True)
-        found = pattern(load_algorithm(args.algorithm, NAMED_PATTERNS), nodes=4)
+        found = pattern(load_algorithm(args.algorithm, NETWORK_ALGORITHMS), nodes=4)
         draw_pattern(found, name).savefig(args.out / "pattern.png", dpi=110)
     for name, space in spaces.items():
         folder = args.out / name

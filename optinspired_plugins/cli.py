@@ -24,7 +24,8 @@ from . import __version__, simulation
 from ._files import write_atomically
 from .algorithms.methods import ALGORITHMS, load_algorithm
 from .cells.genotype import load_genotype
-from .propagation.patterns import NAMED_PATTERNS, pattern
+from .propagation.named import NETWORK_ALGORITHMS
+from .propagation.patterns import pattern
 from .report.page import write_report
 
 __all__ = ["app", "main"]
@@ -35,7 +36,10 @@ app = typer.Typer(
 plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
-NAMED: dict[str, Callable[[], Any]] = {**NAMED_PATTERNS, **ALGORITHMS}  # the heavy ball is drawn with β = 0.3 (§6.3)
+NAMED: dict[str, Callable[[], Any]] = {
+    **NETWORK_ALGORITHMS,
+    **ALGORITHMS,
+}  # the heavy ball is drawn with β = 0.3 (§6.3)
 
 
 def integers(text: str) -> list[int]:
@@ -174,7 +178,7 @@ def plot_pattern(
     sys.path.insert(0, "")
 
     def draw() -> Any:
-        found = pattern(load_algorithm(algorithm, NAMED_PATTERNS), nodes, start)
+        found = pattern(load_algorithm(algorithm, NETWORK_ALGORITHMS), nodes, start)
         return plotting.draw_pattern(found.merged() if merge else found, algorithm)
 
     _save(draw, out)

@@ -25,7 +25,7 @@ from nni_spaces.runs.search import make_space, search
 from nni_spaces.runs.settings import RetrainSettings, SearchSettings
 from optinspired_plugins.cells.genotype import CHOICES, GENOTYPES, Edge, Genotype, load_genotype
 from optinspired_plugins.plotting.cells import draw_cells
-from optinspired_plugins.propagation.patterns import NAMED_PATTERNS
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 from optinspired_plugins.report.page import write_report
 
 TINY = dict(
@@ -34,7 +34,7 @@ TINY = dict(
 )  # fmt: skip
 SMALL = dict(data="digits", limit=64, epochs=1, cells=3, channels=2, batch_size=32, aux_weight=0, cutout=0, padding=0)
 ALGORITHMS = {
-    **{name: dict(algorithm=name) for name in NAMED_PATTERNS},
+    **{name: dict(algorithm=name) for name in NETWORK_ALGORITHMS},
     "own": dict(algorithm="my_algorithms:OptimizedGradient", edge_weights=True),
     "merged": dict(algorithm="agd2", merge=True, keep=1, edge_weights=True),
 }

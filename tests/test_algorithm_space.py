@@ -31,7 +31,8 @@ from nni_spaces.spaces.edges import WeightedLayer
 from optinspired_plugins import HeavyBall
 from optinspired_plugins.cells.genotype import CHOICES, Genotype
 from optinspired_plugins.cells.operations import DARTS_OPERATIONS
-from optinspired_plugins.propagation.patterns import NAMED_PATTERNS, pattern
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
+from optinspired_plugins.propagation.patterns import pattern
 
 NODES = 2
 SMALL = dict(channels=4, cells=3, nodes=NODES, num_classes=5)
@@ -154,7 +155,7 @@ def plain_cell(cell, edges, s0, s1):
 
 
 @pytest.mark.parametrize(
-    ("name", "edge_weights"), [*((name, True) for name in NAMED_PATTERNS), ("hb", False), ("admm", False)]
+    ("name", "edge_weights"), [*((name, True) for name in NETWORK_ALGORITHMS), ("hb", False), ("admm", False)]
 )
 def test_a_supernets_cell_has_the_edges_of_its_algorithm(name, edge_weights):
     net = supernet(lambda: AlgorithmSpace(name, **SMALL, edge_weights=edge_weights)).double()
@@ -165,7 +166,7 @@ def test_a_supernets_cell_has_the_edges_of_its_algorithm(name, edge_weights):
     cell = net.cells[1]
     s0 = torch.randn(2, 12, 8, 8, dtype=torch.float64, requires_grad=True)
     s1 = torch.randn(2, 4 * NODES, 8, 8, dtype=torch.float64, requires_grad=True)
-    got, expected = cell([s0, s1]), plain_cell(cell, pattern(NAMED_PATTERNS[name](), NODES), s0, s1)
+    got, expected = cell([s0, s1]), plain_cell(cell, pattern(NETWORK_ALGORITHMS[name](), NODES), s0, s1)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
     weight = torch.randn_like(got)
     every = list({id(p): p for m in layers_of(cell) for p in m.arch_parameters()}.values())
@@ -175,12 +176,12 @@ def test_a_supernets_cell_has_the_edges_of_its_algorithm(name, edge_weights):
 
 
 @pytest.mark.parametrize("options", [{}, dict(edge_weights=True)], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", NAMED_PATTERNS)
+@pytest.mark.parametrize("name", NETWORK_ALGORITHMS)
 def test_a_search_starts_at_its_algorithm(name, options):
     """Layers are open, linear edges are ± identity, and p is |weight| / Σ |weight|."""
     init = AlgorithmInit(8.0, edge_weights=True)
     net = supernet(lambda: AlgorithmSpace(name, **SMALL, **options, initialization=init))
-    for node, edges in zip(net.cells[0].nodes, pattern(NAMED_PATTERNS[name](), NODES).nodes):
+    for node, edges in zip(net.cells[0].nodes, pattern(NETWORK_ALGORITHMS[name](), NODES).nodes):
         total = sum(abs(edge.weight) for edge in edges)
         for layer, edge in zip(node, edges):
             w = dict(zip([*layer.names, "none"], layer.weights().tolist()))
@@ -195,7 +196,7 @@ def test_a_search_starts_at_its_algorithm(name, options):
 def test_merged_edges_start_open_with_the_weights_of_the_algorithm():
     init = AlgorithmInit(edge_weights=True)
     net = supernet(lambda: AlgorithmSpace("agd2", **SMALL, **AGD, initialization=init))
-    edges = pattern(NAMED_PATTERNS["agd2"](), NODES).merged().nodes[1]
+    edges = pattern(NETWORK_ALGORITHMS["agd2"](), NODES).merged().nodes[1]
     p = net.cells[0].edge_weights(3)
     assert p.tolist() == pytest.approx([edge.weight / sum(e.weight for e in edges) for edge in edges], rel=1e-5)
     alphas = [alpha for module in layers_of(net) for alpha in module._arch_alpha.values()]
@@ -203,7 +204,7 @@ def test_merged_edges_start_open_with_the_weights_of_the_algorithm():
 
 
 CASES = {
-    **{name: dict(algorithm=name) for name in NAMED_PATTERNS},
+    **{name: dict(algorithm=name) for name in NETWORK_ALGORITHMS},
     "own": dict(algorithm=OwnGradientMethod()),
     "learned": dict(algorithm=LearnedHeavyBall),
     "merged": dict(algorithm="ogm", merge=True),

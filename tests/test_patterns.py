@@ -9,7 +9,8 @@ from optinspired_plugins import HeavyBall, nesterov_weights
 from optinspired_plugins.algorithms.faster import TwoStep
 from optinspired_plugins.cells.genotype import heavy_ball_sources
 from optinspired_plugins.plotting.cells import draw_pattern
-from optinspired_plugins.propagation.patterns import NAMED_PATTERNS, Pattern, pattern
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
+from optinspired_plugins.propagation.patterns import Pattern, pattern
 from optinspired_plugins.propagation.tracing import NotLinearError
 
 NODES = 5
@@ -17,7 +18,7 @@ OLDER = {"tmm", "halpern"}  # its nodes depend on points before the inputs
 
 
 def named(name, nodes=NODES, start=0):
-    return pattern(NAMED_PATTERNS[name](), nodes, start)
+    return pattern(NETWORK_ALGORITHMS[name](), nodes, start)
 
 
 def kinds(found):
@@ -71,7 +72,7 @@ def test_admm_is_two_chains_with_shared_sums():
     assert found.nodes[1] == (("op", 1, 0.5), ("lin", 2, 0.5), ("lin", 1, -0.5), ("lin", 0, 0.5))
 
 
-@pytest.mark.parametrize("algorithm", [NAMED_PATTERNS["ogm"](), OwnGradientMethod()])
+@pytest.mark.parametrize("algorithm", [NETWORK_ALGORITHMS["ogm"](), OwnGradientMethod()])
 def test_the_optimised_gradient_method_has_two_layers_and_its_point(algorithm):
     """x_{k+1} = (1 + a + b) T(x_k) − a T(x_{k−1}) − b x_k with a = (t_k − 1)/t_{k+1} and b = t_k/t_{k+1}."""
     t = [1.0]
@@ -98,14 +99,14 @@ def points_of(algorithm, layers, x, steps):
     return points, outputs
 
 
-@pytest.mark.parametrize("name", NAMED_PATTERNS)
+@pytest.mark.parametrize("name", NETWORK_ALGORITHMS)
 def test_a_pattern_computes_the_points_of_its_algorithm(name):
     found = named(name)
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(40, 4, 4, dtype=torch.float64, generator=generator)
     layers = [lambda z, w=w: torch.tanh(z @ w) for w in weights]
     x = torch.randn(3, 4, dtype=torch.float64, generator=generator)
-    points, outputs = points_of(NAMED_PATTERNS[name](), layers, x, NODES + 3)
+    points, outputs = points_of(NETWORK_ALGORITHMS[name](), layers, x, NODES + 3)
     points, outputs = points[found.paths :], outputs[found.paths :]
     for t, node in enumerate(found.nodes, start=2):
         value = sum(e.weight * (outputs if e.kind == "op" else points)[e.source] for e in node)
@@ -210,7 +211,7 @@ def labels(figure):
 def test_drawings_have_the_weights():
     hb = labels(draw_pattern(named("hb"), "hb"))
     assert (hb.count("T"), hb.count("+1"), hb.count("−1")) == (NODES, NODES, NODES)
-    crowded = labels(draw_pattern(pattern(NAMED_PATTERNS["agd2"](), 4)))
+    crowded = labels(draw_pattern(pattern(NETWORK_ALGORITHMS["agd2"](), 4)))
     assert "0.025 T − 0.025" in crowded, "both edges of a source are one line"
     ogm = labels(draw_pattern(pattern(TwoStep(0.5, -0.25), 2)))
     assert ogm[:3] == ["0.5 T", "+0.25", "+0.25"]

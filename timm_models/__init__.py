@@ -10,13 +10,15 @@ With the paper open:
 - (18), (21), AGDNet: :meth:`~timm_models.stages.nesterov.NesterovBlock._plain`, with the coefficients of
   :mod:`optinspired_plugins.algorithms.coefficients`.
 - (7), (11)-(14), (20), OptNet: :mod:`timm_models.stages.algorithm`; algorithms and their coefficients are in
-  :mod:`optinspired_plugins.algorithms.methods`, names in :mod:`timm_models.stages.network_algorithms`.
+  :mod:`optinspired_plugins.algorithms.methods`, names in :mod:`optinspired_plugins.propagation.named`.
 - §9.3, networks of cells: :mod:`timm_models.cellnet` and :mod:`timm_models.stages.cell`.
 - Table 4 and 5: the networks at the ends of :mod:`timm_models.hbnet` and :mod:`timm_models.agdnet`.
 
 A network (``hbnet.py``, …) is a list of stages, and ``stages/`` has one file per rule. ``inference/`` holds equal
 networks for evaluation. :mod:`timm_models.convert` turns trained networks of timm into ours.
 """
+
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 
 from ._host import register_all
 from .agdnet import AGDNet, CifarAGDNet
@@ -28,7 +30,6 @@ from .stages.algorithm import AlgorithmStage, ProgramStage
 from .stages.cell import AuxiliaryHead, Cell
 from .stages.heavy_ball import HeavyBallRule, HeavyBallStage
 from .stages.nesterov import NesterovBlock, SourceLayer
-from .stages.network_algorithms import NETWORK_ALGORITHMS
 from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = [

@@ -22,6 +22,7 @@ from torch import nn
 
 from optinspired_plugins._checks import check_layers, check_one_of
 from optinspired_plugins.algorithms.methods import Algorithm, load_algorithm
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 from optinspired_plugins.propagation.probing import calls_at_start, layers_per_step
 from optinspired_plugins.propagation.recorded import RecordedAlgorithm, record
 from optinspired_plugins.propagation.tracing import READINGS, NotLinearError
@@ -31,7 +32,6 @@ from ._features import build_with_features
 from ._host import SavesArguments, refuse_module_from_config, register_model
 from .staged_resnet import CifarStagedResNet, StagedResNet
 from .stages.algorithm import make_stage
-from .stages.network_algorithms import NETWORK_ALGORITHMS
 from .stages.transforms import BasicTransform, BottleneckTransform
 
 __all__ = ["CifarOptNet", "OptNet"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.operations import IDENTITY, NEGATIVE_IDENTITY
-from optinspired_plugins.propagation.patterns import LINEAR, NAMED_PATTERNS, PatternEdge, pattern
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
+from optinspired_plugins.propagation.patterns import LINEAR, PatternEdge, pattern
 
 __all__ = [
     "AlgorithmInit",
@@ -28,7 +29,7 @@ __all__ = [
 
 
 # The edges of (23), with the signs of (26).
-HEAVY_BALL = pattern(NAMED_PATTERNS["hb"](), 2).nodes[0]
+HEAVY_BALL = pattern(NETWORK_ALGORITHMS["hb"](), 2).nodes[0]
 
 
 class Initialization(Protocol):

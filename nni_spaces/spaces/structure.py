@@ -10,7 +10,8 @@ from optinspired_plugins._checks import check_int
 from optinspired_plugins.algorithms.methods import ALGORITHMS, load_algorithm
 from optinspired_plugins.cells.genotype import EDGES, Genotype
 from optinspired_plugins.cells.labels import Label, edge_labels, slot_labels
-from optinspired_plugins.propagation.patterns import NAMED_PATTERNS, OPERATION, Pattern, PatternEdge, pattern
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
+from optinspired_plugins.propagation.patterns import OPERATION, Pattern, PatternEdge, pattern
 
 __all__ = ["CellStructure"]
 
@@ -54,7 +55,7 @@ class CellStructure:
             TypeError, ValueError: the algorithm has no such pattern, or not with these options.
         """
         # A pattern has two nodes or more; cells of a single one are possible.
-        found = pattern(load_algorithm(self.algorithm, NAMED_PATTERNS), max(nodes, 2))
+        found = pattern(load_algorithm(self.algorithm, NETWORK_ALGORITHMS), max(nodes, 2))
         found = found.merged() if self.merge else found
         return Pattern(found.nodes[:nodes], found.paths)
 

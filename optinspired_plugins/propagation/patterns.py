@@ -7,29 +7,18 @@ of any algorithm (:mod:`optinspired_plugins.propagation.tracing`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from .._checks import check_int
-from ..algorithms.faster import FASTER
-from ..algorithms.methods import ALGORITHMS, Algorithm, HeavyBall
+from ..algorithms.methods import Algorithm
 from .tracing import Call, Program, Sum, trace_at_present
-from .unrolled import TwoPath
 
-__all__ = ["LINEAR", "NAMED_PATTERNS", "OPERATION", "Pattern", "PatternEdge", "pattern"]
+__all__ = ["LINEAR", "OPERATION", "Pattern", "PatternEdge", "pattern"]
 
 OPERATION, LINEAR = "op", "lin"
 INPUTS = 2
 RELATIVE = 1e-9  # smaller weights are rounding errors
-
-# The named algorithms of networks; the heavy ball has the β of §7.1.
-NAMED_PATTERNS: dict[str, Callable[[], Any]] = {
-    **ALGORITHMS,
-    "hb": partial(HeavyBall, beta=1.0),
-    "dmrnet": TwoPath,
-    **FASTER,
-}
 
 
 class PatternEdge(NamedTuple):

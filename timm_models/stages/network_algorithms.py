@@ -1,27 +1,16 @@
-"""Named algorithms of networks, and the coefficients of stages that propagate by them."""
+"""The coefficients of stages that propagate by an algorithm, and the names of algorithms with these coefficients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
 
-from optinspired_plugins.algorithms.faster import FASTER
-from optinspired_plugins.algorithms.methods import ALGORITHMS, HeavyBall
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 from optinspired_plugins.propagation.probing import layers_per_step
 from optinspired_plugins.propagation.tracing import Call, Program, trace
-from optinspired_plugins.propagation.unrolled import TwoPath
 
-__all__ = ["NETWORK_ALGORITHMS", "agree", "algorithm_names", "heavy_ball_rows", "program_coefficients"]
-
-# The names of section 3, with the β of §7.1 for the heavy ball, the last row of Table 3, and methods beyond the paper.
-NETWORK_ALGORITHMS: dict[str, Callable[[], Any]] = {
-    **ALGORITHMS,
-    "hb": partial(HeavyBall, beta=1.0),
-    "dmrnet": TwoPath,
-    **FASTER,
-}
+__all__ = ["agree", "algorithm_names", "heavy_ball_rows", "program_coefficients"]
 
 # Half precision rounds a coefficient by up to 0.4 %.
 RELATIVE, ABSOLUTE = 0.01, 1e-4
