@@ -224,6 +224,7 @@ def test_a_sample_is_a_network_a_file_and_a_timm_model(case, tmp_path):
     genotype = space.genotype(sample)
     assert genotype.rule == RULES.get(case, case)
     assert Genotype.from_json(genotype.to_json()) == genotype
+    assert genotype.to_nni(space.chooses_sources) == sample
     genotype.save(tmp_path / "g.json")
     model = timm.create_model("cellnet_cifar", genotype=tmp_path / "g.json", cells=3, channels=4, num_classes=5).eval()
     frozen = space.freeze(sample).eval()

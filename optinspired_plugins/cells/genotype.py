@@ -219,18 +219,20 @@ class Genotype:
             cells.append(tuple(zip(edges[::2], edges[1::2])))
         return cls("agd", *cells)  # type: ignore[arg-type]
 
-    def to_nni(self) -> dict[str, Any]:
+    def to_nni(self, with_sources: bool | None = None) -> dict[str, Any]:
         """Return the sample of NNI's spaces, by :class:`~optinspired_plugins.cells.labels.Label`.
 
-        It has the sources if the rule is ``"agd"``; the other spaces know them.
+        Args:
+            with_sources: include the sources, for spaces that choose them; ``None`` if the rule is ``"agd"``.
         """
+        with_sources = self.rule == "agd" if with_sources is None else with_sources
         sample: dict[str, Any] = {}
         for kind, cell in self._cells():
             for t, node in enumerate(cell, start=2):
                 for k, edge in enumerate(node):
                     label = Label(kind, "op", t, k)
                     sample[str(label)] = edge.operation
-                    if self.rule == "agd":
+                    if with_sources:
                         sample[str(label._replace(choice="input"))] = [edge.source]
         return sample
 
