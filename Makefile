@@ -63,7 +63,7 @@ test-portable: .venv/.installed
 
 docs: .venv/.docs
 	rm -rf docs/_build docs/examples
-	$(BIN)/python -m sphinx -W --keep-going -q $(if $(EXAMPLES),-D plot_gallery=1) docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 	$(BIN)/python docs/check_links.py docs/_build/html
 
 clean:

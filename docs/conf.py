@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -65,7 +66,7 @@ sphinx_gallery_conf = {
     "examples_dirs": str(STAGED),
     "gallery_dirs": "examples",
     "filename_pattern": r"/\d\d_\w+\.py$",
-    "plot_gallery": False,
+    "plot_gallery": bool(os.environ.get("EXAMPLES")),
     "reset_argv": "gallery.arguments",
     "within_subsection_order": "FileNameSortKey",
     "notebook_extensions": set(),  # a notebook has no command line
