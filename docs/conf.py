@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,6 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
 
-# A page about a class needs the class; a host that is not installed is replaced by an empty module.
-HOSTS = ("nni", "pytorch_lightning", "mmengine", "matplotlib", "rich", "typer", "sklearn")
-autodoc_mock_imports = [host for host in HOSTS if find_spec(host) is None]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -59,9 +56,31 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
+# --- hosts that may be absent -----------------------------------------------------------------------------------------
+
+# Pages of the API that need a host -> a module that imports it.
+ADAPTERS = {"api/nni_spaces": "nni_spaces._nni", "api/mm": "optinspired_plugins.mm"}
+
+
+def is_installed(adapter: str) -> bool:
+    """Return True if a module and its host can be imported."""
+    try:
+        import_module(adapter)
+    except ImportError:
+        return False
+    return True
+
+
+def without_absent_hosts(app: Any, docname: str, source: list[str]) -> None:
+    """Leave out the descriptions on a page about a host that is not installed."""
+    if docname in ADAPTERS and not is_installed(ADAPTERS[docname]):
+        note = "The host of this package was not installed where this site was built."
+        source[0] = re.sub(r"```\{eval-rst\}.*?```", note, source[0], flags=re.DOTALL)
+
+
 # --- the gallery ------------------------------------------------------------------------------------------------------
 
-stage_examples()
+stage_examples(with_searches=is_installed("nni_spaces._nni"))
 sphinx_gallery_conf = {
     "examples_dirs": str(STAGED),
     "gallery_dirs": "examples",
@@ -121,5 +140,6 @@ def setup(app: Any) -> None:
     """Connect the functions of this file."""
     app.add_directive("equations", EquationTable)
     app.connect("source-read", plain_links)
+    app.connect("source-read", without_absent_hosts)
     app.connect("doctree-read", name_twice)
     app.connect("env-updated", forget_builtins)

@@ -19,13 +19,19 @@ minutes, and then the pages show their output.
 """
 
 
-def stage_examples() -> None:
-    """Copy the examples for sphinx-gallery, with a line under the title of each."""
+def stage_examples(with_searches: bool) -> None:
+    """Copy the examples for sphinx-gallery, with a line under the title of each.
+
+    Args:
+        with_searches: copy the examples that need NNI, too; sphinx-gallery imports the names in an example.
+    """
     shutil.rmtree(STAGED, ignore_errors=True)
     STAGED.mkdir(parents=True)
     (STAGED / "GALLERY_HEADER.rst").write_text(HEADER, encoding="utf-8")
     for file in sorted((DOCS.parent / "examples").glob("*.py")):
         first, _, rest = file.read_text(encoding="utf-8").partition("\n")
+        if "nni_spaces" in rest and not with_searches:
+            continue
         title = first.removeprefix('"""').rstrip(".")
         rest = rest.replace("__doc__.splitlines()[0]", repr(title))  # sphinx-gallery runs them without a docstring
         (STAGED / file.name).write_text(f'"""\n{title}\n{"=" * len(title)}\n{rest}', encoding="utf-8")
