@@ -117,9 +117,7 @@ class CellSpace(ModelSpace):
         names = self._candidate_names(operations)
         self.rule, self.chooses_sources = self.structure.rule, self.structure.chooses(nodes)
         self.sources, self.edges = self.structure.pattern(nodes).sources, self.structure.edges(nodes)
-        for label in islice(self.edges, 3):  # an initialisation that does not fit fails here
-            initial_logits(self.initialization, self.rule, label, with_zero(names), self.edges[label])
-        check_edges(self.initialization, self.edges.values(), names)
+        self._check_start(names)
         self._check_allowed(allowed or {}, with_zero(names), nodes)
         self.operations, self.options = names, EdgeOptions(partial_channels, skip_dropout, allowed or {})
         sizes = dict(channels=channels, cells=cells, nodes=nodes, num_classes=num_classes, in_chans=in_chans)
@@ -130,6 +128,12 @@ class CellSpace(ModelSpace):
         )
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(nodes * plans[-1].channels, num_classes)
+
+    def _check_start(self, names: Sequence[str]) -> None:
+        """ValueError where the initialisation does not fit the space."""
+        for label in islice(self.edges, 3):
+            initial_logits(self.initialization, self.rule, label, with_zero(names), self.edges[label])
+        check_edges(self.initialization, self.edges.values(), names)
 
     def _candidate_names(self, operations: Sequence[str] | None) -> list[str]:
         names = list(self.default_operations if operations is None else operations)
