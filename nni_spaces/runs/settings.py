@@ -59,10 +59,6 @@ class SearchSettings:
     """
 
     space: str = _option("hb", "Search space (§9).", choices=("hb", "agd", "darts", "algorithm"))
-    algorithm: str | None = _option(None, "Search the space of this algorithm: a name (ogm), or my_module:MyAlgorithm.")
-    merge: bool = _option(False, "One edge per source where an algorithm has two, as in (28).")
-    keep: int | None = _option(None, "With --merge, sources that a node keeps; all by default.")
-    edge_weights: bool = _option(False, "Weights p on the edges of an algorithm's space (29).")
     initialization: str = _option(
         "zero",
         "How α begins; heavy-ball for hb only, algorithm for any rule.",
@@ -98,6 +94,10 @@ class SearchSettings:
     skip_dropout: float = 0.0
     allowed: Mapping[str, Sequence[str]] | None = None
     grad_checkpointing: bool = _option(False, "Compute cells twice to save memory.")
+    algorithm: str | None = _option(None, "Search the space of this algorithm: a name (ogm), or my_module:MyAlgorithm.")
+    merge: bool = _option(False, "One edge per source where an algorithm has two, as in (28).")
+    keep: int | None = _option(None, "With --merge, sources that a node keeps; all by default.")
+    edge_weights: bool = _option(False, "Weights p on the edges of an algorithm's space (29).")
 
     def __post_init__(self) -> None:
         _check_shared(self, least_batch=1)
