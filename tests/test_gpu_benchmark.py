@@ -12,6 +12,7 @@ import gpu_training
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from speed_and_memory import Form
 
 ROOT = Path(__file__).parents[1]
@@ -160,3 +161,28 @@ def test_the_roofline_predicts_a_step(tmp_path):
     # The kernels of a GPU are logged, and recomputation pays for them even though fewer are launched.
     assert int(reversible["launches"]) < int(default["launches"])
     assert float(reversible["teraflops"]) >= float(default["teraflops"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(fake_cuda.missing() is not None, reason=f"needs {fake_cuda.missing()}")
+def test_the_roofline_counts_a_search_step(tmp_path):
+    """On fake CUDA tensors; operations that run one by one need more launches."""
+    needs("nni")
+    code = """
+        import fake_cuda
+        fake_cuda.install()
+        import roofline
+        from nni_spaces.spaces import mixed_op
+        def launches():
+            return sum(kernel.launches for kernel in roofline.run_search_step("hb", 2, 16, 4, 3).kernels)
+        together = launches()
+        mixed_op._launches_are_slow = lambda x: False
+        print(together, launches())
+    """
+    script = "\n".join(line[8:] for line in code.splitlines())
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
+    kwargs = dict(capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, **kwargs)
+    assert done.returncode == 0, done.stderr
+    together, one_by_one = map(int, done.stdout.split()[-2:])
+    assert together < 0.65 * one_by_one
