@@ -127,7 +127,16 @@ def search(
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
             show(f"{name:<9} node {t}: {edges}")
-    show(f"Genotype: {out / GENOTYPE}", step)
+    show(*_travel(out, settings), f"Genotype: {out / GENOTYPE}", step)
+
+
+def _travel(out: Path, settings: SearchSettings) -> list[str]:
+    """Return a line about the distance that α could travel; none for a search in stages."""
+    about = read_about(out)
+    if settings.strategy == "p-darts" or "alpha_steps" not in about:
+        return []
+    travel = f"α could move by {about['alpha_steps'] * settings.alpha_lr:.2g} in {about['alpha_steps']:,} steps"
+    return [f"{travel}; the favoured began at {about['logit']:.2g}." if "logit" in about else f"{travel}."]
 
 
 def _training_step(out: Path, settings: dict[str, Any]) -> str:

@@ -27,7 +27,11 @@ from optinspired_plugins.run_folder import lock_folder, read_history
 TINY = dict(
     data="digits", limit=64, epochs=3, channels=2, cells=3, nodes=2, batch_size=16, padding=1, lr=0.1, alpha_lr=0.1
 )
-SPACES = [dict(space="hb", initialization="heavy-ball"), dict(space="agd"), dict(space="darts", strategy="gumbel")]
+SPACES = [
+    dict(space="hb", initialization="heavy-ball", alpha_decay_to="start"),
+    dict(space="agd"),
+    dict(space="darts", strategy="gumbel"),
+]
 BATCHES = 3 * 2
 
 processes = multiprocessing.get_context("forkserver")
@@ -133,6 +137,7 @@ def test_settings_reach_the_strategy_and_the_space():
     settings = SearchSettings(
         alpha_lr=0.1,
         alpha_weight_decay=0.2,
+        alpha_decay_to="start",
         gradient_clip=0.3,
         warmup_epochs=4,
         initialization="zero",

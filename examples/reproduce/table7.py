@@ -104,6 +104,7 @@ class Experiment:
             channels=b.channels,
             cells=b.cells,
             alpha_lr=b.alpha_lr,
+            logit=5.0,
             warmup_epochs=int(method.warmup * b.search_epochs),
             seed=self.seed,
         )

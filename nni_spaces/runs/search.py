@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,7 @@ __all__ = [
     "make_space",
     "make_strategy",
     "search",
+    "start_logit",
 ]
 
 SPACES: dict[str, type[CellSpace]] = {
@@ -53,6 +56,8 @@ INITIALIZATIONS: dict[str, type[Any]] = {
     "random": RandomInit,
     "algorithm": AlgorithmInit,
 }
+FAVOURING = ("heavy-ball", "algorithm")  # initialisations with a favoured operation
+MIN_LOGIT, MAX_LOGIT = math.log(8), 5.0
 STRATEGIES: dict[str, Callable[..., DARTS]] = {
     "darts": DARTS,
     "darts-second-order": lambda **kwargs: DARTS(order=2, **kwargs),
@@ -62,9 +67,28 @@ STRATEGIES: dict[str, Callable[..., DARTS]] = {
 }
 
 
-def make_space(settings: SearchSettings, classes: int, in_chans: int) -> CellSpace:
-    """Return the space of a search, for images with ``in_chans`` channels."""
+def start_logit(settings: SearchSettings, steps: int) -> float:
+    """Return the start of a favoured α, if the settings leave it open.
+
+    It is the distance that α can travel in the search, about ``steps`` · ``alpha_lr`` under Adam, so that another
+    operation can win while the favourite falls and its own α rises. It is at least ln 8, the weight ½ among nine
+    operations, and at most 5, the weight 0.95.
+    """
+    return min(MAX_LOGIT, max(MIN_LOGIT, steps * settings.alpha_lr)) if settings.logit is None else settings.logit
+
+
+def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: int | None = None) -> CellSpace:
+    """Return the space of a search.
+
+    Args:
+        settings: settings of the search.
+        classes: number of classes.
+        in_chans: channels of an image.
+        steps: steps of α, for :func:`start_logit`; ``None`` for a search without end.
+    """
     initialization: dict[str, Any] = {}
+    if settings.initialization in FAVOURING:
+        initialization["logit"] = start_logit(settings, steps or sys.maxsize)
     if settings.initialization == "algorithm":
         initialization["edge_weights"] = settings.edge_weights
     space: Callable[..., CellSpace] = SPACES[settings.space]
@@ -99,6 +123,7 @@ def make_strategy(settings: SearchSettings) -> DARTS:
     return STRATEGIES[settings.strategy](
         arc_learning_rate=settings.alpha_lr,
         alpha_weight_decay=settings.alpha_weight_decay,
+        alpha_decay_to=settings.alpha_decay_to,
         gradient_clip_val=settings.gradient_clip,
         warmup_epochs=settings.warmup_epochs,
     )
@@ -187,12 +212,13 @@ def search(
     folder, devices = Path(out), resolve_devices(devices)
     with lock_folder(folder, devices):
         data = read_images(settings.data, settings.limit)
-        torch.manual_seed(settings.seed)
-        space = make_space(settings, data.classes, data.images.shape[1])
-        entry = partial(_entry, space)
-        run = RunCallback(folder, settings, data, _sizes, entry, on_batch, on_epoch, Execution(devices))
-        resume = run.resume()
         loaders = make_loaders(data, settings.batch_size, settings.seed, workers, settings.padding, devices)
+        steps = len(loaders[0]) * (settings.epochs - cast(int, settings.warmup_epochs))
+        torch.manual_seed(settings.seed)
+        space = make_space(settings, data.classes, data.images.shape[1], steps)
+        entry, facts = partial(_entry, space), partial(_facts, settings, steps)
+        run = RunCallback(folder, settings, data, facts, entry, on_batch, on_epoch, Execution(devices))
+        resume = run.resume()
         for loader in loaders:
             # Loader processes load their first images before Lightning sets the epoch.
             loader.sampler.set_epoch(run.first_epoch)  # type: ignore[attr-defined]
@@ -217,9 +243,12 @@ def _entry(space: CellSpace, module: Any, metrics: dict[str, float]) -> dict[str
     }
 
 
-def _sizes(module: Any) -> dict[str, int]:
-    """Return the number of weights of a supernet, and the number of its architecture parameters."""
+def _facts(settings: SearchSettings, steps: int, module: Any) -> dict[str, Any]:
+    """Return the number of weights of a supernet, the number of its architecture parameters, and the steps of α.
+
+    A favoured α has its start, too.
+    """
+    favoured = dict(logit=round(start_logit(settings, steps), 4)) if settings.initialization in FAVOURING else {}
     architecture = sum(map(Tensor.numel, module.arch_parameters()))
-    return dict(
-        parameters=sum(map(Tensor.numel, module.parameters())) - architecture, architecture_parameters=architecture
-    )
+    parameters = sum(map(Tensor.numel, module.parameters())) - architecture
+    return dict(parameters=parameters, architecture_parameters=architecture, alpha_steps=steps, **favoured)

@@ -52,7 +52,9 @@ class SearchSettings:
     ``keep`` and ``edge_weights``, is ``space="algorithm"``, which need not be given.
     ``partial_channels``, ``skip_dropout`` and ``allowed`` are arguments of the space. α stands still in the first
     ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
-    strategies. ``grad_checkpointing`` saves memory and costs time.
+    strategies. ``logit`` is the start of a favoured α of the initialisations ``"heavy-ball"`` and ``"algorithm"``;
+    ``None`` is :func:`~nni_spaces.runs.search.start_logit`. ``alpha_decay_to`` is an argument of
+    :class:`~nni_spaces.DARTS`. ``grad_checkpointing`` saves memory and costs time.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -81,7 +83,7 @@ class SearchSettings:
     momentum: float = 0.9
     weight_decay: float = 3e-4
     alpha_lr: float = _option(3e-4, "Learning rate of α and β (§9.3).")
-    alpha_weight_decay: float = 1e-3
+    alpha_weight_decay: float = _option(1e-3, "Weight decay of α and β (§9.3).")
     gradient_clip: float = 5.0
     padding: int = _option(4, PADDING)
     seed: int = _option(0, SEED)
@@ -99,6 +101,11 @@ class SearchSettings:
     keep: int | None = _option(None, "With --merge, sources that a node keeps; all by default.")
     edge_weights: bool = _option(False, "Weights p on the edges of an algorithm's space (29).")
 
+    logit: float | None = _option(
+        None, "Start of a favoured α (26), e.g. 5; by default as far as α can travel, between 2.1 and 5."
+    )
+    alpha_decay_to: str = _option("zero", "Value that the weight decay of α leads to.", choices=("zero", "start"))
+
     def __post_init__(self) -> None:
         _check_shared(self, least_batch=1)
         parts, share = STRATEGY_DEFAULTS.get(self.strategy, (1, 0.0))
@@ -112,6 +119,8 @@ class SearchSettings:
         if cast(int, self.warmup_epochs) >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
         check_rate("skip_dropout", self.skip_dropout)
+        if self.logit is not None and not 0 < self.logit < math.inf:
+            raise ValueError(f"logit={self.logit!r}: must be finite and > 0")
         self._check_algorithm()
 
     def _check_algorithm(self) -> None:

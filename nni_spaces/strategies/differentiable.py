@@ -16,6 +16,8 @@ from nni.nas.strategy import DARTS as StockDARTS
 from nni.nas.strategy import GumbelDARTS as StockGumbelDARTS
 from torch import Tensor, nn
 
+from optinspired_plugins._checks import check_one_of
+
 from ..spaces.edges import SkipDropout
 
 __all__ = ["DARTS", "GumbelDARTS"]
@@ -30,6 +32,8 @@ class _ArchitectureStep:
     order: int
     alpha_weight_decay: float
     alpha_betas: tuple[float, float]
+    alpha_decay_to: str
+    alpha_start: list[Tensor]
     arc_learning_rate: float
     training_module: pl.LightningModule
     trainer: Any
@@ -51,9 +55,8 @@ class _ArchitectureStep:
         parameters = self.arch_parameters()
         if not parameters:
             raise ValueError("the model has no architecture parameters: must be a space with something to choose")
-        return torch.optim.Adam(
-            parameters, self.arc_learning_rate, betas=self.alpha_betas, weight_decay=self.alpha_weight_decay
-        )
+        decay = self.alpha_weight_decay if self.alpha_decay_to == "zero" else 0.0
+        return torch.optim.Adam(parameters, self.arc_learning_rate, betas=self.alpha_betas, weight_decay=decay)
 
     def on_train_start(self) -> None:
         """Check the optimiser of the weights before a search of second order.
@@ -63,7 +66,23 @@ class _ArchitectureStep:
         """
         if self.order == 2:
             self._weight_sgd()
+        if not hasattr(self, "alpha_start"):  # a resumed search has it from its checkpoint
+            self.alpha_start = [alpha.detach().clone() for alpha in self.arch_parameters()]
         super().on_train_start()  # type: ignore[misc]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the start of α, if α decays to it."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if self.alpha_decay_to == "start":
+            checkpoint["alpha_start"] = self.alpha_start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the start of α."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        if self.alpha_decay_to == "start":
+            self.alpha_start = [
+                start.to(alpha) for start, alpha in zip(checkpoint["alpha_start"], self.arch_parameters())
+            ]
 
     def on_train_epoch_start(self) -> None:
         """Set the dropout rate after skip connections; it is constant if the trainer has no last epoch."""
@@ -87,6 +106,7 @@ class _ArchitectureStep:
                 self._first_order_gradient(batch["val"], batch_idx)
             else:
                 self._second_order_gradient(batch["train"], batch["val"], batch_idx)
+            self._decay_to_start()
             optimizer.step()
         host.resample()
         with _without_gradients(self.arch_parameters()):
@@ -96,6 +116,13 @@ class _ArchitectureStep:
         if batch_idx % host.log_prob_every_n_step == 0:
             host.log_probs(host.export_probs())
         return result
+
+    def _decay_to_start(self) -> None:
+        """Add the gradient of weight_decay/2 ‖α − α_0‖², if α decays to its start α_0."""
+        if self.alpha_decay_to == "start":
+            for alpha, start in zip(self.arch_parameters(), self.alpha_start):
+                if alpha.grad is not None:
+                    alpha.grad.add_(alpha.detach() - start, alpha=self.alpha_weight_decay)
 
     def _first_order_gradient(self, val: Any, batch_idx: int) -> None:
         """Set α's gradient to ∇_α of the loss and of the penalty; gradients of the weights are not computed."""
@@ -239,8 +266,10 @@ class DARTS(StockDARTS):
 
     Args:
         arc_learning_rate: Adam's learning rate for α and β.
-        alpha_weight_decay: weight decay of α and β. Even without a gradient, 1e-3 reduces a favoured α of
-            :class:`~nni_spaces.HeavyBallInit`.
+        alpha_weight_decay: weight decay of α and β.
+        alpha_decay_to: ``"zero"``, as in DARTS, or ``"start"``: α decays to its initial value. Adam makes steps of its
+            learning rate even from the decay alone, so that without any gradient a favoured α of
+            :class:`~nni_spaces.HeavyBallInit` falls from 5 to 0.
         alpha_betas: Adam's momenta for them.
         gradient_clip_val: the weights' gradient norm is clipped to this; ``None`` for no clipping.
         order: 1 or 2. The second differentiates through one step of the weights and costs three more passes. The
@@ -250,7 +279,8 @@ class DARTS(StockDARTS):
             plain numbers without a gradient, and NNI's profilers do not know the shapes of these spaces.
 
     Raises:
-        ValueError: ``order`` is neither 1 nor 2, or 2 with a penalty; when training starts: 2 with another optimiser.
+        ValueError: ``order`` is neither 1 nor 2, or 2 with a penalty; ``alpha_decay_to`` is unknown; when training
+            starts: order 2 with another optimiser.
     """
 
     module_type: type[Any] = _DARTSModule
@@ -263,14 +293,17 @@ class DARTS(StockDARTS):
         alpha_betas: tuple[float, float] = (0.5, 0.999),
         gradient_clip_val: float | None = 5.0,
         order: int = 1,
+        alpha_decay_to: str = "zero",
         **kwargs: Any,
     ) -> None:
+        check_one_of("alpha_decay_to", alpha_decay_to, ("zero", "start"))
         if order not in (1, 2):
             raise ValueError(f"order={order!r}: must be 1 or 2")
         if order == 2 and kwargs.get("penalty") is not None:
             raise ValueError("order=2 with a penalty: its gradient is defined for the loss only, pass order=1")
         super().__init__(arc_learning_rate=arc_learning_rate, gradient_clip_val=gradient_clip_val, **kwargs)
         self.alpha_weight_decay, self.alpha_betas, self.order = alpha_weight_decay, alpha_betas, order
+        self.alpha_decay_to = alpha_decay_to
 
     def configure_oneshot_module(self, training_module: Any) -> BaseOneShotLightningModule:
         """Return NNI's module with our step."""
@@ -279,6 +312,7 @@ class DARTS(StockDARTS):
         module.__class__ = self.module_type
         module.order = self.order
         module.alpha_weight_decay, module.alpha_betas = self.alpha_weight_decay, self.alpha_betas
+        module.alpha_decay_to = self.alpha_decay_to
         return module
 
 

@@ -136,10 +136,12 @@ def _retrain_settings(value: object) -> dict[str, Any]:
 
 def _about(value: object) -> dict[str, Any]:
     about = json_object(value)
-    for name in ("parameters", "architecture_parameters", "macs"):
+    for name in ("parameters", "architecture_parameters", "macs", "alpha_steps"):
         number = about.get(name)
         if number is not None and (type(number) is not int or not 0 <= number <= LIMIT_NUMBER):
             raise ValueError(f"{name}={str(number)[:80]}: must be an integer from 0 to {LIMIT_NUMBER:g}")
+    if "logit" in about:
+        _number(about["logit"], "logit")
     for name in ("versions", "data"):
         json_object(about.get(name, {}), name)
     return about
