@@ -27,6 +27,7 @@ author = "The optinspired-plugins authors"
 copyright = f"{author}, Apache-2.0"
 version = release = optinspired_plugins.__version__
 language = "en"
+smartquotes = False  # options begin with two hyphens
 
 extensions = [
     "myst_parser",
@@ -111,17 +112,18 @@ class EquationTable(SphinxDirective):
 
 # --- links out of this folder -----------------------------------------------------------------------------------------
 
-LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)]+)\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!http|#)([^)\s]+)\)")
 
 
 def plain_links(app: Any, docname: str, source: list[str]) -> None:
-    """Replace links to files beside the site, which the repository's pages have, by their text."""
-    source[0] = LINK.sub(lambda link: link[1] if outside(docname, link[2]) else link[0], source[0])
+    """Replace links to folders, and to files beside the site, which the repository's pages have, by their text."""
+    source[0] = LINK.sub(lambda link: link[0] if is_page(docname, link[2]) else link[1], source[0])
 
 
-def outside(docname: str, target: str) -> bool:
-    """Return True if a relative link of a page leaves the folder of the site."""
-    return not (DOCS / docname).parent.joinpath(target).resolve().is_relative_to(DOCS)
+def is_page(docname: str, target: str) -> bool:
+    """Return True if a relative link leads to a file of the site."""
+    file = (DOCS / docname).parent.joinpath(target.partition("#")[0]).resolve()
+    return file.is_relative_to(DOCS) and not file.is_dir()
 
 
 def name_twice(app: Any, doctree: Any) -> None:

@@ -30,6 +30,7 @@ def stage_examples(with_searches: bool) -> None:
     (STAGED / "GALLERY_HEADER.rst").write_text(HEADER, encoding="utf-8")
     for file in sorted((DOCS.parent / "examples").glob("*.py")):
         first, _, rest = file.read_text(encoding="utf-8").partition("\n")
+        rest = rest.replace("\n    ", "\n::\n\n    ", 1) if rest.startswith("\n    ") else rest  # the command
         if "nni_spaces" in rest and not with_searches:
             continue
         title = first.removeprefix('"""').rstrip(".")
