@@ -6,9 +6,7 @@ from my_algorithms import LearnedHeavyBall
 from my_algorithms import OptimizedGradient as OwnGradientMethod
 
 from optinspired_plugins import HeavyBall, nesterov_weights
-from optinspired_plugins.algorithms.faster import TwoStep
 from optinspired_plugins.cells.genotype import heavy_ball_sources
-from optinspired_plugins.plotting.cells import draw_pattern
 from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 from optinspired_plugins.propagation.patterns import Pattern, pattern
 from optinspired_plugins.propagation.tracing import NotLinearError
@@ -199,19 +197,3 @@ def test_two_layers_per_step_may_follow_each_other():
         (("op", 1, 1.0), ("lin", 1, -1.0), ("lin", 0, 1.0)),
         (("op", 2, 1.0),),
     )
-
-
-# --- drawing ----------------------------------------------------------------------------------------------------------
-
-
-def labels(figure):
-    return [text.get_text() for text in figure.axes[0].texts]
-
-
-def test_drawings_have_the_weights():
-    hb = labels(draw_pattern(named("hb"), "hb"))
-    assert (hb.count("T"), hb.count("+1"), hb.count("−1")) == (NODES, NODES, NODES)
-    crowded = labels(draw_pattern(pattern(NETWORK_ALGORITHMS["agd2"](), 4)))
-    assert "0.025 T − 0.025" in crowded, "both edges of a source are one line"
-    ogm = labels(draw_pattern(pattern(TwoStep(0.5, -0.25), 2)))
-    assert ogm[:3] == ["0.5 T", "+0.25", "+0.25"]

@@ -10,6 +10,10 @@ from my_algorithms import LearnedHeavyBall, OptimizedGradient
 needs("matplotlib")
 
 from optinspired_plugins import ALGORITHMS, HeavyBall, TwoPath, plotting, trace
+from optinspired_plugins.algorithms.faster import TwoStep
+from optinspired_plugins.plotting.cells import draw_pattern
+from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
+from optinspired_plugins.propagation.patterns import pattern
 from optinspired_plugins.propagation.tracing import NotLinearError
 from optinspired_plugins.simulation import Run
 
@@ -110,3 +114,16 @@ def test_figures_can_be_written(tmp_path):
         plotting.draw_algorithms(steps=3).savefig(file)
         assert file.stat().st_size > 5_000
     assert torch.get_default_dtype() == torch.float32
+
+
+def labels(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_drawings_of_patterns_have_the_weights():
+    hb = labels(draw_pattern(pattern(NETWORK_ALGORITHMS["hb"](), 4), "hb"))
+    assert (hb.count("T"), hb.count("+1"), hb.count("−1")) == (4, 4, 4)
+    crowded = labels(draw_pattern(pattern(NETWORK_ALGORITHMS["agd2"](), 4)))
+    assert "0.025 T − 0.025" in crowded, "both edges of a source are one line"
+    two_step = labels(draw_pattern(pattern(TwoStep(0.5, -0.25), 2)))
+    assert two_step[:3] == ["0.5 T", "+0.25", "+0.25"]

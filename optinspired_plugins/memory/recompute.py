@@ -58,6 +58,7 @@ _Buffers = Mapping[str, Optional[Tensor]]
 
 def _copies(buffers: Mapping[nn.Module, _Buffers]) -> dict[nn.Module, _Buffers]:
     """Return copies, with one launch on a GPU for all buffers of a dtype."""
+    buffers = {module: dict(of_module) for module, of_module in buffers.items()}  # other threads exchange them
     found = {id(b): b.detach() for of_module in buffers.values() for b in of_module.values() if b is not None}
     copies = {key: torch.empty_like(buffer) for key, buffer in found.items()}
     for kind in {(buffer.device, buffer.dtype) for buffer in found.values()}:
