@@ -32,7 +32,7 @@ class _ArchitectureStep:
     order: int
     alpha_weight_decay: float
     alpha_betas: tuple[float, float]
-    alpha_decay_to: str
+    alpha_decay_to: str = "zero"
     alpha_start: list[Tensor]
     arc_learning_rate: float
     training_module: pl.LightningModule
