@@ -16,7 +16,7 @@ __all__ = ["search_modules", "search_steps"]
 
 
 def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cells: int) -> list[Callable[[], Any]]:
-    """Return functions that step α and the weights once; the arguments are those of :func:`search_modules`."""
+    """Return functions that step α and the weights once. See :func:`search_modules` for the arguments."""
     images, labels = torch.randn(2 * batch, 3, size, size), torch.randint(10, (2 * batch,))
     step_batch = {"train": (images[:batch], labels[:batch]), "val": (images[batch:], labels[batch:])}
     modules = search_modules(names, batch, size, channels, cells)

@@ -1,6 +1,6 @@
 """The table from the paper's equations to functions, modules and tests, for the directive ``{equations}`` of the site.
 
-The rows are those of ``optinspired_plugins.propagation.rules.EQUATIONS``; ``tests/test_equations.py`` tests that every
+The rows come from ``optinspired_plugins.propagation.rules.EQUATIONS``; ``tests/test_equations.py`` tests that every
 name in it exists, and ``tests/test_site.py`` that the API pages describe it.
 """
 

@@ -108,9 +108,10 @@ def search(
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9 or of any algorithm; writes genotype.json.
 
-    A module of an algorithm is looked for in the current folder too.
+    The module of an algorithm may be in the current folder.
     """
-    sys.path.insert(0, "")
+    if options["algorithm"] is not None:
+        sys.path.insert(0, "")
     with hosts():
         from .runs.progressive import search_progressively
         from .runs.search import search as search_once

@@ -1,6 +1,6 @@
 """Every snippet of the README runs, and every command of the site's pages with them.
 
-Python runs as it stands, shell with timm's scripts on the digits. ``test_site.py`` runs the Python of the pages.
+Python code of README runs here, code of the site's pages in ``test_site.py``. Shell commands run on digits.
 """
 
 import os

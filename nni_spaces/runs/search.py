@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,7 +66,7 @@ STRATEGIES: dict[str, Callable[..., DARTS]] = {
 }
 
 
-def start_logit(settings: SearchSettings, steps: int) -> float:
+def start_logit(settings: SearchSettings, steps: float) -> float:
     """Return the start of a favoured α, if the settings leave it open.
 
     It is the distance that α can travel in the search, about ``steps`` · ``alpha_lr`` under Adam, so that another
@@ -77,18 +76,18 @@ def start_logit(settings: SearchSettings, steps: int) -> float:
     return min(MAX_LOGIT, max(MIN_LOGIT, steps * settings.alpha_lr)) if settings.logit is None else settings.logit
 
 
-def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: int | None = None) -> CellSpace:
+def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: float = math.inf) -> CellSpace:
     """Return the space of a search.
 
     Args:
         settings: settings of the search.
         classes: number of classes.
         in_chans: channels of an image.
-        steps: steps of α, for :func:`start_logit`; ``None`` for a search without end.
+        steps: steps of α, for :func:`start_logit`.
     """
     initialization: dict[str, Any] = {}
     if settings.initialization in FAVOURING:
-        initialization["logit"] = start_logit(settings, steps or sys.maxsize)
+        initialization["logit"] = start_logit(settings, steps)
     if settings.initialization == "algorithm":
         initialization["edge_weights"] = settings.edge_weights
     space: Callable[..., CellSpace] = SPACES[settings.space]
