@@ -14,21 +14,11 @@ BEGIN, END = "<!-- speed table: begin -->\n", "<!-- speed table: end -->\n"
 LINES = {
     ("hbnet50", "default", "resnet50"): "`hbnet50` / `resnet50`",
     ("hbnet50", "checkpointing", "resnet50"): "`hbnet50`, checkpointing / `resnet50`",
-    ("hbnet50", "reversible", "resnet50"): "`hbnet50`, reversible / `resnet50`",
     ("resnet50", "checkpointing", "resnet50"): "`resnet50`, timm's checkpointing / `resnet50`",
     ("hbnet152", "reversible", "resnet152"): "`hbnet152`, reversible / `resnet152`",
     ("agdnet121", "default", "densenet121"): "`agdnet121` / `densenet121`",
-    ("agdnet121", "checkpointing", "densenet121"): "`agdnet121`, checkpointing / `densenet121`",
     ("densenet121", "memory_efficient", "densenet121"): "`densenet121`, `memory_efficient` / `densenet121`",
-    ("hbnet50", "fused", "resnet50"): "`hbnet50`, fused / `resnet50`, folded: inference",
-    ("agdnet121", "fused", "densenet121"): "`agdnet121`, fused / `densenet121`, folded: inference",
-    ("hb space", "default", "NNI's DARTS"): "HB search step / NNI's DARTS",
-    ("hb space", "checkpointing", "NNI's DARTS"): "HB search step, checkpointing / NNI's DARTS",
-    ("agd space", "default", "NNI's DARTS"): "AGD search step / NNI's DARTS",
-    ("agd space", "checkpointing", "NNI's DARTS"): "AGD search step, checkpointing / NNI's DARTS",
 }
-
-
 FILES = ("training", "inference", "search", "deep", "channels_last", "compiled", "reversible", "growth")
 TITLES = {
     "training": "Training step",
@@ -73,7 +63,7 @@ modules unless they save memory, here the last two.
 EARLY = "2ad272b"
 
 
-def read_rows(folder: Path, names: tuple[str, ...] = FILES[:3]) -> list[dict[str, str]]:
+def read_rows(folder: Path, names: tuple[str, ...] = ("training",)) -> list[dict[str, str]]:
     """Return the rows of the files with these names."""
     rows = []
     for name in names:
@@ -96,7 +86,7 @@ def table(rows: list[dict[str, str]], lines: dict[tuple[str, ...], str] | None =
     for key, label in (LINES if lines is None else lines).items():
         if key in pairs:
             time, memory = pairs[key]["time"], pairs[key].get("memory")
-            share = f"{float(memory['ratio']):.2f}" if memory and "inference" not in label else ""
+            share = f"{float(memory['ratio']):.2f}" if memory else ""
             spread = f"{float(time['low']):.2f} … {float(time['high']):.2f}"
             where = f"{time['batch']}, {time['size']}²"
             table_lines.append(f"| {label} | {float(time['ratio']):.2f} | {spread} | {share} | {where} |")
