@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -30,9 +31,7 @@ from .report.page import write_report
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Networks read off algorithms."
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Networks read off algorithms.")
 plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
 app.add_typer(plot, name="plot")
 
@@ -222,6 +221,9 @@ def plot_cells(
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal of code page 1252 has no α
+            stream.reconfigure(errors="replace")
     app()
 
 

@@ -247,6 +247,15 @@ def test_a_users_algorithm_is_searched_from_the_current_folder(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+def test_a_terminal_without_greek_letters_shows_help(tmp_path):
+    needs("typer")
+    env = environment(PYTHONIOENCODING="cp1252")
+    done = subprocess.run(command("search", "--help"), cwd=tmp_path, env=env, capture_output=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "--alpha-lr" in done.stdout.decode("cp1252")
+    assert "--install-completion" in run("--help", folder=tmp_path).stdout
+
+
 def test_without_its_extra_the_command_says_what_to_install(tmp_path):
     (tmp_path / "typer.py").write_text("raise ImportError('no typer here')")
     done = run("--help", folder=tmp_path, ok=False, cold=True, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
