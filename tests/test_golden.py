@@ -6,7 +6,7 @@ import pytest
 import timm
 
 ROOT = Path(__file__).resolve().parents[1]
-from architecture_table import BEGIN, END, ROWS, count, table
+from architecture_table import ROWS, count
 
 PARAMETERS = {
     "hbnet34": 21_797_672,
@@ -59,10 +59,3 @@ def test_supplied_resnets_and_densenets_have_timms_counts():
         ours, theirs = (timm.create_model(f"{name}{depth}", device="meta") for name in (family, "resnet"))
         assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert count("agdnet121", learn_alpha=False)[0] == count("densenet121")[0]
-
-
-def test_readme_prints_the_measured_table():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.split(BEGIN)[1].split(END)[0].strip() == table(), (
-        "run examples/reproduce/architecture_table.py --write README.md"
-    )

@@ -412,21 +412,22 @@ def test_the_readmes_summary_is_that_of_the_files(tmp_path):
     readme = RESULTS.parents[1] / "README.md"
     copy = tmp_path / "README.md"
     copy.write_bytes(readme.read_bytes())
-    page.write_summary(RESULTS, copy)
+    page.write_summary(RESULTS, copy, GPU)
     assert copy.read_text(encoding="utf-8") == readme.read_text(encoding="utf-8")
 
 
-def test_the_summary_has_each_family_beside_its_special_case(tmp_path):
+def test_the_summary_has_the_decided_claims(tmp_path):
     rows = [run(name, s, e + s) for name, e in (("resnet56", 30), ("hbnet56", 20), ("hbnet20", 10)) for s in (0, 1)]
     write_csv(tmp_path / "table4.csv", rows)
     document = tmp_path / "document.md"
     document.write_text(f"before\n{page.BEGIN}old\n{page.END}after\n")
     page.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--readme", str(document)])
-    before, *table, after = document.read_text(encoding="utf-8").splitlines()
-    assert (before, after, len(table)) == ("before", "after", 1 + 1 + 1 + 2 + 1 + 1)
-    cells = [cell.strip() for cell in table[-2].strip("|").split("|")]
-    assert cells[0] == "HBNet-56 against ResNet-56: 16,000 images, 10 epochs, augmented"
-    assert cells[1:] == ["20.50 ± 0.71", "30.50 ± 0.71", "2", "-10.00 [-12.25, -7.75]", "lower", "5.46", "5.32"]
+    before, _, count, _, claim, _, after = document.read_text(encoding="utf-8").splitlines()
+    assert (before, after) == ("before", "after")
+    assert count == "Comparisons with several seeds: 1. Decided, after the correction for their number:"
+    assert claim.startswith("- HBNet-56 against ResNet-56, test error (16,000 images, 10 epochs")
+    assert claim.endswith("lower, -10.00 [-12.25, -7.75]; paper +0.14")
+    assert page.summary([], page.adjusted_p_values([]))[-1] == "none."
     document.write_text("no marks")
     with pytest.raises(ValueError, match=r"document.md: must have <!-- results: begin --> and <!-- results: end -->"):
         page.write_summary(tmp_path, document)

@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of Tables 4 and 5.
 
     python examples/reproduce/architecture_table.py                    # print the table
-    python examples/reproduce/architecture_table.py --write README.md  # replace it between the markers
+    python examples/reproduce/architecture_table.py --write docs/parameters.md  # replace it between the markers
 
 The table has the paper's figures and the counts. Models are built on the meta device, so no memory is allocated and
 nothing is computed.

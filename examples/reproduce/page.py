@@ -25,7 +25,7 @@ from paper_figures import TABLE5
 from rows import RESULTS, read_rows
 from section_stability import stability
 from section_starts import starts
-from section_table4 import summary, table4
+from section_table4 import table4
 from section_table7 import table7
 
 from optinspired_plugins._files import write_atomically
@@ -95,6 +95,22 @@ def table5(folder: Path) -> Section:
 SECTIONS: list[Callable[[Path], Section]] = [table4, stability, coefficients_section, table7, table5]
 
 
+def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], list[Claim]]:
+    """Return the claims with several seeds, and those of them that survive the correction."""
+    several = [claim for claim in claims if verdict(claim, adjusted) != ONE_SEED]
+    return several, [claim for claim in several if verdict(claim, adjusted) in claim.result.directions]
+
+
+def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
+    """Return the decided claims, for README.md."""
+    several, survivors = decided(claims, adjusted)
+    return [
+        f"Comparisons with several seeds: {len(several)}. Decided, after the correction for their number:",
+        "",
+        *([f"- {_sentence(claim, adjusted)}" for claim in survivors] or ["none."]),
+    ]
+
+
 def conclusions(claims: Sequence[Claim], adjusted: Adjusted) -> list[str]:
     """Return the claims, sorted by agreement with the paper."""
 
@@ -102,8 +118,7 @@ def conclusions(claims: Sequence[Claim], adjusted: Adjusted) -> list[str]:
         items = [f"- {_sentence(claim, adjusted)}" for claim in group]
         return [f"**{title}**", "", *items, ""] if items else []
 
-    several = [claim for claim in claims if verdict(claim, adjusted) != ONE_SEED]
-    survivors = [claim for claim in several if verdict(claim, adjusted) in claim.result.directions]
+    several, survivors = decided(claims, adjusted)
     others = [claim for claim in several if claim not in survivors]
     single = len(claims) - len(several)
     omission = f" Left out with a single seed: {single}." if single else ""
@@ -170,8 +185,9 @@ def write_summary(results: Path, readme: Path, gpu: Path | None = None) -> None:
     if not text.count(BEGIN) == text.count(END) == 1:
         raise ValueError(f"{readme}: must have {BEGIN.strip()} and {END.strip()} once")
     before, rest = text.split(BEGIN)
-    table = "".join(f"{line}\n" for line in summary(results, read_sections(results, gpu)[1]))
-    write_atomically(readme, before + BEGIN + table + END + rest.split(END)[1])
+    sections, adjusted = read_sections(results, gpu)
+    lines = summary([claim for section in sections for claim in section.claims()], adjusted)
+    write_atomically(readme, before + BEGIN + "".join(f"{line}\n" for line in lines) + END + rest.split(END)[1])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from claims import (
-    Adjusted,
     Claim,
     Row,
     Section,
@@ -14,10 +13,8 @@ from claims import (
     by_seed,
     grouped,
     name_images,
-    name_recipe,
     name_seeds,
     numbers,
-    verdict,
 )
 from comparison import compare, mean_and_spread, pool
 from figures import draw_dots
@@ -25,7 +22,7 @@ from networks import NETWORKS
 from paper_figures import TABLE4
 from rows import read_rows
 
-__all__ = ["summary", "table4"]
+__all__ = ["table4"]
 
 
 ABOUT = (
@@ -69,29 +66,6 @@ def table4(folder: Path) -> Section:
     panels = {title: lines for title, lines in panels.items() if lines}
     figure = {"table4": ("Test errors of all seeds", draw_dots(panels, "test error (%)"))} if panels else {}
     return Section(["## Table 4: CIFAR-10", "", ABOUT, "", *content] if content else [], [], figure)
-
-
-def summary(folder: Path, adjusted: Adjusted) -> list[str]:
-    """Return the table for README.md: each family against its special case."""
-    lines = [
-        "± is the standard deviation over seeds; [a, b] is the 95 % interval of a difference. Without a γ in the name, "
-        "`init_last=1.0`.",
-        "",
-        "| CIFAR-10, test error in % | ours, measured | special case, measured | seeds | difference, measured | "
-        "verdict | ours, paper | special case, paper |",
-        "|---|---:|---:|---:|---:|---|---:|---:|",
-    ]
-    for recipe, groups in _blocks(folder):
-        pairs = [*HEAVY_BALL, *SMALL_INIT, *DEFAULTS, *NESTEROV]
-        for (ours, peer), claim in _claims(groups, recipe, pairs).items():
-            errors = [numbers(groups[name], "test_error") for name in (ours, peer)]
-            seeds = " and ".join(dict.fromkeys(str(len(values)) for values in errors))
-            columns = [*map(mean_and_spread, errors), seeds, claim.difference, verdict(claim, adjusted)]
-            augmented = recipe["augmented"] == "1"
-            paper = [f"{TABLE4[name][augmented]:.2f}" if name in TABLE4 else "" for name in (ours, peer)]
-            label = f"{claim.ours} against {claim.peer}: {name_recipe(recipe)}"
-            lines.append("| " + " | ".join([label, *columns, *paper]) + " |")
-    return lines
 
 
 def _blocks(folder: Path) -> Iterator[tuple[Row, dict[str, list[Row]]]]:
