@@ -14,6 +14,7 @@ EXTRAS = {
     "nni": "nni",
     "rich": "viz",
     "scipy": "viz",
+    "segmentation_models_pytorch": "smp",
     "sklearn": "viz",
     "sphinx": "docs",
     "sphinx_copybutton": "docs",

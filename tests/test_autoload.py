@@ -609,3 +609,17 @@ def test_threads_that_import_at_once(stand_ins, tmp_path):
     done = run(code, tmp_path, path=[stand_ins])
     assert done.stdout.strip() == "True ['resnet50', 'hbnet50']"
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_models_need_nothing_of_posix(tmp_path):
+    names = ["hbnet20", "agdnet40_k12", "optnet20", "cellnet_cifar"]
+    code = f"""
+        import sys
+        sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios")))  # None: no such module
+        import timm, torch
+        for name in {names}:
+            timm.create_model(name)(torch.zeros(2, 3, 32, 32)).sum().backward()
+            print(name)
+    """
+    assert run(code, tmp_path, path=[ROOT]).stdout.split() == names

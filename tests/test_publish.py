@@ -64,6 +64,23 @@ def assert_loads(net, folder):
         assert torch.equal(loaded(images()), net(images()))
 
 
+FAMILIES = {
+    "hbnet20": dict(layers=(2, 1, 1), beta2=-0.5, learn_beta=True),
+    "hbnet18": dict(num_classes=5, post_act=True),
+    "agdnet40_k12": dict(block_config=(2, 1, 1), beta=1.0),
+    "optnet20": dict(algorithm="agd", reading="residual", layers=(2, 1, 1)),
+    "cellnet_cifar": dict(genotype="darts_v2", cells=3, channels=2),
+}
+
+
+@recorded
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_saved_and_loaded_with_its_arguments(name, tmp_path, elsewhere, hub):
+    net = build(name, **FAMILIES[name])
+    save(net, tmp_path / "net")
+    assert_loads(net, tmp_path / "net")
+
+
 # --- what we save -----------------------------------------------------------------------------------------------------
 
 
