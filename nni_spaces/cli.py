@@ -19,12 +19,13 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from optinspired_plugins.cells.genotype import SKIPS, Genotype, genotype_names, load_genotype
+from optinspired_plugins.cells.operations import import_modules
 from optinspired_plugins.next_steps import absolute_source, retrain_command, timm_call
 from optinspired_plugins.report.files import is_retraining, read_about, read_retraining
 from optinspired_plugins.run_folder import GENOTYPE, WEIGHTS, resolve_devices
 from optinspired_plugins.terminal import epoch_progress, errors_as_messages, show
 
-from .runs.settings import RetrainSettings, SearchSettings
+from .runs.settings import NAMES, RetrainSettings, SearchSettings
 
 __all__ = ["retrain", "search"]
 
@@ -38,12 +39,26 @@ Devices = Annotated[
 ]
 
 
+def names_of(text: str) -> list[str]:
+    """Parse ``a,b``."""
+    return text.split(",")
+
+
+def imported(options: dict[str, Any]) -> dict[str, Any]:
+    """Import the modules that the options name, also from the current folder, and return options with full paths."""
+    if options["imports"] is not None:
+        sys.path.insert(0, "")
+        options = {**options, "imports": import_modules(options["imports"])}
+    return {**options, "data": absolute_source(options["data"])}
+
+
 def option_of(setting: Field, hint: Any) -> Parameter:
     """Return the command's option for a field of a settings dataclass."""
     about = setting.metadata
     kind: Any = Literal[about["choices"]] if "choices" in about else hint
     names = [about["option"]] if "option" in about else []
-    annotation: Any = Annotated[kind, typer.Option(*names, help=about["help"])]
+    parser = names_of if setting.type == NAMES else None
+    annotation: Any = Annotated[kind, typer.Option(*names, help=about["help"], parser=parser)]
     return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default, annotation=annotation)
 
 
@@ -116,7 +131,7 @@ def search(
         from .runs.progressive import search_progressively
         from .runs.search import search as search_once
 
-        settings = SearchSettings(**{**options, "data": absolute_source(options["data"])})
+        settings = SearchSettings(**imported(options))
         run: Callable[..., Genotype] = search_progressively if settings.strategy == "p-darts" else search_once
         machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator)
         name = f"{settings.algorithm or settings.space} search"
@@ -173,9 +188,9 @@ def retrain(
     with hosts():
         from .runs.retrain import retrain as run
 
+        options = imported(options)
         network = load_genotype(genotype)
         out = out or retraining_folder(genotype, network)
-        options = {**options, "data": absolute_source(options["data"])}
         settings = RetrainSettings(genotype=json.loads(network.to_json()), **options)
         with epoch_progress("retraining", settings.epochs, out, retrain_line) as progress:
             top1 = run(settings, out, workers, accelerator, devices, precision, **progress)

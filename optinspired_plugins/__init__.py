@@ -27,7 +27,7 @@ _NAMES = {
     "algorithms.coefficients": "constant_momentum momentum nesterov_weights theta",
     "cells.genotype": "GENOTYPES Genotype load_genotype",
     "algorithms.objectives": "ACTIVATIONS Objective",
-    "cells.operations": "OPERATIONS make_operation",
+    "cells.operations": "OPERATIONS make_operation register_operation",
     "propagation.unrolled": "TwoPath Unrolled",
     "propagation.rules": "concatenated extrapolated heavy_ball nesterov nesterov_coefficients two_path weighted_sums",
     "propagation.patterns": "pattern",

@@ -15,6 +15,7 @@ try:
     from rich.table import Table
 
     from nni_spaces import cli as nni_cli
+    from nni_spaces.runs import settings
 
     from . import plotting
     from .terminal import console, errors_as_messages, show
@@ -25,11 +26,16 @@ from . import __version__, simulation
 from ._files import write_atomically
 from .algorithms.methods import ALGORITHMS, load_algorithm
 from .cells.genotype import load_genotype
+from .cells.operations import import_modules
 from .propagation.named import NETWORK_ALGORITHMS
 from .propagation.patterns import pattern
 from .report.page import write_report
 
 __all__ = ["app", "main"]
+
+Imports = Annotated[
+    Optional[str], typer.Option("--import", help=settings.IMPORTS + " The current folder is searched, too.")
+]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Networks read off algorithms.")
 plot = typer.Typer(no_args_is_help=True, help="Draw algorithms, their rates, and cells.")
@@ -122,14 +128,22 @@ for _command in (nni_cli.search, nni_cli.retrain):
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a search or a retraining, finished or not.")],
     out: Annotated[Optional[Path], typer.Option(help="Page to write; report.html in the folder if not given.")] = None,
+    imports: Imports = None,
 ) -> None:
     """Write one self-contained HTML page about a search or a retraining.
 
     It has result, cells, curves, settings and hashes; of a search also α by epoch, and the command to retrain.
     """
     with errors_as_messages():
+        _import(imports)
         page = write_report(folder, out)
     show(f"Report: {page}")
+
+
+def _import(modules: str | None) -> None:
+    if modules is not None:
+        sys.path.insert(0, "")
+        import_modules(modules.split(","))
 
 
 def _table(cells: list[simulation.TableEntry]) -> Table:
@@ -214,9 +228,15 @@ def plot_condition_numbers(
 def plot_cells(
     genotype: Annotated[str, typer.Argument(help="A JSON file, or darts_v2 and the like.")],
     out: Annotated[Path, typer.Option(help="Image to write.")] = Path("cells.png"),
+    imports: Imports = None,
 ) -> None:
     """Draw the normal and the reduction cell of a genotype."""
-    _save(lambda: plotting.draw_cells(load_genotype(genotype)), out)
+
+    def draw() -> Any:
+        _import(imports)
+        return plotting.draw_cells(load_genotype(genotype))
+
+    _save(draw, out)
 
 
 def main() -> None:

@@ -15,7 +15,18 @@ __all__ = ["absolute_source", "plot_cells_command", "retrain_command", "timm_cal
 # Names of sources of images; every other source is a path.
 SOURCES = ("digits", "cifar10")
 # Options with the same meaning in ``search`` and ``retrain``, with the defaults of ``retrain``.
-SHARED = {"data": "cifar10", "limit": None, "padding": 4, "seed": 0, "workers": 0, "accelerator": "auto", "devices": 1}
+SHARED = {
+    "data": "cifar10",
+    "limit": None,
+    "padding": 4,
+    "seed": 0,
+    "imports": None,
+    "workers": 0,
+    "accelerator": "auto",
+    "devices": 1,
+}
+# The types of options without a default, and names that differ from the setting's.
+KINDS, NAMES = {"limit": int, "imports": list}, {"imports": "import"}
 BATCH_SIZE = 96
 
 
@@ -36,9 +47,11 @@ def retrain_command(genotype: str | Path, settings: Mapping[str, Any], images: i
     words = ["optinspired", "retrain", os.path.abspath(genotype)]
     for name, default in SHARED.items():
         value = settings.get(name, default)
-        kind = int if default is None else type(default)  # the settings of a file may be of any type
-        if type(value) is kind and value != default:
-            words += [f"--{name}", absolute_source(str(value)) if name == "data" else str(value)]
+        # the settings of a file may be of any type
+        if type(value) is KINDS.get(name, type(default)) and value != default:
+            items = value if isinstance(value, list) else [value]
+            text = ",".join(absolute_source(str(item)) if name in ("data", "imports") else str(item) for item in items)
+            words += [f"--{NAMES.get(name, name)}", text]
     devices = settings.get("devices")
     share = None if images is None else images // (devices if type(devices) is int and devices > 0 else 1)
     if share is not None and share < BATCH_SIZE:

@@ -10,7 +10,7 @@ from report_runs import make_history
 needs("matplotlib")
 
 from optinspired_plugins import plotting
-from optinspired_plugins.cells.drawing import COLOURS, HEIGHT, LOOKS, PITCH, WIDTH, lay_out, to_svg
+from optinspired_plugins.cells.drawing import COLOURS, HEIGHT, LOOKS, OWN, PITCH, WIDTH, lay_out, to_svg
 from optinspired_plugins.cells.genotype import CHOICES, GENOTYPES, Genotype
 from optinspired_plugins.cells.operations import ZERO
 
@@ -46,7 +46,7 @@ def lines(corners):
 
 def test_every_operation_has_a_look_and_a_colour():
     assert set(LOOKS) == {*CHOICES, ZERO}
-    assert {look.family for look in LOOKS.values()} == set(COLOURS)
+    assert {look.family for look in LOOKS.values()} | {OWN} == set(COLOURS)
     assert len({look.label for look in LOOKS.values()}) == len(LOOKS)
 
 

@@ -103,6 +103,7 @@ def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: flo
         num_classes=classes,
         in_chans=in_chans,
         initialization=INITIALIZATIONS[settings.initialization](**initialization),
+        operations=settings.operations,
         partial_channels=cast(int, settings.partial_channels),
         skip_dropout=settings.skip_dropout,
         allowed=settings.allowed,

@@ -24,9 +24,11 @@ __all__ = ["RetrainSettings", "SearchSettings"]
 STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
 DATA = "digits, cifar10, an .npz file or a folder of images."
+NAMES = "Sequence[str] | None"  # the type of a list of names, which the command separates by commas
 LIMIT = "Use this many images of each part: the first, or the first of each class."
 PADDING = "Pixels that a random crop shifts by; 0 for no augmentation."
 SEED = "Seed of weights, order and augmentation."
+IMPORTS = "Modules, or files my_module.py, to import first, for the operations that they register."
 
 
 def _option(default: Any, help: str, **metadata: Any) -> Any:
@@ -42,6 +44,17 @@ def _check_shared(settings: Any, least_batch: int) -> None:
     for name, least in (("epochs", 1), ("batch_size", least_batch), ("padding", 0), ("seed", 0)):
         check_int(name, getattr(settings, name), least)
     check_optimizer({each.name: getattr(settings, each.name) for each in fields(settings)})
+    for each in fields(settings):
+        if each.type == NAMES and getattr(settings, each.name) is not None:
+            object.__setattr__(settings, each.name, _checked_names(each.name, getattr(settings, each.name)))
+
+
+def _checked_names(name: str, value: Any) -> list[str]:
+    """Return a list, as JSON returns it; ValueError unless it is a sequence of names."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not value or not all(isinstance(item, str) and item for item in value):
+        raise ValueError(f"{name}={value!r}: must be a list of names, or None")
+    return list(value)
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ class SearchSettings:
     ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
     strategies. ``logit`` is the start of a favoured α of the initialisations ``"heavy-ball"`` and ``"algorithm"``;
     ``None`` is :func:`~nni_spaces.runs.search.start_logit`. ``alpha_decay_to`` is an argument of
-    :class:`~nni_spaces.DARTS`. ``grad_checkpointing`` saves memory and costs time.
+    :class:`~nni_spaces.DARTS`. ``grad_checkpointing`` saves memory and costs time. ``operations`` are the candidates;
+    ``None`` for the space's own. ``imports`` are the modules that a command imports; the settings import none.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -105,6 +119,8 @@ class SearchSettings:
         None, "Start of a favoured α (26), e.g. 5; by default as far as α can travel, between 2.1 and 5."
     )
     alpha_decay_to: str = _option("zero", "Value that the weight decay of α leads to.", choices=("zero", "start"))
+    operations: Sequence[str] | None = _option(None, "Candidates, separated by commas; the space's own by default.")
+    imports: Sequence[str] | None = _option(None, IMPORTS, option="--import")
 
     def __post_init__(self) -> None:
         _check_shared(self, least_batch=1)
@@ -143,7 +159,7 @@ class RetrainSettings:
 
     ``genotype`` is a genotype as JSON holds it. ``aux_weight`` is the weight of the auxiliary loss; ``None`` is 0.4
     where the auxiliary head fits the images, and otherwise 0. ``cutout`` is the side of a square that is set to 0;
-    ``None`` is half of the image's side, §9.3's 16 of 32.
+    ``None`` is half of the image's side, §9.3's 16 of 32. ``imports`` are the modules that a command imports.
 
     Raises:
         ValueError: a setting is out of range.
@@ -168,6 +184,7 @@ class RetrainSettings:
     cutout: int | None = _option(None, "Side of the square cut out of an image; half a side by default, 0 for none.")
     padding: int = _option(4, PADDING)
     seed: int = _option(0, SEED)
+    imports: Sequence[str] | None = _option(None, IMPORTS, option="--import")
 
     def __post_init__(self) -> None:
         self.read_genotype()

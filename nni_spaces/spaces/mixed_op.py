@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optinspired_plugins.cells.operations import POOLINGS, FactorizedReduce, NegativeIdentity
+from optinspired_plugins.cells.operations import POOLINGS, TABLE_6, FactorizedReduce, NegativeIdentity
 
 from .grouped import Group, Statistics, is_plain, kind_of, run_groups
 
@@ -123,7 +123,7 @@ class NodeInput:
         found: dict[Any, list[tuple[int, nn.Module, Tensor]]] = {}
         for i, edge in enumerate(edges):
             for weight, (name, operation) in zip(edge.weights, edge.operations.items()):
-                if (kind := kind_of(operation)) is not None:
+                if name in TABLE_6 and (kind := kind_of(operation)) is not None:
                     found.setdefault((name, kind), []).append((i, operation, weight))
                     self._together[id(edge.operations)][0].add(name)
         if not found:
@@ -253,6 +253,8 @@ class NodeSum:
         return _shuffle(mixed, sum(terms[1:], terms[0]), self.parts)
 
     def _add_operation(self, weight: Tensor, name: str, operation: nn.Module, source: NodeInput) -> None:
+        if name not in TABLE_6:  # nothing is known of its layers
+            return self._add_term(weight * operation(source.x))
         if isinstance(operation, NegativeIdentity):
             weight, operation = -weight, operation.shortcut
         if isinstance(operation, nn.Identity):

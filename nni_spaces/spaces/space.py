@@ -16,10 +16,10 @@ from nni.nas.strategy import Proxyless
 from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_int, check_rate
-from optinspired_plugins.cells.genotype import Genotype
+from optinspired_plugins.cells.genotype import REGISTER, Genotype
 from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.network import CellPlan, make_stem, plan_cells
-from optinspired_plugins.cells.operations import DARTS_OPERATIONS, OPERATIONS, TABLE_6, ZERO
+from optinspired_plugins.cells.operations import DARTS_OPERATIONS, OPERATIONS, TABLE_6, ZERO, check_operation
 from optinspired_plugins.memory.recompute import recompute
 
 from .._checks import check_partial_channels
@@ -66,8 +66,9 @@ class CellSpace(ModelSpace):
         num_classes: number of classes, ≥ 2.
         in_chans: channels of an image.
         stem: ``"cifar"`` or ``"imagenet"``.
-        operations: names of the candidates; ``None`` for the space's own. Zero is left out: it has an α in a supernet
-            and no module, so that no strategy can export it.
+        operations: names of the candidates, of Table 6 or by
+            :func:`~optinspired_plugins.cells.operations.register_operation`; ``None`` for the space's own. Zero is left
+            out: it has an α in a supernet and no module, so that no strategy can export it.
         initialization: the initial α; ``None`` for :class:`~nni_spaces.RandomInit`. Strategies without α start with
             equal probabilities and accept only :class:`~nni_spaces.ZeroInit` or ``None``.
         partial_channels: K of PC-DARTS (Xu et al. 2020): a supernet mixes operations on 1/K of the channels of an edge
@@ -115,6 +116,8 @@ class CellSpace(ModelSpace):
         self.has_initialization = initialization is not None
         check_initialization(self.initialization)
         names = self._candidate_names(operations)
+        for name in [name for name in names if name not in TABLE_6]:
+            check_operation(name, channels // partial_channels)
         self.rule, self.chooses_sources = self.structure.rule, self.structure.chooses(nodes)
         self.sources, self.edges = self.structure.pattern(nodes).sources, self.structure.edges(nodes)
         self._check_start(names)
@@ -139,7 +142,7 @@ class CellSpace(ModelSpace):
         names = list(self.default_operations if operations is None else operations)
         for name in names:
             if name not in OPERATIONS:
-                raise ValueError(f"operations has {name!r}: must be of {', '.join(OPERATIONS)}")
+                raise ValueError(f"operations has {name!r}: must be of {', '.join(OPERATIONS)}, {REGISTER}")
         names = [name for name in names if name != ZERO]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"operations={operations!r}: must be distinct and hold one beside {ZERO!r}")

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from .genotype import CellGenotype, Edge
 
-__all__ = ["COLOURS", "LOOKS", "Box", "Layout", "Look", "Wire", "lay_out", "to_svg"]
+__all__ = ["COLOURS", "LOOKS", "OWN", "Box", "Layout", "Look", "Wire", "lay_out", "to_svg"]
 
 PITCH, WIDTH, HEIGHT, LANE, RADIUS = 132, 48, 32, 30, 9
+OWN = "own"  # the family of registered operations
 
 
 class Look(NamedTuple):
@@ -24,7 +25,7 @@ class Look(NamedTuple):
     family: str
 
 
-# Table 6; "none" has a weight in searches, but is in no genotype.
+# Table 6, and the registered operations; "none" has a weight in searches, but is in no genotype.
 LOOKS = {
     "sep_conv_3x3": Look("sep 3×3", "sep"),
     "sep_conv_5x5": Look("sep 5×5", "sep"),
@@ -44,6 +45,7 @@ COLOURS = {
     "skip": "#E69F00",
     "neg": "#D55E00",
     "none": "#8A8A8A",
+    OWN: "#56B4E9",
 }
 
 Point = tuple[float, float]

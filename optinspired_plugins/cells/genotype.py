@@ -32,6 +32,7 @@ __all__ = [
     "CHOICES",
     "EDGES",
     "GENOTYPES",
+    "REGISTER",
     "SKIPS",
     "CellGenotype",
     "Edge",
@@ -50,8 +51,9 @@ EDGES = {"hb": 3, "agd": 2}
 # Published genotypes and results of this project's own searches, one file each.
 FOLDER = resources.files(__package__) / "genotypes"
 
-# Table 6 without zero, which no derived network has (§9.3); a test compares it with operations.py.
-CHOICES = (
+# Table 6 without zero, which no derived network has (§9.3), and then the registered operations; a test compares it with
+# operations.py.
+CHOICES = [
     "max_pool_3x3",
     "avg_pool_3x3",
     "skip_connect",
@@ -60,7 +62,8 @@ CHOICES = (
     "dil_conv_3x3",
     "dil_conv_5x5",
     "neg_skip_connect",
-)
+]
+REGISTER = "or registered before by register_operation, on the command line in a module after --import"
 SKIPS = ("skip_connect", "neg_skip_connect")
 
 
@@ -349,7 +352,7 @@ def _checked_edge(name: str, edge: object, t: int) -> Edge:
         raise ValueError(f"{name}={short(edge)}: must be an operation and a source")
     operation, source = edge
     if not isinstance(operation, str) or operation not in CHOICES:
-        raise ValueError(f"{name} has operation {short(operation)}: must be one of {', '.join(CHOICES)}")
+        raise ValueError(f"{name} has operation {short(operation)}: must be one of {', '.join(CHOICES)}, {REGISTER}")
     if type(source) is not int or not 0 <= source < t:
         raise ValueError(f"{name} has source {short(source)}: must be an integer from 0 to {t - 1}")
     return Edge(operation, source)

@@ -1,17 +1,25 @@
-"""The candidate operations of Table 6, for search spaces and derived networks.
+"""The candidate operations of Table 6 and registered ones, for search spaces and derived networks.
 
 Table 6 has the eight operations of DARTS (Liu et al. 2019), with their names, and the negative identity. An operation
 maps (batch, channels, height, width) to the same shape, or with stride 2 to half the size, rounded up.
+:func:`register_operation` adds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .drawing import LOOKS, OWN, Look
+from .genotype import CHOICES, REGISTER
 
 __all__ = [
     "DARTS_OPERATIONS",
@@ -23,11 +31,15 @@ __all__ = [
     "FactorizedReduce",
     "NegativeIdentity",
     "Zero",
+    "check_operation",
     "conv_norm",
+    "import_modules",
     "make_operation",
+    "register_operation",
 ]
 
 ZERO, IDENTITY, NEGATIVE_IDENTITY = "none", "skip_connect", "neg_skip_connect"
+NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,19}")  # as long as the space of a label in a drawing
 
 
 class Zero(nn.Module):
@@ -141,13 +153,67 @@ DARTS_OPERATIONS = TABLE_6[:-1]
 POOLINGS = ("max_pool_3x3", "avg_pool_3x3")
 
 
+def register_operation(name: str, factory: Callable[[int, int, bool], nn.Module]) -> None:
+    """Add an operation that spaces, genotypes, derived networks, drawings and reports know in this process.
+
+    The default candidates of the spaces stay as they are; ``operations=[…]`` names others. A genotype holds the name
+    only, so that the operation must be registered before its file is read.
+
+    Args:
+        name: a letter, and up to 19 letters, digits and underscores.
+        factory: called with channels, stride (1 or 2) and ``affine``, see :func:`make_operation`. The operation must
+            not change its input in place.
+
+    Raises:
+        ValueError: ``name`` is of another form, or has another factory.
+        TypeError: ``factory`` cannot be called.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"name={name!r}: must be a letter, and at most 19 letters, digits and underscores")
+    if not callable(factory):
+        raise TypeError(f"factory={factory!r}: must be a function of channels, stride and affine")
+    if OPERATIONS.get(name, factory) != factory:
+        raise ValueError(f"name={name!r}: has another factory already, {OPERATIONS[name]!r}: must be a new name")
+    if name not in OPERATIONS:
+        OPERATIONS[name], LOOKS[name] = factory, Look(name, OWN)
+        CHOICES.append(name)
+
+
+def import_modules(modules: Sequence[str]) -> list[str]:
+    """Import modules, which may register operations, and return them with absolute paths of files.
+
+    Args:
+        modules: names of modules, or paths that end with ``.py``. The folder of a path becomes the first in which
+            modules are looked for.
+
+    Raises:
+        ValueError: a path is no file, or another module has its name.
+        ImportError: there is no such module.
+    """
+    found = []
+    for name in modules:
+        path = Path(name)
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise ValueError(f"import={name!r}: must be a file, or the name of a module")
+            sys.path.insert(0, str(path.resolve().parent))
+            file = getattr(import_module(path.stem), "__file__", None)
+            if file is None or not path.samefile(file):
+                raise ValueError(f"import={name!r}: another module is named {path.stem}: must have another name")
+            found.append(str(path.resolve()))
+        else:
+            import_module(name)
+            found.append(name)
+    return found
+
+
 def make_operation(
     name: str, channels: int, stride: int, affine: bool = True, norm_after_pooling: bool = False
 ) -> nn.Module:
     """Return a candidate operation.
 
     Args:
-        name: a name of Table 6, in :data:`OPERATIONS`.
+        name: a name in :data:`OPERATIONS`, of Table 6 or registered.
         channels: number of channels, ≥ 1.
         stride: 1 or 2.
         affine: scale and shift in its normalisations; a supernet has none, since α is a scale too.
@@ -155,12 +221,29 @@ def make_operation(
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: the factory of a registered operation returns something else.
     """
     if name not in OPERATIONS:
-        raise ValueError(f"operation={name!r}: must be one of {', '.join(OPERATIONS)}")
+        raise ValueError(f"operation={name!r}: must be one of {', '.join(OPERATIONS)}, {REGISTER}")
     if stride not in (1, 2):
         raise ValueError(f"stride={stride!r}: must be 1 or 2")
     operation = OPERATIONS[name](channels, stride, affine)
+    if not isinstance(operation, nn.Module):
+        raise TypeError(f"operation={name!r}: its factory returns {type(operation).__name__}, must be an nn.Module")
     if norm_after_pooling and name in POOLINGS:
         return nn.Sequential(operation, nn.BatchNorm2d(channels, affine=affine))
     return operation
+
+
+def check_operation(name: str, channels: int) -> None:
+    """ValueError where a registered operation returns another shape than it must, or changes its input in place."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        for stride in (1, 2):
+            x, side = torch.linspace(-1, 1, 49 * channels).view(1, channels, 7, 7), -(-7 // stride)
+            before = x.clone()
+            found, needed = tuple(make_operation(name, channels, stride).eval()(x).shape), (1, channels, side, side)
+            where = f"operation={name!r} with {channels} channels and stride={stride}"
+            if found != needed:
+                raise ValueError(f"{where}: returns the shape {found} for {tuple(x.shape)}, must be {needed}")
+            if not torch.equal(x, before):
+                raise ValueError(f"{where}: changes its input in place, must not")
