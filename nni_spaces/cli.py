@@ -33,6 +33,9 @@ __all__ = ["retrain", "search"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
 
+Logger = Literal["csv", "tensorboard", "wandb"]
+
+Loggers = Annotated[Logger | None, typer.Option(help="Lightning's logger, to logs/ in the folder of the run.")]
 Workers = Annotated[int, typer.Option(help="Processes that load images.")]
 Devices = Annotated[
     int | None, typer.Option(help="Processes that share the work; torchrun's by default, and otherwise 1.")
@@ -120,6 +123,7 @@ def search(
     workers: Workers = 0,
     accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
     devices: Devices = None,
+    logger: Loggers = None,
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9 or of any algorithm; writes genotype.json.
 
@@ -137,13 +141,20 @@ def search(
         name = f"{settings.algorithm or settings.space} search"
         with epoch_progress(name, settings.epochs, out, search_line) as progress:
             machine["devices"] = resolve_devices(devices)
-            genotype = run(settings, out, **machine, **progress)
-        step = _training_step(out, {**asdict(settings), **machine})
+            genotype = run(settings, out, **machine, **progress, trainer=_trainer(logger, out))
+        step = _training_step(out, {**asdict(settings), **machine, "logger": logger})
     for name, cell in (("normal", genotype.normal), ("reduction", genotype.reduction)):
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
             show(f"{name:<9} node {t}: {edges}")
     show(*_travel(out, settings), f"Genotype: {out / GENOTYPE}", step)
+
+
+def _trainer(logger: str | None, out: Path) -> dict[str, Any]:
+    """Return further arguments of Lightning's Trainer."""
+    from .runs.callback import make_logger
+
+    return {} if logger is None else dict(logger=make_logger(logger, out))
 
 
 def _travel(out: Path, settings: SearchSettings) -> list[str]:
@@ -183,6 +194,7 @@ def retrain(
     accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
     devices: Devices = None,
     precision: Annotated[Precision, typer.Option(help="Lightning's.")] = "32-true",
+    logger: Loggers = None,
 ) -> None:
     """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
     with hosts():
@@ -193,7 +205,8 @@ def retrain(
         out = out or retraining_folder(genotype, network)
         settings = RetrainSettings(genotype=json.loads(network.to_json()), **options)
         with epoch_progress("retraining", settings.epochs, out, retrain_line) as progress:
-            top1 = run(settings, out, workers, accelerator, devices, precision, **progress)
+            trainer = _trainer(logger, out)
+            top1 = run(settings, out, workers, accelerator, devices, precision, **progress, trainer=trainer)
         trained = read_retraining(out)
     show(f"Test accuracy after the last epoch: {top1:.2f} %", f"Weights for timm: {out / WEIGHTS}")
     show(f"In Python: {timm_call(out, trained.settings, trained.about['data'])}")

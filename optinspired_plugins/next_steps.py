@@ -13,7 +13,7 @@ from .run_folder import GENOTYPE, WEIGHTS
 __all__ = ["absolute_source", "plot_cells_command", "retrain_command", "timm_call"]
 
 # Names of sources of images; every other source is a path.
-SOURCES = ("digits", "cifar10")
+SOURCES = ("digits", "cifar10", "cifar100", "svhn")
 # Options with the same meaning in ``search`` and ``retrain``, with the defaults of ``retrain``.
 SHARED = {
     "data": "cifar10",
@@ -24,9 +24,10 @@ SHARED = {
     "workers": 0,
     "accelerator": "auto",
     "devices": 1,
+    "logger": None,
 }
 # The types of options without a default, and names that differ from the setting's.
-KINDS, NAMES = {"limit": int, "imports": list}, {"imports": "import"}
+KINDS, NAMES = {"limit": int, "imports": list, "logger": str}, {"imports": "import"}
 BATCH_SIZE = 96
 
 

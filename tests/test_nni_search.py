@@ -172,7 +172,7 @@ def test_a_search_loads_images_by_its_settings(tmp_path, monkeypatch):
     class Loaded(Exception):
         pass
 
-    def load(*args):
+    def load(*args, **options):
         raise Loaded(args[1:])
 
     monkeypatch.setattr("nni_spaces.runs.search.make_loaders", load)

@@ -21,7 +21,11 @@ PAGES = {
     if not any(file.is_relative_to(folder) for folder in BUILT)
 }
 # What a page needs beside timm.
-NEEDS = {"guide/spaces": ("nni", "sklearn"), "guide/segmentation": ("segmentation_models_pytorch",)}
+NEEDS = {
+    "guide/search": ("nni", "sklearn"),
+    "guide/segmentation": ("segmentation_models_pytorch",),
+    "guide/spaces": ("nni", "sklearn"),
+}
 PACKAGES = ("optinspired_plugins", "timm_models", "nni_spaces")
 
 

@@ -24,9 +24,10 @@ import nni_spaces._nni  # noqa: F401
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning import loggers
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from optinspired_plugins._checks import short
+from optinspired_plugins._checks import check_one_of, short
 from optinspired_plugins._files import printable, write_atomically
 from optinspired_plugins.run_folder import (
     ABOUT,
@@ -45,10 +46,21 @@ from optinspired_plugins.run_folder import (
 from .checkpoints import SealedCheckpoints, damaged_checkpoint, non_finite_name, read_checkpoint
 from .data import ImageSet
 
-__all__ = ["RunCallback", "check_finite", "describe_images", "trainer_options"]
+__all__ = ["RunCallback", "check_finite", "describe_images", "make_logger", "trainer_options"]
 
 ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")
+LOGGERS: dict[str, Callable[[Path], Any]] = {
+    "csv": lambda folder: loggers.CSVLogger(folder, name="logs"),
+    "tensorboard": lambda folder: loggers.TensorBoardLogger(folder, name="logs"),
+    "wandb": lambda folder: loggers.WandbLogger(name=folder.name, save_dir=folder),
+}
+# Arguments of Lightning's Trainer that have another place, or that a run in a folder decides.
+DECIDED = {
+    **dict(max_epochs="epochs of the settings", gradient_clip_val="gradient_clip of the settings"),
+    **{name: f"{name} of the call" for name in ("accelerator", "devices", "precision")},
+    **dict.fromkeys(("plugins", "use_distributed_sampler", "num_sanity_val_steps"), "the run"),
+}
 
 
 def versions() -> dict[str, str]:
@@ -259,7 +271,27 @@ def _record(state: Any) -> dict[str, Any] | None:
     return state if is_record else None
 
 
-def trainer_options(run: RunCallback, epochs: int, accelerator: str, devices: int) -> dict[str, Any]:
+def make_logger(name: str, folder: Path) -> Any:
+    """Return one of Lightning's loggers for a run in a folder; files are in ``logs``, of W&B where that puts them.
+
+    Args:
+        name: ``"csv"``, ``"tensorboard"`` or ``"wandb"``.
+        folder: the folder of the run.
+
+    Raises:
+        ValueError: the name is unknown.
+        ModuleNotFoundError: the logger's package is not installed.
+    """
+    check_one_of("logger", name, tuple(LOGGERS))
+    try:
+        return LOGGERS[name](folder)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"logger={name!r}: needs the package {name}, which is not installed") from error
+
+
+def trainer_options(
+    run: RunCallback, epochs: int, accelerator: str, devices: int, further: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the arguments of Lightning's Trainer for a run in a folder.
 
     Args:
@@ -267,13 +299,22 @@ def trainer_options(run: RunCallback, epochs: int, accelerator: str, devices: in
         epochs: number of epochs.
         accelerator: Lightning's.
         devices: number of processes.
+        further: other arguments; their callbacks come before the run's, whose checkpoint has their states.
+
+    Raises:
+        ValueError: ``further`` has an argument that the run decides.
     """
-    return dict(
+    further = further or {}
+    for name in further:
+        if name in DECIDED:
+            raise ValueError(f"trainer has {name!r}: must not, {DECIDED[name]} decides it")
+    callbacks = further.get("callbacks") or []
+    callbacks = [callbacks] if isinstance(callbacks, pl.Callback) else callbacks
+    options = dict(
         max_epochs=epochs,
         accelerator=accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        callbacks=[run],
         plugins=[SealedCheckpoints()],
         logger=False,
         enable_checkpointing=False,
@@ -282,3 +323,4 @@ def trainer_options(run: RunCallback, epochs: int, accelerator: str, devices: in
         use_distributed_sampler=False,
         default_root_dir=str(run.folder),
     )
+    return {**options, **further, "callbacks": [*callbacks, run]}

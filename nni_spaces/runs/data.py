@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ from optinspired_plugins.run_folder import process_rank
 from .image_sources import open_source, take_turns
 
 __all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "read_images"]
+
+
+Transform = Callable[[Tensor], Tensor]
 
 
 class ImageSet(NamedTuple):
@@ -41,7 +44,9 @@ def read_images(source: str | Path, limit: int | None = None, split: str = "trai
     The sources:
 
     - ``"digits"``: scikit-learn's 1,797 scans, every fifth of a class for testing.
-    - ``"cifar10"``: torchvision's, in ``data/cifar10``, where it downloads them once.
+    - ``"cifar10"``, ``"cifar100"``, ``"svhn"``: torchvision's, in ``data/cifar10``, where it downloads them once.
+    - A name of timm's ``create_dataset`` with a prefix: ``"torch/fashion_mnist"``, ``"hfds/…"``, ``"hfids/…"``,
+      ``"tfds/…"``, or ``"wds/…"`` with the folder of the shards. All images are read, and must have one size.
     - An ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 of (n, height, width,
       channels), with fewer channels than rows and columns, so that (n, channels, height, width) is refused. Labels are
       integers of (n,). Training labels are 0 to classes − 1, each at least once; test labels are a subset. An array may
@@ -101,9 +106,12 @@ class SeededImages(Dataset):
             are flipped: digits are not.
         cutout: side of a square that is set to 0, clipped at the edge of the image; 0 for none.
         moments: mean and standard deviation of each channel, in grey levels; ``None`` for the moments of ``data``.
+        transform: a function of an image of ``data`` that returns one of the same type and shape, for instance of
+            torchvision's ``transforms.v2``; ``None`` for none. It is called before all others, with torch's random
+            numbers seeded by (seed, epoch, index).
 
     Raises:
-        ValueError: a square of ``cutout`` can cover a whole image.
+        ValueError: a square of ``cutout`` can cover a whole image; an image after ``transform`` has another form.
     """
 
     def __init__(
@@ -114,6 +122,7 @@ class SeededImages(Dataset):
         padding: int = 0,
         cutout: int = 0,
         moments: tuple[list[float], list[float]] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         side = max(data.images.shape[-2:])
         if cutout >= side:
@@ -123,7 +132,7 @@ class SeededImages(Dataset):
             )
         self.images = data.images if indices is None else data.images[indices]
         self.labels = data.labels if indices is None else data.labels[indices]
-        self.seed, self.padding, self.cutout = seed, padding, cutout
+        self.seed, self.padding, self.cutout, self.transform = seed, padding, cutout, transform
         self.flip = data.images.shape[-1] > 8
         mean, std = channel_moments(data.images) if moments is None else moments
         self.mean = torch.tensor(mean)[:, None, None]
@@ -135,10 +144,29 @@ class SeededImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         """Return the image of ``key`` = (epoch, index), float32, and its label."""
         epoch, index = key
-        image = (self.images[index].float() - self.mean) / self.std
+        image = self.images[index]
+        if self.transform is not None:
+            image = self._transformed(self.transform, image, np.random.SeedSequence((self.seed, epoch, index)))
+        image = (image.float() - self.mean) / self.std
         if self.padding or self.cutout:
             image = self._augmented(image, np.random.default_rng((self.seed, epoch, index)))
         return image, int(self.labels[index])
+
+    def _transformed(self, transform: Transform, image: Tensor, seed: np.random.SeedSequence) -> Tensor:
+        state = torch.get_rng_state()
+        # Only the generator of the CPU: torch.manual_seed would seed those of GPUs, too.
+        torch.default_generator.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        try:
+            found = transform(image.clone())  # it may work in place
+        finally:
+            torch.set_rng_state(state)
+        described = [
+            f"{each.dtype} of shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            for each in (found, image)
+        ]
+        if described[0] != described[1]:
+            raise ValueError(f"transform={transform!r}: returns {described[0]} for {described[1]}, must be the same")
+        return found
 
     def _augmented(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         _, height, width = image.shape
@@ -189,9 +217,17 @@ class EpochSampler(Sampler):
 
 
 def make_loaders(
-    data: ImageSet, batch_size: int, seed: int, workers: int = 0, padding: int = 4, parts: int = 1
+    data: ImageSet,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    padding: int = 4,
+    parts: int = 1,
+    transform: Transform | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """Return loaders of two random halves, for the weights and for α (§9.3).
+
+    The arguments are those of :class:`SeededImages` and :class:`EpochSampler`.
 
     Raises:
         ValueError: the part of a process in a half is smaller than a batch.
@@ -204,7 +240,7 @@ def make_loaders(
         if len(sampler) < batch_size:
             of = "half of the images" if parts == 1 else f"half of the images by {parts} processes"
             raise ValueError(f"batch_size={batch_size!r}: must be at most {len(sampler)}, {of}")
-        images = SeededImages(data, indices, seed + part, padding)
+        images = SeededImages(data, indices, seed + part, padding, transform=transform)
         loaders.append(make_loader(images, batch_size, sampler, workers))
     return loaders[0], loaders[1]
 

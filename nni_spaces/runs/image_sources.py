@@ -1,4 +1,4 @@
-"""Sources of images: digits, CIFAR-10, an ``.npz`` file or a folder.
+"""Sources of images: digits, data sets of torchvision and timm, an ``.npz`` file or a folder.
 
 Opening a source reads its labels; images are read by index. Files are checked, and an error is one line that names the
 file.
@@ -10,7 +10,7 @@ import os
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 GREY = ("1", "L", "LA", "La")
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+# Names, and torchvision's classes.
+TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
+TIMM = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")
 
 
@@ -47,14 +50,19 @@ def open_source(source: str | Path, split: str) -> ImageSource:
     """Open the training or the test images of a source, see :func:`nni_spaces.runs.data.read_images`."""
     if str(source) == "digits":
         return _digits(split)
-    if str(source) == "cifar10":
-        return _cifar10(split)
+    if str(source) in TORCHVISION:
+        return _torchvision(str(source), split)
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path, split)
     if path.is_dir():
         return _folder(path, split)
-    raise ValueError(f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images")
+    if str(source).startswith(TIMM):
+        return _timm(str(source), split)
+    sets = ", ".join([*list(TORCHVISION)[1:], *(f"{prefix}…" for prefix in TIMM)])
+    raise ValueError(
+        f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images, or a data set ({sets})"
+    )
 
 
 def take_turns(labels: np.ndarray) -> np.ndarray:
@@ -76,7 +84,7 @@ def _reason(error: Exception) -> str:
     return textwrap.shorten(str(error), 200) or type(error).__name__
 
 
-# --- digits and CIFAR-10 ----------------------------------------------------------------------------------------------
+# --- digits, torchvision and timm -------------------------------------------------------------------------------------
 
 
 def _digits(split: str) -> ImageSource:
@@ -88,17 +96,53 @@ def _digits(split: str) -> ImageSource:
     return ImageSource(labels[chosen].astype(np.int64), 10, images[chosen].__getitem__)
 
 
-def _cifar10(split: str) -> ImageSource:
-    from torchvision.datasets import CIFAR10
+def _torchvision(name: str, split: str) -> ImageSource:
+    from torchvision import datasets
 
-    root = "data/cifar10"
+    root = f"data/{name}"
+    make = getattr(datasets, TORCHVISION[name])
+    part: dict[str, Any] = dict(split=split) if name == "svhn" else dict(train=split == "train")
     try:
-        data = CIFAR10(root, train=split == "train", download=True)
+        data = make(root, download=True, **part)
     except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: the download has a wrong hash
-        raise OSError(
-            f"data='cifar10': cannot be downloaded from {CIFAR10.url} to {root!r} ({_reason(error)})"
-        ) from error
-    return ImageSource(np.asarray(data.targets), 10, data.data.__getitem__)
+        url = make.split_list[split][0] if name == "svhn" else make.url
+        raise OSError(f"data={name!r}: cannot be downloaded from {url} to {root!r} ({_reason(error)})") from error
+    images, labels = (data.data.transpose(0, 2, 3, 1), data.labels) if name == "svhn" else (data.data, data.targets)
+    return ImageSource(np.asarray(labels).astype(np.int64), 10 ** (2 if name == "cifar100" else 1), images.__getitem__)
+
+
+def _timm(name: str, split: str) -> ImageSource:
+    """Read a data set of timm into memory; its images must have one size."""
+    where = f"data={name!r}"
+    labels, images = [], []
+    for image, label in _timm_items(name, split, where):
+        labels.append(label)
+        images.append(_pixels(image))
+        _check_size(where, images[0], "image 0", images[-1], f"image {len(images) - 1}", len(images))
+    if not labels:
+        raise ValueError(f"{where}: its {split} part has no images, must have at least 1")
+    values = np.asarray(labels)
+    if values.dtype.kind not in "iu" or values.ndim != 1:
+        raise ValueError(f"{where}: its {split} part has labels {labels[:3]!r}, must be integers")
+    _check_labels(where, f"its {split} part", values, len(images))
+    classes = _count_classes(where, values, "its train part") if split == "train" else int(values.max()) + 1
+    return ImageSource(values.astype(np.int64), classes, _stacked(images).__getitem__)
+
+
+def _timm_items(name: str, split: str, where: str) -> Iterable[Any]:
+    """Return the pairs of image and label of a part of one of timm's data sets."""
+    from timm.data import create_dataset
+
+    kind, _, rest = name.partition("/")
+    roots = {"torch": f"data/{rest}", "wds": rest}
+    errors = []
+    for part in FOLDERS[split]:
+        try:
+            found = create_dataset(name, roots.get(kind), part, download=True, is_training=False)
+            return (found[i] for i in range(len(found))) if hasattr(found, "__getitem__") else found
+        except Exception as error:  # of any library that timm uses
+            errors.append(f"{part}: {_reason(error)}")
+    raise ValueError(f"{where}: timm cannot open its {split} images ({'; '.join(errors)})")
 
 
 # --- an .npz file -----------------------------------------------------------------------------------------------------
@@ -155,14 +199,14 @@ def _check_labels(where: str, name: str, labels: np.ndarray, count: int) -> None
         raise ValueError(f"{where}: {name} is {labels.dtype} of shape {labels.shape}, {allowed}")
 
 
-def _count_classes(where: str, labels: np.ndarray) -> int:
+def _count_classes(where: str, labels: np.ndarray, name: str = "y_train") -> int:
     """Return the number of classes; ValueError unless every label from 0 to classes − 1 occurs."""
     values = np.unique(labels)
     if not np.array_equal(values, np.arange(len(values))):
         allowed = (
-            f"must be 0 … {len(values) - 1}, each at least once, as np.unique(y_train, return_inverse=True) has them"
+            f"must be 0 … {len(values) - 1}, each at least once, as np.unique({name}, return_inverse=True) has them"
         )
-        raise ValueError(f"{where}: y_train has {len(values)} labels from {values[0]} to {values[-1]}, {allowed}")
+        raise ValueError(f"{where}: {name} has {len(values)} labels from {values[0]} to {values[-1]}, {allowed}")
     return len(values)
 
 
@@ -222,7 +266,7 @@ def _raise(error: OSError) -> None:
 
 
 def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
-    """Read images of one size; grey ones have three equal channels if another has colour."""
+    """Read images of one size."""
     from PIL import Image
 
     images: list[np.ndarray] = []
@@ -230,15 +274,23 @@ def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for path in paths:
             images.append(image := _read_image(path))
-            sizes = [f"{each.shape[0]} × {each.shape[1]}" for each in (images[0], image)]
-            if sizes[0] != sizes[1]:
-                raise ValueError(
-                    f"{where}: has images of {sizes[0]} ({paths[0]!r}) and {sizes[1]} ({path!r}), must have one size"
-                )
-            if len(paths) * image.nbytes > LIMIT_BYTES:
-                raise ValueError(
-                    f"{where}: has {len(paths)} images of {sizes[0]}, must have at most {LIMIT_BYTES} bytes"
-                )
+            _check_size(where, images[0], paths[0], image, path, len(paths))
+    return _stacked(images)
+
+
+def _check_size(where: str, first: np.ndarray, first_name: str, image: np.ndarray, name: str, count: int) -> None:
+    """ValueError unless an image has the size of the first, and ``count`` of them do not have too many bytes."""
+    sizes = [f"{each.shape[0]} × {each.shape[1]}" for each in (first, image)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{where}: has images of {sizes[0]} ({first_name!r}) and {sizes[1]} ({name!r}), must have one size"
+        )
+    if count * image.nbytes > LIMIT_BYTES:
+        raise ValueError(f"{where}: has {count} images of {sizes[0]}, must have at most {LIMIT_BYTES} bytes")
+
+
+def _stacked(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return images as one array; grey ones have three equal channels if another has colour."""
     channels = max(image.shape[2] for image in images)
     return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
 

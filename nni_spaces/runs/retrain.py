@@ -7,7 +7,7 @@ cutout. The folder (:mod:`nni_spaces.runs.callback`) also holds the network for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,7 @@ from optinspired_plugins.run_folder import (
 
 from .callback import RunCallback, check_finite, trainer_options
 from .checkpoints import read_checkpoint
-from .data import EpochSampler, ImageSet, SeededImages, channel_moments, make_loader, read_images
+from .data import EpochSampler, ImageSet, SeededImages, Transform, channel_moments, make_loader, read_images
 from .settings import RetrainSettings
 
 __all__ = ["RetrainModule", "make_model", "retrain"]
@@ -133,6 +133,8 @@ def retrain(
     on_start: Callable[[int, int], None] = lambda done, batches: None,
     on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    trainer: Mapping[str, Any] | None = None,
+    transform: Transform | None = None,
 ) -> float:
     """Train the network of a genotype, or resume after the last finished epoch.
 
@@ -148,6 +150,8 @@ def retrain(
         on_start: called with the number of finished epochs and the number of batches per epoch.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
+        trainer: further arguments of Lightning's Trainer, as in a search.
+        transform: changes a training image, as in a search.
 
     Returns:
         The test accuracy after the last epoch, in %.
@@ -170,15 +174,15 @@ def retrain(
         run = RunCallback(folder, settings, data, lambda module: facts, _entry, on_batch, on_epoch, execution)
         resume = run.resume()
         if run.first_epoch < settings.epochs:
-            loaders = _loaders(data, test, settings, workers, devices, run.first_epoch)
+            loaders = _loaders(data, test, settings, workers, devices, run.first_epoch, transform)
             on_start(run.first_epoch, len(loaders[0]))
-            trainer = pl.Trainer(
+            loop = pl.Trainer(
                 gradient_clip_val=settings.gradient_clip,
                 num_sanity_val_steps=0,
                 precision=precision,  # type: ignore[arg-type]
-                **trainer_options(run, settings.epochs, accelerator, devices),
+                **trainer_options(run, settings.epochs, accelerator, devices, trainer),
             )
-            trainer.fit(RetrainModule(model, settings), *loaders, **resume)
+            loop.fit(RetrainModule(model, settings), *loaders, **resume)
         if not process_rank():
             _write_weights(run, is_new=run.first_epoch < settings.epochs)
             settings.read_genotype().save(folder / GENOTYPE)
@@ -186,8 +190,10 @@ def retrain(
 
 
 def _read_both_splits(settings: RetrainSettings) -> tuple[ImageSet, ImageSet]:
-    """Return training and test images; ValueError unless they have one shape."""
+    """Return training and test images; ValueError unless they have one shape, and the test images no other classes."""
     data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
+    if (label := int(test.labels.max())) >= data.classes:
+        raise ValueError(f"data={settings.data!r}: test images have the label {label}, must be 0 … {data.classes - 1}")
     if test.images.shape[1:] != data.images.shape[1:]:
         shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in (data, test))
         raise ValueError(f"data={settings.data!r}: training and test images are {shapes}: must be of one shape")
@@ -249,7 +255,13 @@ def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
 
 
 def _loaders(
-    data: ImageSet, test: ImageSet, settings: RetrainSettings, workers: int, devices: int, epoch: int
+    data: ImageSet,
+    test: ImageSet,
+    settings: RetrainSettings,
+    workers: int,
+    devices: int,
+    epoch: int,
+    transform: Transform | None = None,
 ) -> tuple[DataLoader, DataLoader]:
     """Return loaders of the training images, which start at ``epoch``, and of the test images."""
     sampler = EpochSampler(len(data.labels), settings.seed, devices)
@@ -257,7 +269,7 @@ def _loaders(
         raise ValueError(f"batch_size={settings.batch_size!r}: must be at most {len(sampler)}, the images of a process")
     sampler.set_epoch(epoch)
     cutout = _cutout(settings, data.images)
-    train_images = SeededImages(data, None, settings.seed, settings.padding, cutout)
+    train_images = SeededImages(data, None, settings.seed, settings.padding, cutout, transform=transform)
     test_images = SeededImages(test, moments=channel_moments(data.images))
     test_sampler = EpochSampler(len(test.labels), None, devices)
     return (

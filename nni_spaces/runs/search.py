@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from ..spaces.space import AGDSpace, AlgorithmSpace, CellSpace, DARTSSpace, HBSp
 from ..spaces.structure import CellStructure
 from ..strategies.differentiable import DARTS, GumbelDARTS
 from .callback import RunCallback, check_finite, trainer_options
-from .data import make_loaders, read_images
+from .data import Transform, make_loaders, read_images
 from .settings import SearchSettings
 
 __all__ = [
@@ -183,6 +183,8 @@ def search(
     on_start: Callable[[int, int], None] = lambda done, batches: None,
     on_batch: Callable[[], None] = lambda: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
+    trainer: Mapping[str, Any] | None = None,
+    transform: Transform | None = None,
 ) -> Genotype:
     """Search, or resume a search after its last finished epoch.
 
@@ -196,6 +198,8 @@ def search(
         on_start: called with the number of finished epochs and the number of batches per epoch.
         on_batch: called after every batch.
         on_epoch: called with every new entry of the history.
+        trainer: further arguments of Lightning's Trainer, for instance ``dict(logger=…, callbacks=[…])``; not recorded.
+        transform: changes a training image, as in :class:`~nni_spaces.runs.data.SeededImages`; not recorded.
 
     Returns:
         The genotype, also written to ``genotype.json``.
@@ -212,7 +216,8 @@ def search(
     folder, devices = Path(out), resolve_devices(devices)
     with lock_folder(folder, devices):
         data = read_images(settings.data, settings.limit)
-        loaders = make_loaders(data, settings.batch_size, settings.seed, workers, settings.padding, devices)
+        order = (settings.batch_size, settings.seed, workers, settings.padding, devices)
+        loaders = make_loaders(data, *order, transform=transform)
         steps = len(loaders[0]) * (settings.epochs - cast(int, settings.warmup_epochs))
         torch.manual_seed(settings.seed)
         space = make_space(settings, data.classes, data.images.shape[1], steps)
@@ -224,8 +229,8 @@ def search(
             loader.sampler.set_epoch(run.first_epoch)  # type: ignore[attr-defined]
         on_start(run.first_epoch, len(loaders[0]))
         module = SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs)
-        trainer = Trainer(**trainer_options(run, settings.epochs, accelerator, devices))
-        evaluator = Lightning(module, trainer, *loaders, fit_kwargs=resume)
+        options = trainer_options(run, settings.epochs, accelerator, devices, trainer)
+        evaluator = Lightning(module, Trainer(**options), *loaders, fit_kwargs=resume)
         strategy = make_strategy(settings)
         strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
         genotype = space.genotype(strategy.oneshot_module.export())

@@ -23,7 +23,7 @@ __all__ = ["RetrainSettings", "SearchSettings"]
 # 2019).
 STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
-DATA = "digits, cifar10, an .npz file or a folder of images."
+DATA = "digits, cifar10, cifar100, svhn, an .npz file, a folder of images, or timm's name (torch/…, hfds/…, wds/…)."
 NAMES = "Sequence[str] | None"  # the type of a list of names, which the command separates by commas
 LIMIT = "Use this many images of each part: the first, or the first of each class."
 PADDING = "Pixels that a random crop shifts by; 0 for no augmentation."
