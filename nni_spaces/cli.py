@@ -7,6 +7,7 @@ command runs, so that ``--help`` is quick and needs no extra.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,10 +33,14 @@ __all__ = ["retrain", "search"]
 # Lightning's names; a test compares them with Lightning's tables, which take seconds to load.
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+SearchPrecision = Literal["32-true", "bf16-mixed", "16-true", "bf16-true", "64-true"]
 
 Logger = Literal["csv", "tensorboard", "wandb"]
 
 Loggers = Annotated[Logger | None, typer.Option(help="Lightning's logger, to logs/ in the folder of the run.")]
+OnDisk = Annotated[
+    bool, typer.Option(help="Keep the images of a folder in a file in the folder of the run, instead of in memory.")
+]
 Workers = Annotated[int, typer.Option(help="Processes that load images.")]
 Devices = Annotated[
     int | None, typer.Option(help="Processes that share the work; torchrun's by default, and otherwise 1.")
@@ -52,6 +57,8 @@ def imported(options: dict[str, Any]) -> dict[str, Any]:
     if options["imports"] is not None:
         sys.path.insert(0, "")
         options = {**options, "imports": import_modules(options["imports"])}
+    if options["start_from"] is not None:
+        options = {**options, "start_from": os.path.abspath(options["start_from"])}
     return {**options, "data": absolute_source(options["data"])}
 
 
@@ -103,16 +110,21 @@ def search_line(entry: dict[str, Any]) -> str:
     """Describe an epoch of a search: weights, α and the number of skip connections, which shows a collapse."""
     edges = [edge for cell in ("normal", "reduction") for node in entry["genotype"][cell] for edge in node]
     skips = f"skips {sum(operation in SKIPS for operation, _ in edges):>2}/{len(edges)}"
-    weights = f"weights {entry['train_loss']:.3f} {entry['train_top1']:5.1f} %"
+    weights = f"weights {measured(entry, 'train', 5.1)}"
     if entry["alpha_loss"] is None:
         return f"{weights}  α stands still  {skips}"
-    return f"{weights}  α {entry['alpha_loss']:.3f} {entry['alpha_top1']:5.1f} %  {skips}"
+    return f"{weights}  α {measured(entry, 'alpha', 5.1)}  {skips}"
+
+
+def measured(entry: dict[str, Any], part: str, width: float) -> str:
+    """Describe loss and accuracy of a part of the images; regression has no accuracy."""
+    top1 = entry[f"{part}_top1"]
+    return f"{entry[f'{part}_loss']:.3f}" + ("" if top1 is None else f" {top1:{width}f} %")
 
 
 def retrain_line(entry: dict[str, Any]) -> str:
     """Describe an epoch of a retraining."""
-    training = f"train {entry['train_loss']:.3f} {entry['train_top1']:6.2f} %"
-    return f"{training}  test {entry['test_loss']:.3f} {entry['test_top1']:6.2f} %"
+    return f"train {measured(entry, 'train', 6.2)}  test {measured(entry, 'test', 6.2)}"
 
 
 @with_options_of(SearchSettings)
@@ -124,6 +136,8 @@ def search(
     accelerator: Annotated[Accelerator, typer.Option(help="Lightning's.")] = "auto",
     devices: Devices = None,
     logger: Loggers = None,
+    on_disk: OnDisk = False,
+    precision: Annotated[SearchPrecision, typer.Option(help="Lightning's.")] = "32-true",
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9 or of any algorithm; writes genotype.json.
 
@@ -137,12 +151,12 @@ def search(
 
         settings = SearchSettings(**imported(options))
         run: Callable[..., Genotype] = search_progressively if settings.strategy == "p-darts" else search_once
-        machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator)
+        machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator, on_disk=on_disk, precision=precision)
         name = f"{settings.algorithm or settings.space} search"
         with epoch_progress(name, settings.epochs, out, search_line) as progress:
             machine["devices"] = resolve_devices(devices)
             genotype = run(settings, out, **machine, **progress, trainer=_trainer(logger, out))
-        step = _training_step(out, {**asdict(settings), **machine, "logger": logger})
+        step = _training_step(out, settings, {**machine, "logger": logger})
     for name, cell in (("normal", genotype.normal), ("reduction", genotype.reduction)):
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
@@ -166,16 +180,16 @@ def _travel(out: Path, settings: SearchSettings) -> list[str]:
     return [f"{travel}; the favoured began at {about['logit']:.2g}." if "logit" in about else f"{travel}."]
 
 
-def _training_step(out: Path, settings: dict[str, Any]) -> str:
+def _training_step(out: Path, settings: SearchSettings, machine: dict[str, Any]) -> str:
     """Return the command that trains the genotype of a search, or the reason why there is none."""
-    from .runs.data import read_images
+    from .runs.data import read_run_images
 
     try:
-        read_images(settings["data"], settings["limit"], "test")
+        read_run_images(settings, "test", out if machine["on_disk"] else None)
     except ValueError as error:
         return f"To train it, give images that have a test part: {error}"
     images = read_about(out)["data"]["images"]
-    return f"Train it: {retrain_command(out / GENOTYPE, settings, images)}"
+    return f"Train it: {retrain_command(out / GENOTYPE, {**asdict(settings), **machine}, images)}"
 
 
 @with_options_of(RetrainSettings)
@@ -195,6 +209,7 @@ def retrain(
     devices: Devices = None,
     precision: Annotated[Precision, typer.Option(help="Lightning's.")] = "32-true",
     logger: Loggers = None,
+    on_disk: OnDisk = False,
 ) -> None:
     """Train the network of a genotype from scratch (§9.3); an interrupted training goes on."""
     with hosts():
@@ -205,10 +220,11 @@ def retrain(
         out = out or retraining_folder(genotype, network)
         settings = RetrainSettings(genotype=json.loads(network.to_json()), **options)
         with epoch_progress("retraining", settings.epochs, out, retrain_line) as progress:
-            trainer = _trainer(logger, out)
-            top1 = run(settings, out, workers, accelerator, devices, precision, **progress, trainer=trainer)
+            further: dict[str, Any] = dict(trainer=_trainer(logger, out), on_disk=on_disk, **progress)
+            result = run(settings, out, workers, accelerator, devices, precision, **further)
         trained = read_retraining(out)
-    show(f"Test accuracy after the last epoch: {top1:.2f} %", f"Weights for timm: {out / WEIGHTS}")
+    kind, value = ("loss", f"{result:.4g}") if settings.regression else ("accuracy", f"{result:.2f} %")
+    show(f"Test {kind} after the last epoch: {value}", f"Weights for timm: {out / WEIGHTS}")
     show(f"In Python: {timm_call(out, trained.settings, trained.about['data'])}")
 
 

@@ -20,14 +20,21 @@ SHARED = {
     "limit": None,
     "padding": 4,
     "seed": 0,
+    "resize": None,
+    "keep_depth": False,
+    "flip": True,
+    "regression": False,
+    "label_smoothing": 0.0,
     "imports": None,
     "workers": 0,
     "accelerator": "auto",
     "devices": 1,
     "logger": None,
+    "on_disk": False,
+    "precision": "32-true",
 }
 # The types of options without a default, and names that differ from the setting's.
-KINDS, NAMES = {"limit": int, "imports": list, "logger": str}, {"imports": "import"}
+KINDS, NAMES = {"limit": int, "resize": int, "imports": list, "logger": str}, {"imports": "import"}
 BATCH_SIZE = 96
 
 
@@ -50,14 +57,23 @@ def retrain_command(genotype: str | Path, settings: Mapping[str, Any], images: i
         value = settings.get(name, default)
         # the settings of a file may be of any type
         if type(value) is KINDS.get(name, type(default)) and value != default:
-            items = value if isinstance(value, list) else [value]
-            text = ",".join(absolute_source(str(item)) if name in ("data", "imports") else str(item) for item in items)
-            words += [f"--{NAMES.get(name, name)}", text]
+            words += _option(NAMES.get(name, name).replace("_", "-"), value)
+    if settings.get("stem") == "imagenet":
+        words += ["--model", "cellnet_imagenet"]
     devices = settings.get("devices")
     share = None if images is None else images // (devices if type(devices) is int and devices > 0 else 1)
     if share is not None and share < BATCH_SIZE:
         words += ["--batch-size", str(share)]
     return shlex.join(words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """Return an option as words; existing files and folders have absolute paths."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    items = value if isinstance(value, list) else [value]
+    are_paths = name in ("data", "import")
+    return [f"--{name}", ",".join(absolute_source(str(item)) if are_paths else str(item) for item in items)]
 
 
 def plot_cells_command(genotype: str | Path) -> str:

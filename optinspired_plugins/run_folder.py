@@ -181,7 +181,9 @@ def json_object(value: object, name: str = "content") -> dict[str, Any]:
     return value
 
 
-def check_same_settings(folder: Path, holds: str, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def check_same_settings(
+    folder: Path, holds: str, stored: Mapping[str, Any], settings: Mapping[str, Any], advice: str = ""
+) -> None:
     """ValueError where a folder holds a run of other settings.
 
     Args:
@@ -189,6 +191,7 @@ def check_same_settings(folder: Path, holds: str, stored: Mapping[str, Any], set
         holds: what it holds, for the message: ``"a run"``.
         stored: the settings in the folder, as far as they are compared.
         settings: the settings of the run that begins here.
+        advice: the end of the message.
     """
     different = [
         f"{name}={value!r} (here {settings.get(name)!r})"
@@ -197,7 +200,7 @@ def check_same_settings(folder: Path, holds: str, stored: Mapping[str, Any], set
     ]
     if different:
         found = printable(", ".join(different))
-        raise ValueError(f"out={str(folder)!r}: holds {holds} with {found}: choose another folder")
+        raise ValueError(f"out={str(folder)!r}: holds {holds} with {found}: choose another folder{advice}")
 
 
 def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:

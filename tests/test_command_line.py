@@ -283,7 +283,7 @@ def test_every_genotype_of_a_folder_has_a_retraining_of_its_own(name, existing, 
 
 def test_what_search_and_retrain_share_is_carried_with_the_defaults_of_retrain():
     search, retrain = (inspect.signature(command).parameters for command in (nni_cli.search, nni_cli.retrain))
-    own = {"out", "epochs", "batch_size", "cells", "channels", "lr"}
+    own = {"out", "start_from", "epochs", "batch_size", "cells", "channels", "lr"}
     assert (search.keys() & retrain.keys()) - own == next_steps.SHARED.keys()
     defaults = {name: retrain[name].default for name in next_steps.SHARED}
     assert {**defaults, "devices": 1} == next_steps.SHARED

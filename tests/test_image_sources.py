@@ -22,7 +22,8 @@ from PIL import Image
 
 from nni_spaces.runs import image_sources
 from nni_spaces.runs.data import read_images
-from nni_spaces.runs.image_sources import COLOUR, GREY, GREY_16, _pixels, take_turns
+from nni_spaces.runs.image_files import COLOUR, GREY, GREY_16, pixels
+from nni_spaces.runs.image_sources import take_turns
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], -1)
@@ -92,7 +93,7 @@ def test_every_mode_of_pil_is_in_a_table():
 def test_an_image_of_every_mode_is_read_as_what_it_shows(mode):
     image, expected = image_of(mode)
     assert image.mode == mode
-    found = _pixels(image)
+    found = pixels(image)
     assert found.dtype == np.uint8
     assert found.shape == (16, 16, 1 if mode in GREY + GREY_16 else 3)
     assert abs(found.squeeze().astype(int) - expected).max() <= TOLERANCE.get(mode, 0)
@@ -161,7 +162,7 @@ def test_an_alpha_channel_must_be_opaque(mode):
         image = with_alpha(mode, HOLE)
     assert image.mode == mode
     with pytest.raises(ValueError, match="has transparent pixels, must be opaque"):
-        _pixels(image)
+        pixels(image)
 
 
 @pytest.mark.parametrize(

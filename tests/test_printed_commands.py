@@ -18,6 +18,7 @@ needs("nni", "typer", "rich", "matplotlib")
 from test_cli import environment, run
 from test_report import Page
 
+from nni_spaces import SearchSettings
 from nni_spaces import cli as nni_cli
 from optinspired_plugins import next_steps
 from optinspired_plugins.cells.genotype import GENOTYPES
@@ -113,7 +114,7 @@ def test_the_command_for_trials_draws_the_best_of_them(tmp_path):
 def test_without_test_images_no_command_is_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", x_train=np.zeros((4, 8, 8, 1), np.uint8), y_train=np.arange(4) % 2)
-    step = nni_cli._training_step(tmp_path, {"data": "a.npz", "limit": None})
+    step = nni_cli._training_step(tmp_path, SearchSettings(data="a.npz"), {"on_disk": False})
     assert step == (
         "To train it, give images that have a test part: data='a.npz': has no array x_test, "
         "must have x_test and y_test and y_train"

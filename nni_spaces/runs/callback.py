@@ -22,6 +22,7 @@ from typing import Any
 
 import nni_spaces._nni  # noqa: F401
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import loggers
@@ -46,7 +47,7 @@ from optinspired_plugins.run_folder import (
 from .checkpoints import SealedCheckpoints, damaged_checkpoint, non_finite_name, read_checkpoint
 from .data import ImageSet
 
-__all__ = ["RunCallback", "check_finite", "describe_images", "make_logger", "trainer_options"]
+__all__ = ["RunCallback", "check_finite", "describe_images", "make_logger", "own_metrics", "trainer_options"]
 
 ADVICE = "lower lr or clip more"
 PACKAGES = ("torch", "nni", "pytorch-lightning", "timm", "numpy")
@@ -72,10 +73,15 @@ def describe_images(data: ImageSet) -> dict[str, Any]:
     """Return number, shape and classes of the images, and a hash of images and labels."""
     count, channels, height, width = data.images.shape
     digest = hashlib.sha256(f"{data.images.dtype} {tuple(data.images.shape)} {data.classes}".encode())
-    digest.update(data.images.numpy().tobytes())
+    digest.update(memoryview(np.ascontiguousarray(data.images.numpy())))
     digest.update(data.labels.numpy().tobytes())
     shape = dict(channels=channels, height=height, width=width)
     return dict(images=count, classes=data.classes, **shape, sha256=digest.hexdigest())
+
+
+def own_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the values of a user's own metric, of the metrics of an epoch."""
+    return {name: value for name, value in metrics.items() if name.endswith("_metric")}
 
 
 def check_finite(loss: torch.Tensor, where: str) -> torch.Tensor:
@@ -151,7 +157,10 @@ class RunCallback(pl.Callback):
         """ValueError unless stored settings and images are equal to this run's."""
         # Images may be moved: where their hash is recorded, it is compared instead of their name.
         compared = {name: value for name, value in stored.items() if name != "data" or digest is None}
-        check_same_settings(self.folder, "a run", compared, self.recorded)
+        epochs = stored.get("epochs")
+        more = isinstance(epochs, int) and epochs < self.recorded["epochs"]
+        advice = f", with start_from={str(self.folder)!r} for more epochs" if more else ""
+        check_same_settings(self.folder, "a run", compared, self.recorded, advice)
         if digest not in (None, self.data["sha256"]):
             raise ValueError(
                 f"out={str(self.folder)!r}: holds a run on other images than data={self.recorded['data']!r} has now"
@@ -209,10 +218,11 @@ class RunCallback(pl.Callback):
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """ValueError in one line unless the checkpoint holds the module's state; Lightning's error has many."""
         expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        wrong = [name for name in {**self.shapes, **expected} if self.shapes.get(name) != expected.get(name)]
-        if self.first_epoch and wrong:
-            shape, needed = (self.shapes.get(wrong[0]), expected.get(wrong[0]))
-            raise damaged_checkpoint(self.checkpoint, f"state_dict, {short(wrong[0])}: has {shape}, must have {needed}")
+        if self.first_epoch and (wrong := _difference(self.shapes, expected)):
+            raise damaged_checkpoint(self.checkpoint, wrong)
+        start_from = getattr(self.settings, "start_from", None)
+        if not self.first_epoch and start_from is not None:
+            _load_weights(module, Path(start_from) / CHECKPOINT, expected)
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Write settings and ``run.json``; files of a run without a finished epoch are replaced."""
@@ -262,6 +272,25 @@ class RunCallback(pl.Callback):
         trainer.save_checkpoint(self.checkpoint)
         if trainer.is_global_zero:
             self.on_epoch(entry)
+
+
+def _load_weights(module: Any, path: Path, expected: Mapping[str, Any]) -> None:
+    """Load the weights of another run; ValueError if it has other ones or none."""
+    where = f"start_from={str(path.parent)!r}"
+    if not path.is_file():
+        raise ValueError(f"{where}: must be the folder of a run with a finished epoch")
+    state = read_checkpoint(path)["state_dict"]
+    if wrong := _difference({name: tuple(value.shape) for name, value in state.items()}, expected):
+        raise ValueError(f"{where}: must hold a run of the same network ({wrong})")
+    module.load_state_dict(state)
+
+
+def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Return the first difference of the shapes of two states, as text; empty if there is none."""
+    wrong = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    if not wrong:
+        return ""
+    return f"state_dict, {short(wrong[0])}: has {found.get(wrong[0])}, must have {expected.get(wrong[0])}"
 
 
 def _record(state: Any) -> dict[str, Any] | None:

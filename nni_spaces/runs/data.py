@@ -6,6 +6,7 @@ Batches of an epoch do not depend on earlier epochs, so that a resumed run sees 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
@@ -21,24 +22,45 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from optinspired_plugins._checks import check_int
 from optinspired_plugins.run_folder import process_rank
 
+from .image_files import Form
 from .image_sources import open_source, take_turns
 
-__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "read_images"]
+__all__ = ["EpochSampler", "ImageSet", "SeededImages", "make_loader", "make_loaders", "read_images", "read_run_images"]
 
 
 Transform = Callable[[Tensor], Tensor]
 
 
+PART = 2**20  # numbers that are converted at a time
+WHITE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
+
+
 class ImageSet(NamedTuple):
-    """Images, uint8, shape (n, channels, height, width); labels, int64, shape (n,); the number of classes."""
+    """Images, shape (n, channels, height, width); labels, shape (n,); the number of classes.
+
+    Images are uint8, uint16, or float32 from 0 to 1. Labels are int64, or float32 for regression, which has one class.
+    """
 
     images: Tensor
     labels: Tensor
     classes: int
 
+    @property
+    def white(self) -> int:
+        """The value of white."""
+        return WHITE[self.images.dtype]
+
 
 # Over 40 lines: most of them describe arguments and errors.
-def read_images(source: str | Path, limit: int | None = None, split: str = "train") -> ImageSet:
+def read_images(
+    source: str | Path,
+    limit: int | None = None,
+    split: str = "train",
+    resize: int | None = None,
+    keep_depth: bool = False,
+    regression: bool = False,
+    store: Path | None = None,
+) -> ImageSet:
     """Read the training or the test images of a source.
 
     The sources:
@@ -57,13 +79,19 @@ def read_images(source: str | Path, limit: int | None = None, split: str = "trai
       are skipped. Links are followed, but a folder that is reached twice is refused.
 
     Images of a folder have one channel if all of them are grey, and otherwise three. 16-bit grey is scaled to 8 bits.
-    Other integers, floating point and transparent pixels are refused: they have no range, or no background.
+    Other integers, floating point and transparent pixels are refused: they have no range, or no background. With
+    ``keep_depth``, 16-bit grey of files and uint16 of arrays stay, and floating point from 0 to 1 is accepted.
 
     Args:
         source: one of the above.
         limit: number of images to use. They are the first ones, or, if these lack a class, the first of each class in
             turns.
         split: ``"train"`` or ``"test"``.
+        resize: the side of all images: the shorter side becomes this long, and the centre is cut out; ``None`` to keep
+            their size.
+        keep_depth: see above.
+        regression: labels are real numbers; the source must be an ``.npz`` file.
+        store: a folder for a file without a name that holds the images of a folder or of timm, instead of memory.
 
     Raises:
         ValueError: the source is unknown, or one of its files has another form or is damaged; it has fewer than two
@@ -72,27 +100,45 @@ def read_images(source: str | Path, limit: int | None = None, split: str = "trai
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: must be 'train' or 'test'")
-    if limit is not None:
-        check_int("limit", limit, 1)
-    opened = open_source(source, split)
-    if opened.classes < 2:
+    for name, value in (("limit", limit), ("resize", resize)):
+        if value is not None:
+            check_int(name, value, 1)
+    opened = open_source(source, split, Form(resize, keep_depth, store), regression)
+    if opened.classes < 2 and not regression:
         raise ValueError(f"data={str(source)!r}: has {opened.classes} classes, must have at least 2")
-    chosen: Any = slice(None)
-    if limit is not None:
+    chosen: Any = slice(limit if regression else None)
+    if limit is not None and not regression:
         present = len(np.unique(opened.labels))
         if limit < present:
             raise ValueError(f"limit={limit!r}: must be at least {present}, an image of each class")
         holds_all = len(np.unique(opened.labels[:limit])) == present
         chosen = slice(limit) if holds_all else take_turns(opened.labels)[:limit]
-    images = torch.from_numpy(opened.read(chosen)).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(opened.read(chosen))
     return ImageSet(images, torch.from_numpy(opened.labels[chosen]), opened.classes)
 
 
+def read_run_images(settings: Any, split: str = "train", store: Path | None = None) -> ImageSet:
+    """Return the images of the settings of a search or a retraining; see :func:`read_images`."""
+    form = dict(resize=settings.resize, keep_depth=settings.keep_depth, regression=settings.regression)
+    return read_images(settings.data, settings.limit, split, store=store, **form)
+
+
 def channel_moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, in grey levels."""
-    # One channel at a time: float64 of all channels needs 8 times the memory of the images.
-    moments = [(c.float().mean(dtype=torch.float64), c.float().std()) for c in images.unbind(1)]
-    return [float(mean) for mean, _ in moments], [float(std) for _, std in moments]
+    """Return mean and standard deviation of each channel, in grey levels; the latter rounded to float32.
+
+    Sums are exact for integers, and a part of the images is converted at a time.
+    """
+    count, kind = images[:, 0].numel(), torch.float64 if images.is_floating_point() else torch.int64
+    totals, squares = torch.zeros(2, images.shape[1], dtype=kind)
+    for part in images.split(max(1, PART // images[0].numel())):
+        values = part.to(kind).transpose(0, 1).flatten(1)
+        totals += values.sum(1)
+        squares += (values * values).sum(1)
+    means = [total / count for total in totals.tolist()]
+    if count < 2:
+        return means, [math.nan] * len(means)
+    variances = [(count * q - s * s) / (count * (count - 1)) for s, q in zip(totals.tolist(), squares.tolist())]
+    return means, [float(np.float32(math.sqrt(max(variance, 0)))) for variance in variances]
 
 
 class SeededImages(Dataset):
@@ -102,8 +148,8 @@ class SeededImages(Dataset):
         data: the images.
         indices: indices of the images to use; ``None`` for all.
         seed: seed of the augmentation.
-        padding: largest shift of a random crop, in pixels; 0 for no crops and flips. Only images wider than 8 pixels
-            are flipped: digits are not.
+        padding: largest shift of a random crop, in pixels; 0 for no crops and flips.
+        flip: flip every second image that is cropped. Only images wider than 8 pixels are flipped: digits are not.
         cutout: side of a square that is set to 0, clipped at the edge of the image; 0 for none.
         moments: mean and standard deviation of each channel, in grey levels; ``None`` for the moments of ``data``.
         transform: a function of an image of ``data`` that returns one of the same type and shape, for instance of
@@ -123,6 +169,7 @@ class SeededImages(Dataset):
         cutout: int = 0,
         moments: tuple[list[float], list[float]] | None = None,
         transform: Transform | None = None,
+        flip: bool = True,
     ) -> None:
         side = max(data.images.shape[-2:])
         if cutout >= side:
@@ -130,10 +177,10 @@ class SeededImages(Dataset):
             raise ValueError(
                 f"cutout={cutout!r}: must be less than {side}, or it covers an image of {height} × {width}"
             )
-        self.images = data.images if indices is None else data.images[indices]
+        self.images, self.indices = data.images, indices
         self.labels = data.labels if indices is None else data.labels[indices]
         self.seed, self.padding, self.cutout, self.transform = seed, padding, cutout, transform
-        self.flip = data.images.shape[-1] > 8
+        self.flip = flip and data.images.shape[-1] > 8
         mean, std = channel_moments(data.images) if moments is None else moments
         self.mean = torch.tensor(mean)[:, None, None]
         self.std = torch.tensor(std).clamp(min=1e-6)[:, None, None]
@@ -141,16 +188,17 @@ class SeededImages(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int | Tensor]:
         """Return the image of ``key`` = (epoch, index), float32, and its label."""
         epoch, index = key
-        image = self.images[index]
+        image = self.images[index if self.indices is None else int(self.indices[index])]
         if self.transform is not None:
             image = self._transformed(self.transform, image, np.random.SeedSequence((self.seed, epoch, index)))
         image = (image.float() - self.mean) / self.std
         if self.padding or self.cutout:
             image = self._augmented(image, np.random.default_rng((self.seed, epoch, index)))
-        return image, int(self.labels[index])
+        label = self.labels[index]
+        return image, label if label.is_floating_point() else int(label)
 
     def _transformed(self, transform: Transform, image: Tensor, seed: np.random.SeedSequence) -> Tensor:
         state = torch.get_rng_state()
@@ -224,6 +272,7 @@ def make_loaders(
     padding: int = 4,
     parts: int = 1,
     transform: Transform | None = None,
+    flip: bool = True,
 ) -> tuple[DataLoader, DataLoader]:
     """Return loaders of two random halves, for the weights and for α (§9.3).
 
@@ -240,7 +289,7 @@ def make_loaders(
         if len(sampler) < batch_size:
             of = "half of the images" if parts == 1 else f"half of the images by {parts} processes"
             raise ValueError(f"batch_size={batch_size!r}: must be at most {len(sampler)}, {of}")
-        images = SeededImages(data, indices, seed + part, padding, transform=transform)
+        images = SeededImages(data, indices, seed + part, padding, transform=transform, flip=flip)
         loaders.append(make_loader(images, batch_size, sampler, workers))
     return loaders[0], loaders[1]
 

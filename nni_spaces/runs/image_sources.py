@@ -7,8 +7,6 @@ file.
 from __future__ import annotations
 
 import os
-import textwrap
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPException
@@ -17,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .image_files import Form, checked_floats, collect, pixels, read_image, reason, resized
+
 __all__ = ["ImageSource", "open_source", "take_turns"]
 
 # ImageNet at 64 × 64 has half of these bytes.
@@ -24,21 +24,16 @@ LIMIT_BYTES = 32_000_000_000
 FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 # Folders of other programs beside images; names that begin with a dot are hidden, too.
 HIDDEN = ("__pycache__", "__MACOSX")
-# Only these: for some other formats PIL starts a program. GIF files often have the ending of another format.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-GREY = ("1", "L", "LA", "La")
-GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
-COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 # Names, and torchvision's classes.
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
 TIMM = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
-ALPHA = ("LA", "La", "P", "PA", "RGBA", "RGBa")
 
 
 class ImageSource(NamedTuple):
-    """Labels, int64, shape (n,), the number of classes, and a function that reads images.
+    """Labels, shape (n,), the number of classes, and a function that reads images.
 
-    ``read`` takes indices or a slice and returns uint8, shape (n, height, width, channels).
+    Labels are int64, or float32 for regression, which has one class. ``read`` takes indices or a slice and returns
+    images, shape (n, channels, height, width).
     """
 
     labels: np.ndarray
@@ -46,19 +41,21 @@ class ImageSource(NamedTuple):
     read: Callable[[Any], np.ndarray]
 
 
-def open_source(source: str | Path, split: str) -> ImageSource:
+def open_source(source: str | Path, split: str, form: Form, regression: bool) -> ImageSource:
     """Open the training or the test images of a source, see :func:`nni_spaces.runs.data.read_images`."""
-    if str(source) == "digits":
-        return _digits(split)
-    if str(source) in TORCHVISION:
-        return _torchvision(str(source), split)
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
-        return _arrays(path, split)
+        return _arrays(path, split, form, regression)
+    if regression:
+        raise ValueError(f"regression=True with data={str(source)!r}: must be an .npz file")
+    if str(source) == "digits":
+        return _digits(split, form)
+    if str(source) in TORCHVISION:
+        return _torchvision(str(source), split, form)
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, split, form)
     if str(source).startswith(TIMM):
-        return _timm(str(source), split)
+        return _timm(str(source), split, form)
     sets = ", ".join([*list(TORCHVISION)[1:], *(f"{prefix}…" for prefix in TIMM)])
     raise ValueError(
         f"data={str(source)!r}: must be 'digits', 'cifar10', an .npz file or a folder of images, or a data set ({sets})"
@@ -79,24 +76,27 @@ def _ranks(labels: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _reason(error: Exception) -> str:
-    """Return one line about an error in a file."""
-    return textwrap.shorten(str(error), 200) or type(error).__name__
+def _of_arrays(images: np.ndarray, labels: Any, classes: int, form: Form) -> ImageSource:
+    """Return the source of images of shape (n, height, width, channels)."""
+    values = np.asarray(labels)
+    kind = np.float32 if values.dtype.kind == "f" else np.int64
+    read = lambda chosen: resized(np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2)), form.resize)  # noqa: E731
+    return ImageSource(values.astype(kind), classes, read)
 
 
 # --- digits, torchvision and timm -------------------------------------------------------------------------------------
 
 
-def _digits(split: str) -> ImageSource:
+def _digits(split: str, form: Form) -> ImageSource:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     chosen = (_ranks(labels) % 5 == 4) == (split == "test")
     images = (images.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
-    return ImageSource(labels[chosen].astype(np.int64), 10, images[chosen].__getitem__)
+    return _of_arrays(images[chosen], labels[chosen], 10, form)
 
 
-def _torchvision(name: str, split: str) -> ImageSource:
+def _torchvision(name: str, split: str, form: Form) -> ImageSource:
     from torchvision import datasets
 
     root = f"data/{name}"
@@ -106,19 +106,18 @@ def _torchvision(name: str, split: str) -> ImageSource:
         data = make(root, download=True, **part)
     except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: the download has a wrong hash
         url = make.split_list[split][0] if name == "svhn" else make.url
-        raise OSError(f"data={name!r}: cannot be downloaded from {url} to {root!r} ({_reason(error)})") from error
+        raise OSError(f"data={name!r}: cannot be downloaded from {url} to {root!r} ({reason(error)})") from error
     images, labels = (data.data.transpose(0, 2, 3, 1), data.labels) if name == "svhn" else (data.data, data.targets)
-    return ImageSource(np.asarray(labels).astype(np.int64), 10 ** (2 if name == "cifar100" else 1), images.__getitem__)
+    return _of_arrays(images, labels, 100 if name == "cifar100" else 10, form)
 
 
-def _timm(name: str, split: str) -> ImageSource:
-    """Read a data set of timm into memory; its images must have one size."""
+def _timm(name: str, split: str, form: Form) -> ImageSource:
+    """Read a data set of timm."""
     where = f"data={name!r}"
     labels, images = [], []
     for image, label in _timm_items(name, split, where):
         labels.append(label)
-        images.append(_pixels(image))
-        _check_size(where, images[0], "image 0", images[-1], f"image {len(images) - 1}", len(images))
+        images.append(pixels(image, form.keep_depth))
     if not labels:
         raise ValueError(f"{where}: its {split} part has no images, must have at least 1")
     values = np.asarray(labels)
@@ -126,7 +125,9 @@ def _timm(name: str, split: str) -> ImageSource:
         raise ValueError(f"{where}: its {split} part has labels {labels[:3]!r}, must be integers")
     _check_labels(where, f"its {split} part", values, len(images))
     classes = _count_classes(where, values, "its train part") if split == "train" else int(values.max()) + 1
-    return ImageSource(values.astype(np.int64), classes, _stacked(images).__getitem__)
+    names = [f"image {i}" for i in range(len(images))]
+    read = collect(where, names, images.__getitem__, form, LIMIT_BYTES).__getitem__
+    return ImageSource(values.astype(np.int64), classes, read)
 
 
 def _timm_items(name: str, split: str, where: str) -> Iterable[Any]:
@@ -141,29 +142,44 @@ def _timm_items(name: str, split: str, where: str) -> Iterable[Any]:
             found = create_dataset(name, roots.get(kind), part, download=True, is_training=False)
             return (found[i] for i in range(len(found))) if hasattr(found, "__getitem__") else found
         except Exception as error:  # of any library that timm uses
-            errors.append(f"{part}: {_reason(error)}")
+            errors.append(f"{part}: {reason(error)}")
     raise ValueError(f"{where}: timm cannot open its {split} images ({'; '.join(errors)})")
 
 
 # --- an .npz file -----------------------------------------------------------------------------------------------------
 
 
-def _arrays(path: Path, split: str) -> ImageSource:
+def _arrays(path: Path, split: str, form: Form, regression: bool) -> ImageSource:
     where = f"data={str(path)!r}"
     names = dict.fromkeys((f"x_{split}", f"y_{split}", "y_train"))  # each once
     images, labels, *rest = _read_arrays(path, where, list(names))
     training = rest[0] if rest else labels
-    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[3] < min(images.shape[1:3]):
-        allowed = "must be uint8 of (n, height, width, channels), with fewer channels than rows and columns"
-        raise ValueError(f"{where}: x_{split} is {images.dtype} of shape {images.shape}, {allowed}")
-    _check_labels(where, f"y_{split}", labels, len(images))
-    _check_labels(where, "y_train", training, training.size)
+    images = _checked_images(where, f"x_{split}", images, form.keep_depth)
+    if regression:
+        _check_targets(where, f"y_{split}", labels, len(images))
+        classes, labels = 1, labels.astype(np.float32)
+    else:
+        _check_labels(where, f"y_{split}", labels, len(images))
+        _check_labels(where, "y_train", training, training.size)
     if not len(labels):
         raise ValueError(f"{where}: x_{split} has no images, must have at least 1")
-    classes = _count_classes(where, training)
-    if labels.max() >= classes:
-        raise ValueError(f"{where}: y_{split} has the label {labels.max()}, must be 0 … {classes - 1}, as y_train")
-    return ImageSource(labels.astype(np.int64), classes, images.__getitem__)
+    if not regression:
+        classes = _count_classes(where, training)
+        if labels.max() >= classes:
+            raise ValueError(f"{where}: y_{split} has the label {labels.max()}, must be 0 … {classes - 1}, as y_train")
+    return _of_arrays(images, labels, classes, form)
+
+
+def _checked_images(where: str, name: str, images: np.ndarray, keep_depth: bool) -> np.ndarray:
+    """Return images as uint8, or with ``keep_depth`` also as uint16 or as float32 from 0 to 1."""
+    kinds = ("uint8", "uint16", "float16", "float32", "float64") if keep_depth else ("uint8",)
+    if images.dtype.name not in kinds or images.ndim != 4 or not 1 <= images.shape[3] < min(images.shape[1:3]):
+        layout = "(n, height, width, channels), with fewer channels than rows and columns"
+        allowed = f"must be {', '.join(kinds)} of {layout}"
+        if not keep_depth and images.dtype.kind == "f":
+            allowed += ", or keep_depth for floating point from 0 to 1"
+        raise ValueError(f"{where}: {name} is {images.dtype} of shape {images.shape}, {allowed}")
+    return checked_floats(f"{where}: {name}", images) if images.dtype.kind == "f" else images
 
 
 def _read_arrays(path: Path, where: str, names: Sequence[str]) -> list[np.ndarray]:
@@ -172,7 +188,7 @@ def _read_arrays(path: Path, where: str, names: Sequence[str]) -> list[np.ndarra
             archive = zipfile.ZipFile(file)
             members = set(archive.namelist())
         except Exception as error:  # damaged bytes can raise any error
-            raise ValueError(f"{where}: must be an .npz file, is damaged ({_reason(error)})") from error
+            raise ValueError(f"{where}: must be an .npz file, is damaged ({reason(error)})") from error
         missing = [name for name in names if f"{name}.npy" not in members]
         if missing:
             raise ValueError(f"{where}: has no array {missing[0]}, must have {' and '.join(names)}")
@@ -189,7 +205,7 @@ def _read_array(archive: zipfile.ZipFile, where: str, name: str) -> np.ndarray:
             if file.read(1):
                 raise ValueError("its header says less than it holds")
     except Exception as error:  # damaged bytes can raise any error, also MemoryError
-        raise ValueError(f"{where}: {name} must be an array, is damaged ({_reason(error)})") from error
+        raise ValueError(f"{where}: {name} must be an array, is damaged ({reason(error)})") from error
     return array
 
 
@@ -197,6 +213,12 @@ def _check_labels(where: str, name: str, labels: np.ndarray, count: int) -> None
     if labels.dtype.kind not in "iu" or labels.shape != (count,) or (labels < 0).any():
         allowed = f"must be integers ≥ 0 of shape ({count},)"
         raise ValueError(f"{where}: {name} is {labels.dtype} of shape {labels.shape}, {allowed}")
+
+
+def _check_targets(where: str, name: str, targets: np.ndarray, count: int) -> None:
+    if targets.dtype.kind not in "fiu" or targets.shape != (count,) or not np.isfinite(targets).all():
+        allowed = f"must be finite numbers of shape ({count},)"
+        raise ValueError(f"{where}: {name} is {targets.dtype} of shape {targets.shape}, {allowed}")
 
 
 def _count_classes(where: str, labels: np.ndarray, name: str = "y_train") -> int:
@@ -213,7 +235,7 @@ def _count_classes(where: str, labels: np.ndarray, name: str = "y_train") -> int
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _folder(root: Path, split: str) -> ImageSource:
+def _folder(root: Path, split: str, form: Form) -> ImageSource:
     part = next((root / name for name in FOLDERS[split] if (root / name).is_dir()), root)
     where = f"data={str(part)!r}"
     if part == root and split == "test":
@@ -230,7 +252,12 @@ def _folder(root: Path, split: str) -> ImageSource:
     labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in files])
     order = take_turns(labels)
     ordered = np.asarray([path for paths in files for path in paths], dtype=object)[order]
-    return ImageSource(labels[order], len(classes), lambda chosen: _read_images(where, ordered[chosen]))
+
+    def read(chosen: Any) -> np.ndarray:
+        paths = ordered[chosen]
+        return collect(where, paths, lambda i: read_image(paths[i], form.keep_depth), form, LIMIT_BYTES)
+
+    return ImageSource(labels[order], len(classes), read)
 
 
 def _is_hidden(name: str) -> bool:
@@ -263,78 +290,3 @@ def _image_files(where: str, part: Path, classes: Sequence[str]) -> list[list[st
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _read_images(where: str, paths: Sequence[str]) -> np.ndarray:
-    """Read images of one size."""
-    from PIL import Image
-
-    images: list[np.ndarray] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for path in paths:
-            images.append(image := _read_image(path))
-            _check_size(where, images[0], paths[0], image, path, len(paths))
-    return _stacked(images)
-
-
-def _check_size(where: str, first: np.ndarray, first_name: str, image: np.ndarray, name: str, count: int) -> None:
-    """ValueError unless an image has the size of the first, and ``count`` of them do not have too many bytes."""
-    sizes = [f"{each.shape[0]} × {each.shape[1]}" for each in (first, image)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"{where}: has images of {sizes[0]} ({first_name!r}) and {sizes[1]} ({name!r}), must have one size"
-        )
-    if count * image.nbytes > LIMIT_BYTES:
-        raise ValueError(f"{where}: has {count} images of {sizes[0]}, must have at most {LIMIT_BYTES} bytes")
-
-
-def _stacked(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Return images as one array; grey ones have three equal channels if another has colour."""
-    channels = max(image.shape[2] for image in images)
-    return np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
-
-
-def _read_image(path: str) -> np.ndarray:
-    from PIL import Image
-
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise ValueError(f"{path!r}: must be a regular file")
-    with open(path, "rb") as file:
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                image.load()
-                return _pixels(image)
-        except Exception as error:  # damaged bytes can raise any error
-            raise ValueError(f"{path!r}: must be an image that can be read ({_reason(error)})") from error
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """Return PIL's image as (height, width, channels), with one channel if it is grey.
-
-    ValueError if the mode has no range that could be scaled to 0 … 255, or pixels are transparent.
-    """
-    # PNG and PPM have at most 16 bits, also where PIL's mode has 32.
-    if image.mode in GREY_16 or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return _pixels_of_16_bits(image)
-    if image.mode not in GREY + COLOUR:
-        raise ValueError(f"mode={image.mode!r}: must be grey of at most 16 bits, or colour")
-    target = "L" if image.mode in GREY else "RGB"
-    if image.mode in ALPHA or "transparency" in image.info:
-        image = image.convert("LA" if target == "L" else "RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
-            raise ValueError("has transparent pixels, must be opaque: put it on a background")
-    array = np.asarray(image.convert(target))
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _pixels_of_16_bits(image: Any) -> np.ndarray:
-    from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
-
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(BITSPERSAMPLE, (16,)) != (16,) or tags.get(PHOTOMETRIC_INTERPRETATION, 1) != 1:
-        raise ValueError(f"mode={image.mode!r}: a TIFF of it must have 16 bits, of which 0 is black")
-    values = np.asarray(image).astype(np.uint32)
-    if (values == image.info.get("transparency", -1)).any():
-        raise ValueError("has transparent pixels, must be opaque: put it on a background")
-    return ((values + 128) // 257).astype(np.uint8)[..., None]  # 65535 is 255, to the nearest

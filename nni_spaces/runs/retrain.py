@@ -18,7 +18,6 @@ import nni_spaces._nni  # noqa: F401
 import pytorch_lightning as pl
 import timm
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
@@ -39,9 +38,10 @@ from optinspired_plugins.run_folder import (
     resolve_devices,
 )
 
-from .callback import RunCallback, check_finite, trainer_options
+from .callback import RunCallback, check_finite, own_metrics, trainer_options
 from .checkpoints import read_checkpoint
-from .data import EpochSampler, ImageSet, SeededImages, Transform, channel_moments, make_loader, read_images
+from .data import EpochSampler, ImageSet, SeededImages, Transform, channel_moments, make_loader, read_run_images
+from .objective import Measure, Objective
 from .settings import RetrainSettings
 
 __all__ = ["RetrainModule", "make_model", "retrain"]
@@ -61,23 +61,26 @@ def make_model(settings: RetrainSettings, classes: int, in_chans: int, **kwargs:
 
 
 class RetrainModule(pl.LightningModule):
-    """Cross-entropy and weighted auxiliary loss under SGD with momentum and a cosine to 0.
+    """Loss and weighted auxiliary loss under SGD with momentum and a cosine to 0.
 
     The rate at which operations are dropped grows from 0 in the first epoch towards ``drop_path_rate``.
 
     Args:
         model: a :class:`~timm_models.cellnet.CellNet`.
         settings: settings of the training; without an ``aux_weight`` there is no auxiliary loss.
+        objective: the loss; cross-entropy by default.
     """
 
-    def __init__(self, model: Any, settings: RetrainSettings) -> None:
+    def __init__(self, model: Any, settings: RetrainSettings, objective: Objective | None = None) -> None:
         super().__init__()
+        self.objective = objective or Objective()
         if settings.aux_weight:
             model.set_auxiliary_training()
         self.layout = training_layout(model)
         self.model, self.settings = model.to(memory_format=self.layout), settings
-        self.train_top1 = MulticlassAccuracy(model.num_classes, average="micro")
-        self.test_top1 = MulticlassAccuracy(model.num_classes, average="micro")
+        if not self.objective.regression:
+            self.train_top1 = MulticlassAccuracy(model.num_classes, average="micro")
+            self.test_top1 = MulticlassAccuracy(model.num_classes, average="micro")
 
     def forward(self, x: Tensor) -> Any:
         """Return logits, and in training also the logits of the auxiliary head."""
@@ -105,21 +108,26 @@ class RetrainModule(pl.LightningModule):
         images, labels = batch
         logits = self(images)
         logits, auxiliary = logits if self.settings.aux_weight else (logits, None)
-        loss = F.cross_entropy(logits, labels)
-        self.train_top1(logits, labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        self.log("train_top1", self.train_top1, on_step=False, on_epoch=True)
+        loss = self.objective(logits, labels)
+        self._log("train", loss, logits, labels)
         if auxiliary is not None and self.settings.aux_weight:
-            loss = loss + self.settings.aux_weight * F.cross_entropy(auxiliary, labels)
+            loss = loss + self.settings.aux_weight * self.objective(auxiliary, labels)
         return check_finite(loss, f"epoch {self.current_epoch + 1}, step {batch_idx + 1}")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of a batch of test images."""
         images, labels = batch
         logits = self(images)
-        self.test_top1(logits, labels)
-        self.log("test_loss", F.cross_entropy(logits, labels), sync_dist=True)
-        self.log("test_top1", self.test_top1)
+        self._log("test", self.objective(logits, labels, training=False), logits, labels)
+
+    def _log(self, part: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        over_epoch: dict[str, Any] = dict(on_step=False, on_epoch=True)
+        for name, value in {f"{part}_loss": loss, **self.objective.measured(part, logits, labels)}.items():
+            self.log(name, value, sync_dist=True, **over_epoch)
+        if not self.objective.regression:
+            top1 = getattr(self, f"{part}_top1")
+            top1(logits, labels)
+            self.log(f"{part}_top1", top1, **over_epoch)
 
 
 # Over 40 lines: most of them describe arguments and errors.
@@ -135,6 +143,9 @@ def retrain(
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
     trainer: Mapping[str, Any] | None = None,
     transform: Transform | None = None,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+    on_disk: bool = False,
 ) -> float:
     """Train the network of a genotype, or resume after the last finished epoch.
 
@@ -152,9 +163,12 @@ def retrain(
         on_epoch: called with every new entry of the history.
         trainer: further arguments of Lightning's Trainer, as in a search.
         transform: changes a training image, as in a search.
+        loss: an own loss, as in a search.
+        metric: an own function to measure, as in a search; the history has ``train_metric`` and ``test_metric``.
+        on_disk: keep the images of a folder in a file, as in a search.
 
     Returns:
-        The test accuracy after the last epoch, in %.
+        The test accuracy after the last epoch, in %; with ``regression`` the test loss.
 
     Raises:
         ValueError: the folder holds a training with other settings or images, or is damaged; the images are damaged or
@@ -165,7 +179,7 @@ def retrain(
     """
     folder, devices = Path(out), resolve_devices(devices)
     with lock_folder(folder, devices):
-        data, test = _read_both_splits(settings)
+        data, test = _read_both_splits(settings, folder if on_disk else None)
         settings = replace(settings, aux_weight=_aux_weight(settings, data.images))
         torch.manual_seed(settings.seed)
         model = make_model(settings, data.classes, data.images.shape[1], aux_head=bool(settings.aux_weight))
@@ -182,17 +196,18 @@ def retrain(
                 precision=precision,  # type: ignore[arg-type]
                 **trainer_options(run, settings.epochs, accelerator, devices, trainer),
             )
-            loop.fit(RetrainModule(model, settings), *loaders, **resume)
+            objective = Objective(settings.regression, settings.label_smoothing, loss, metric)
+            loop.fit(RetrainModule(model, settings, objective), *loaders, **resume)
         if not process_rank():
             _write_weights(run, is_new=run.first_epoch < settings.epochs)
             settings.read_genotype().save(folder / GENOTYPE)
-        return last_entry(folder, "test_top1")
+        return last_entry(folder, "test_loss" if settings.regression else "test_top1")
 
 
-def _read_both_splits(settings: RetrainSettings) -> tuple[ImageSet, ImageSet]:
+def _read_both_splits(settings: RetrainSettings, store: Path | None) -> tuple[ImageSet, ImageSet]:
     """Return training and test images; ValueError unless they have one shape, and the test images no other classes."""
-    data, test = (read_images(settings.data, settings.limit, split) for split in ("train", "test"))
-    if (label := int(test.labels.max())) >= data.classes:
+    data, test = (read_run_images(settings, split, store) for split in ("train", "test"))
+    if not settings.regression and (label := int(test.labels.max())) >= data.classes:
         raise ValueError(f"data={settings.data!r}: test images have the label {label}, must be 0 … {data.classes - 1}")
     if test.images.shape[1:] != data.images.shape[1:]:
         shapes = " and ".join(str(tuple(part.images.shape[1:])) for part in (data, test))
@@ -203,9 +218,9 @@ def _read_both_splits(settings: RetrainSettings) -> tuple[ImageSet, ImageSet]:
 def _entry(module: Any, metrics: dict[str, float]) -> dict[str, Any]:
     """Return an entry of the history."""
     rate = module.optimizers().param_groups[0]["lr"]
-    top1 = {name: round(100 * metrics[name], 4) for name in ("train_top1", "test_top1")}
+    top1 = {name: round(100 * metrics[name], 4) if name in metrics else None for name in ("train_top1", "test_top1")}
     losses = {name: metrics[name] for name in ("train_loss", "test_loss")}
-    return {"lr": rate, "drop_path_rate": module.drop_path_rate, **losses, **top1}
+    return {"lr": rate, "drop_path_rate": module.drop_path_rate, **losses, **top1, **own_metrics(metrics)}
 
 
 def _write_weights(run: RunCallback, is_new: bool) -> None:
@@ -249,8 +264,8 @@ def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
         macs=counter.get_total_flops() // 2,
         cutout=_cutout(settings, data.images),
         genotype_sha256=sha256(settings.read_genotype().to_json().encode()).hexdigest(),
-        mean=[round(value / 255, 6) for value in mean],
-        std=[round(value / 255, 6) for value in std],
+        mean=[round(value / data.white, 6) for value in mean],
+        std=[round(value / data.white, 6) for value in std],
     )
 
 
@@ -269,7 +284,8 @@ def _loaders(
         raise ValueError(f"batch_size={settings.batch_size!r}: must be at most {len(sampler)}, the images of a process")
     sampler.set_epoch(epoch)
     cutout = _cutout(settings, data.images)
-    train_images = SeededImages(data, None, settings.seed, settings.padding, cutout, transform=transform)
+    options: dict[str, Any] = dict(transform=transform, flip=settings.flip)
+    train_images = SeededImages(data, None, settings.seed, settings.padding, cutout, **options)
     test_images = SeededImages(test, moments=channel_moments(data.images))
     test_sampler = EpochSampler(len(test.labels), None, devices)
     return (

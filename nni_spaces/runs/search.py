@@ -12,7 +12,6 @@ from typing import Any, cast
 import nni_spaces._nni  # noqa: F401
 
 import torch
-import torch.nn.functional as F
 from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import RawFormatModelSpace
@@ -27,8 +26,9 @@ from ..spaces.initialization import AlgorithmInit, HeavyBallInit, RandomInit, Ze
 from ..spaces.space import AGDSpace, AlgorithmSpace, CellSpace, DARTSSpace, HBSpace
 from ..spaces.structure import CellStructure
 from ..strategies.differentiable import DARTS, GumbelDARTS
-from .callback import RunCallback, check_finite, trainer_options
-from .data import Transform, make_loaders, read_images
+from .callback import RunCallback, check_finite, own_metrics, trainer_options
+from .data import Transform, make_loaders, read_run_images
+from .objective import Measure, Objective
 from .settings import SearchSettings
 
 __all__ = [
@@ -103,6 +103,7 @@ def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: flo
         num_classes=classes,
         in_chans=in_chans,
         initialization=INITIALIZATIONS[settings.initialization](**initialization),
+        stem=settings.stem,
         operations=settings.operations,
         partial_channels=cast(int, settings.partial_channels),
         skip_dropout=settings.skip_dropout,
@@ -130,20 +131,24 @@ def make_strategy(settings: SearchSettings) -> DARTS:
 
 
 class SearchModule(LightningModule):
-    """Cross-entropy under SGD with momentum and a cosine to 0 (§9.3), for NNI's evaluator.
+    """A loss under SGD with momentum and a cosine to 0 (§9.3), for NNI's evaluator.
 
     Args:
         lr: first learning rate.
         momentum: momentum.
         weight_decay: weight decay of the weights.
         epochs: length of the cosine.
+        objective: the loss; cross-entropy by default.
 
     Raises:
         FloatingPointError: in training, where the loss is not finite; it names epoch and step, from 1.
     """
 
-    def __init__(self, lr: float, momentum: float, weight_decay: float, epochs: int) -> None:
+    def __init__(
+        self, lr: float, momentum: float, weight_decay: float, epochs: int, objective: Objective | None = None
+    ) -> None:
         super().__init__()
+        self.objective = objective or Objective()
         self.lr, self.momentum, self.weight_decay, self.epochs = lr, momentum, weight_decay, epochs
 
     def set_model(self, model: Any) -> None:
@@ -159,12 +164,15 @@ class SearchModule(LightningModule):
         """Return the loss of a batch; NNI's strategies call this twice per step, first with the batch of α."""
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
+        loss = self.objective(logits, labels)
         check_finite(loss, f"epoch {self.trainer.current_epoch + 1}, step {batch_idx // 2 + 1}")
         part = ("alpha", "train")[batch_idx % 2]
-        top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
-        self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
-        self.log(f"{part}_top1", 100 * top1, on_step=False, on_epoch=True, sync_dist=True)
+        measured = {f"{part}_loss": loss, **self.objective.measured(part, logits, labels)}
+        if not self.objective.regression:
+            top1 = accuracy(logits, labels, "multiclass", num_classes=logits.shape[1])
+            measured[f"{part}_top1"] = 100 * top1
+        for name, value in measured.items():
+            self.log(name, value, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -185,6 +193,10 @@ def search(
     on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None,
     trainer: Mapping[str, Any] | None = None,
     transform: Transform | None = None,
+    loss: Measure | None = None,
+    metric: Measure | None = None,
+    on_disk: bool = False,
+    precision: str = "32-true",
 ) -> Genotype:
     """Search, or resume a search after its last finished epoch.
 
@@ -200,6 +212,12 @@ def search(
         on_epoch: called with every new entry of the history.
         trainer: further arguments of Lightning's Trainer, for instance ``dict(logger=…, callbacks=[…])``; not recorded.
         transform: changes a training image, as in :class:`~nni_spaces.runs.data.SeededImages`; not recorded.
+        loss: an own loss, as in :class:`~nni_spaces.runs.objective.Objective`; not recorded.
+        metric: an own function to measure, as there; the history has its mean as ``train_metric`` and ``alpha_metric``.
+        on_disk: keep the images of a folder in a file that is removed with the process, instead of in memory; no effect
+            on the result.
+        precision: Lightning's, for instance ``"bf16-mixed"``, but not ``"16-mixed"``, whose scaled gradients a search
+            would clip; a resumed search must have the same.
 
     Returns:
         The genotype, also written to ``genotype.json``.
@@ -213,24 +231,27 @@ def search(
     """
     if settings.strategy == "p-darts":
         raise ValueError("strategy='p-darts': is a search in stages, use search_progressively")
+    if precision == "16-mixed":
+        raise ValueError("precision='16-mixed': a search clips scaled gradients then, must be another, as bf16-mixed")
     folder, devices = Path(out), resolve_devices(devices)
     with lock_folder(folder, devices):
-        data = read_images(settings.data, settings.limit)
+        data = read_run_images(settings, store=folder if on_disk else None)
         order = (settings.batch_size, settings.seed, workers, settings.padding, devices)
-        loaders = make_loaders(data, *order, transform=transform)
+        loaders = make_loaders(data, *order, transform=transform, flip=settings.flip)
         steps = len(loaders[0]) * (settings.epochs - cast(int, settings.warmup_epochs))
         torch.manual_seed(settings.seed)
         space = make_space(settings, data.classes, data.images.shape[1], steps)
         entry, facts = partial(_entry, space), partial(_facts, settings, steps)
-        run = RunCallback(folder, settings, data, facts, entry, on_batch, on_epoch, Execution(devices))
+        run = RunCallback(folder, settings, data, facts, entry, on_batch, on_epoch, Execution(devices, precision))
         resume = run.resume()
         for loader in loaders:
             # Loader processes load their first images before Lightning sets the epoch.
             loader.sampler.set_epoch(run.first_epoch)  # type: ignore[attr-defined]
         on_start(run.first_epoch, len(loaders[0]))
-        module = SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs)
+        objective = Objective(settings.regression, settings.label_smoothing, loss, metric)
+        module = SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs, objective)
         options = trainer_options(run, settings.epochs, accelerator, devices, trainer)
-        evaluator = Lightning(module, Trainer(**options), *loaders, fit_kwargs=resume)
+        evaluator = Lightning(module, Trainer(precision=precision, **options), *loaders, fit_kwargs=resume)
         strategy = make_strategy(settings)
         strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
         genotype = space.genotype(strategy.oneshot_module.export())
@@ -245,6 +266,7 @@ def _entry(space: CellSpace, module: Any, metrics: dict[str, float]) -> dict[str
         "genotype": json.loads(space.genotype(module.export()).to_json()),
         "probabilities": module.export_probs(),
         **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
+        **own_metrics(metrics),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
-from optinspired_plugins._checks import check_int, check_rate
+from optinspired_plugins._checks import check_bool, check_int, check_rate
 from optinspired_plugins.cells.genotype import Genotype
 
 from .._checks import check_optimizer, check_partial_channels
@@ -21,6 +21,7 @@ __all__ = ["RetrainSettings", "SearchSettings"]
 
 # K, and the share of the epochs in which α stands still: 15 of 50 (Xu et al. 2020), 10 of 25 per stage (Chen et al.
 # 2019).
+STEMS = ("cifar", "imagenet")  # those of cells.network, which loads torch
 STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
 DATA = "digits, cifar10, cifar100, svhn, an .npz file, a folder of images, or timm's name (torch/…, hfds/…, wds/…)."
@@ -28,6 +29,12 @@ NAMES = "Sequence[str] | None"  # the type of a list of names, which the command
 LIMIT = "Use this many images of each part: the first, or the first of each class."
 PADDING = "Pixels that a random crop shifts by; 0 for no augmentation."
 SEED = "Seed of weights, order and augmentation."
+SMOOTHING = "Label smoothing of the training loss."
+START = "Begin with the weights (and α) of the run in this folder, for more epochs: a warm restart."
+FLIP = "Flip every second image that is cropped, if it is wider than 8 pixels."
+RESIZE = "Side of all images: the shorter side becomes this long, and the centre is cut out."
+DEPTH = "Keep 16-bit and floating-point images (from 0 to 1); otherwise 16-bit grey becomes 8-bit."
+REGRESSION = "Labels are real numbers: one output, and the mean squared error."
 IMPORTS = "Modules, or files my_module.py, to import first, for the operations that they register."
 
 
@@ -44,6 +51,13 @@ def _check_shared(settings: Any, least_batch: int) -> None:
     for name, least in (("epochs", 1), ("batch_size", least_batch), ("padding", 0), ("seed", 0)):
         check_int(name, getattr(settings, name), least)
     check_optimizer({each.name: getattr(settings, each.name) for each in fields(settings)})
+    if settings.resize is not None:
+        check_int("resize", settings.resize, 1)
+    check_rate("label_smoothing", settings.label_smoothing)
+    if settings.label_smoothing and settings.regression:
+        raise ValueError(f"label_smoothing={settings.label_smoothing!r} with regression=True: must be 0")
+    for name in ("keep_depth", "flip", "regression"):
+        check_bool(name, getattr(settings, name))
     for each in fields(settings):
         if each.type == NAMES and getattr(settings, each.name) is not None:
             object.__setattr__(settings, each.name, _checked_names(each.name, getattr(settings, each.name)))
@@ -69,6 +83,8 @@ class SearchSettings:
     ``None`` is :func:`~nni_spaces.runs.search.start_logit`. ``alpha_decay_to`` is an argument of
     :class:`~nni_spaces.DARTS`. ``grad_checkpointing`` saves memory and costs time. ``operations`` are the candidates;
     ``None`` for the space's own. ``imports`` are the modules that a command imports; the settings import none.
+    ``resize``, ``keep_depth`` and ``regression`` are arguments of :func:`~nni_spaces.runs.data.read_images`, and
+    ``stem`` of the space. ``start_from`` is the folder of a run whose weights and α this one begins with.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -119,6 +135,13 @@ class SearchSettings:
         None, "Start of a favoured α (26), e.g. 5; by default as far as α can travel, between 2.1 and 5."
     )
     alpha_decay_to: str = _option("zero", "Value that the weight decay of α leads to.", choices=("zero", "start"))
+    stem: str = _option("cifar", "imagenet reduces large images eightfold before the first cell.", choices=STEMS)
+    resize: int | None = _option(None, RESIZE)
+    keep_depth: bool = _option(False, DEPTH)
+    flip: bool = _option(True, FLIP)
+    regression: bool = _option(False, REGRESSION)
+    label_smoothing: float = _option(0.0, SMOOTHING)
+    start_from: str | None = _option(None, START)
     operations: Sequence[str] | None = _option(None, "Candidates, separated by commas; the space's own by default.")
     imports: Sequence[str] | None = _option(None, IMPORTS, option="--import")
 
@@ -137,6 +160,8 @@ class SearchSettings:
         check_rate("skip_dropout", self.skip_dropout)
         if self.logit is not None and not 0 < self.logit < math.inf:
             raise ValueError(f"logit={self.logit!r}: must be finite and > 0")
+        if self.start_from is not None and self.strategy == "p-darts":
+            raise ValueError(f"start_from={self.start_from!r} with strategy='p-darts': must be None, its stages differ")
         self._check_algorithm()
 
     def _check_algorithm(self) -> None:
@@ -159,7 +184,9 @@ class RetrainSettings:
 
     ``genotype`` is a genotype as JSON holds it. ``aux_weight`` is the weight of the auxiliary loss; ``None`` is 0.4
     where the auxiliary head fits the images, and otherwise 0. ``cutout`` is the side of a square that is set to 0;
-    ``None`` is half of the image's side, §9.3's 16 of 32. ``imports`` are the modules that a command imports.
+    ``None`` is half of the image's side, §9.3's 16 of 32. ``imports`` are the modules that a command imports, and
+    ``resize``, ``keep_depth`` and ``regression`` arguments of :func:`~nni_spaces.runs.data.read_images`.
+    ``start_from`` is the folder of a training whose weights this one begins with.
 
     Raises:
         ValueError: a setting is out of range.
@@ -184,6 +211,12 @@ class RetrainSettings:
     cutout: int | None = _option(None, "Side of the square cut out of an image; half a side by default, 0 for none.")
     padding: int = _option(4, PADDING)
     seed: int = _option(0, SEED)
+    resize: int | None = _option(None, RESIZE)
+    keep_depth: bool = _option(False, DEPTH)
+    flip: bool = _option(True, FLIP)
+    regression: bool = _option(False, REGRESSION)
+    label_smoothing: float = _option(0.0, SMOOTHING)
+    start_from: str | None = _option(None, START)
     imports: Sequence[str] | None = _option(None, IMPORTS, option="--import")
 
     def __post_init__(self) -> None:

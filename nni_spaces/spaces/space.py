@@ -63,7 +63,7 @@ class CellSpace(ModelSpace):
         channels: channels of a node of the first cell; they double at both reductions.
         cells: number of cells, ≥ 3.
         nodes: nodes of a cell.
-        num_classes: number of classes, ≥ 2.
+        num_classes: number of classes; 1 for one output.
         in_chans: channels of an image.
         stem: ``"cifar"`` or ``"imagenet"``.
         operations: names of the candidates, of Table 6 or by
@@ -110,7 +110,7 @@ class CellSpace(ModelSpace):
         plans = plan_cells(cells, channels, nodes, stem)
         check_partial_channels(partial_channels, channels)
         check_rate("skip_dropout", skip_dropout)
-        check_int("num_classes", num_classes, 2)
+        check_int("num_classes", num_classes, 1)
         check_int("in_chans", in_chans, 1)
         self.initialization = self.default_initialization if initialization is None else initialization
         self.has_initialization = initialization is not None
