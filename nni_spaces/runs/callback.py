@@ -73,7 +73,7 @@ def describe_images(data: ImageSet) -> dict[str, Any]:
     """Return number, shape and classes of the images, and a hash of images and labels."""
     count, channels, height, width = data.images.shape
     digest = hashlib.sha256(f"{data.images.dtype} {tuple(data.images.shape)} {data.classes}".encode())
-    digest.update(memoryview(np.ascontiguousarray(data.images.numpy())))
+    digest.update(np.ascontiguousarray(data.images.numpy()).data)
     digest.update(data.labels.numpy().tobytes())
     shape = dict(channels=channels, height=height, width=width)
     return dict(images=count, classes=data.classes, **shape, sha256=digest.hexdigest())
