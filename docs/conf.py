@@ -17,6 +17,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from equations import PUBLIC, table
 from gallery import STAGED, stage_examples
+from notebooks import write_notebooks
 from sphinx.addnodes import desc_signature
 from sphinx.util.docutils import SphinxDirective
 
@@ -79,17 +80,19 @@ def without_absent_hosts(app: Any, docname: str, source: list[str]) -> None:
         source[0] = re.sub(r"```\{eval-rst\}.*?```", note, source[0], flags=re.DOTALL)
 
 
-# --- the gallery ------------------------------------------------------------------------------------------------------
+# --- the gallery, and notebooks ---------------------------------------------------------------------------------------
 
-stage_examples(with_searches=is_installed("nni_spaces._nni"))
+is_run, has_searches = bool(os.environ.get("EXAMPLES")), is_installed("nni_spaces._nni")
+stage_examples(has_searches)
+write_notebooks(is_run, has_searches)
 sphinx_gallery_conf = {
     "examples_dirs": str(STAGED),
     "gallery_dirs": "examples",
     "filename_pattern": r"/\d\d_\w+\.py$",
-    "plot_gallery": bool(os.environ.get("EXAMPLES")),
+    "plot_gallery": is_run,
     "reset_argv": "gallery.arguments",
     "within_subsection_order": "FileNameSortKey",
-    "notebook_extensions": set(),  # a notebook has no command line
+    "notebook_extensions": set(),  # a notebook has no command line; notebooks.py makes those of the guide
     "download_all_examples": False,
     "write_computation_times": False,
     "show_memory": False,

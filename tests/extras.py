@@ -11,6 +11,8 @@ EXTRAS = {
     "mmengine": "mm",
     "mmengine.runner": "mm",
     "myst_parser": "docs",
+    "nbclient": "docs",
+    "nbformat": "docs",
     "nni": "nni",
     "rich": "viz",
     "scipy": "viz",

@@ -102,6 +102,24 @@ def test_the_code_of_a_page_runs(page, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_the_notebooks_have_the_code_of_their_pages(monkeypatch):
+    needs("nbclient", "nbformat")
+    monkeypatch.syspath_prepend(str(DOCS))
+    from notebooks import DOORS, make_notebook, run
+
+    for page in DOORS.values():
+        notebook = make_notebook(PAGES[page])
+        program = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        assert program.split() == code(PAGES[page]).split()
+        text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert "](" not in re.sub(r"\]\(http", "", text)
+        assert "{py:" not in text
+    notebook = make_notebook("# Page\n```python\nimport sys\nprint(1 + 1, file=sys.stderr)\nprint(2 + 2)\n```\n")
+    run(notebook)
+    (output,) = notebook.cells[1].outputs
+    assert (notebook.cells[0].source, output.text) == ("# Page", "4\n")
+
+
 def test_targets_of_make_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for text in PAGES.values():

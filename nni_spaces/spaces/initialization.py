@@ -92,7 +92,7 @@ class AlgorithmInit:
     Args:
         logit: α of the favoured operation; the other entries are 0. Finite and > 0.
         std: standard deviation of a layer's α.
-        edge_weights: in spaces with p, start p at |weight| / Σ |weight| of the algorithm instead of equal values.
+        edge_weights: in spaces with p, start p at ``|weight| / Σ |weight|`` of the algorithm instead of equal values.
 
     Raises:
         ValueError: an argument is out of range, or the space has no such edges or operations.
@@ -183,7 +183,7 @@ def check_edges(initialization: Initialization, edges: Iterable[PatternEdge], na
 
 
 def initial_beta(initialization: Initialization, edges: Sequence[PatternEdge]) -> Tensor:
-    """Return the initial β of a node: 0, or log |weight| where the initialisation says so."""
+    """Return the initial β of a node: 0, or ``log |weight|`` where the initialisation says so."""
     if isinstance(initialization, AlgorithmInit) and initialization.edge_weights:
         return torch.tensor([math.log(abs(edge.weight)) for edge in edges])
     return torch.zeros(len(edges))
