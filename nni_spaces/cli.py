@@ -141,9 +141,9 @@ def search(
 ) -> None:
     """Search a cell with NNI's DARTS in a space of section 9 or of any algorithm; writes genotype.json.
 
-    The module of an algorithm may be in the current folder.
+    The module of an algorithm or an initialisation may be in the current folder.
     """
-    if options["algorithm"] is not None:
+    if options["algorithm"] is not None or ":" in options["initialization"]:
         sys.path.insert(0, "")
     with hosts():
         from .runs.progressive import search_progressively

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from numbers import Integral, Real
+from typing import Any
 
-__all__ = ["check_bool", "check_finite", "check_int", "check_layers", "check_one_of", "check_rate", "short"]
+__all__ = [
+    "check_bool",
+    "check_finite",
+    "check_int",
+    "check_layers",
+    "check_one_of",
+    "check_rate",
+    "load_object",
+    "short",
+]
 
 
 def check_bool(name: str, value: object) -> None:
@@ -52,6 +63,30 @@ def check_rate(name: str, value: object) -> None:
     """ValueError unless 0 ≤ ``value`` < 1."""
     if not 0 <= check_finite(name, value) < 1:
         raise ValueError(f"{name}={value!r}: must be in [0, 1)")
+
+
+def load_object(name: str, value: str, table: Mapping[str, Callable[[], Any]]) -> Any:
+    """Return the object that a text names.
+
+    Args:
+        name: the argument, for messages.
+        value: a name in ``table``, or ``"module:attribute"``, which is imported; a class is called without arguments.
+        table: a function for each name that returns its object.
+
+    Raises:
+        ValueError: the name is unknown, or the attribute does not exist.
+        ModuleNotFoundError: there is no such module.
+    """
+    if value in table:
+        return table[value]()
+    module, colon, attribute = value.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(table)}, or module:attribute")
+    namespace = import_module(module)
+    if not hasattr(namespace, attribute):
+        raise ValueError(f"{name}={value!r}: module {module} has no attribute {attribute}")
+    found = getattr(namespace, attribute)
+    return found() if isinstance(found, type) else found
 
 
 def short(value: object) -> str:

@@ -1,6 +1,7 @@
 """The start of a favoured α: how far it is from the others, and where weight decay leads it."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from extras import needs
 needs("nni")
 
 from nni_spaces import DARTS, SearchSettings
-from nni_spaces.runs.search import make_space, start_logit
+from nni_spaces.runs.search import INITIALIZATIONS, make_space, start_logit
+from nni_spaces.runs.settings import INITIALIZATIONS as NAMES
+from nni_spaces.spaces.initialization import AlgorithmInit
 from nni_spaces.strategies.differentiable import _ArchitectureStep
 
 # Of §9.3: 50 epochs of half of 50,000 images in batches of 64.
@@ -85,3 +88,69 @@ def test_a_given_start_is_kept(options):
     assert make_space(settings, 10, 1, 10).initialization.logit == 1.5
     with pytest.raises(ValueError, match="logit=0: must be finite and > 0"):
         SearchSettings(logit=0)
+
+
+# --- a user's initialisation ------------------------------------------------------------------------------------------
+
+OWN = """
+import torch
+from nni_spaces import AlgorithmInit
+
+class FewSkips:
+    def alpha(self, rule, slot, names):
+        return torch.tensor([-1.0 if "skip" in name else 0.0 for name in names])
+
+close = AlgorithmInit(0.5)
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_start.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_start", raising=False)
+
+
+def test_the_names_of_the_settings_are_those_of_the_table():
+    assert tuple(INITIALIZATIONS) == NAMES
+
+
+@pytest.mark.parametrize("name", ["FewSkips", "close"])
+def test_an_initialisation_is_named_by_module_and_attribute(name, own):
+    settings = SearchSettings(initialization=f"own_start:{name}", channels=2, cells=3, nodes=1)
+    space = make_space(settings, 10, 1)
+    assert settings.initialization == f"own_start:{name}", "as it is recorded"
+    if name == "close":
+        assert space.initialization == AlgorithmInit(0.5)
+        return
+    net = DARTS().mutate_model(space)
+    rows = [dict(zip([*net.operations, "none"], p.tolist())) for p in net.parameters() if p.shape == (9,)]
+    assert rows
+    assert all(row["skip_connect"] == row["neg_skip_connect"] == -1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("own_start:missing", ValueError, "initialization='own_start:missing': module own_start has no attribute miss"),
+        ("own_start:number", TypeError, "initialization=3 has no method alpha"),
+        ("no_start:FewSkips", ModuleNotFoundError, "no_start"),
+    ],
+)
+def test_a_wrong_initialisation_is_named(name, error, message, own):
+    with pytest.raises(error, match=message):
+        make_space(SearchSettings(initialization=name, channels=2, cells=3), 10, 1)
+
+
+@pytest.mark.parametrize("name", ["FewSkips", "own_start:", ":FewSkips", None])
+def test_a_name_without_module_or_attribute_is_refused_by_the_settings(name):
+    with pytest.raises(
+        ValueError, match=f"initialization={name!r}: must be one of heavy-ball, .*, or module:attribute"
+    ):
+        SearchSettings(initialization=name)
+
+
+def test_an_own_initialisation_has_its_own_logit():
+    with pytest.raises(ValueError, match=r"logit=2\.0 with initialization='own_start:close': must be left out"):
+        SearchSettings(initialization="own_start:close", logit=2.0)

@@ -57,6 +57,8 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
         pytest.param([*RETRAIN, "--accelerator", "gpu"], "No supported gpu backend found", marks=WITHOUT_GPU),
         ([*SEARCH, "--devices", "0"], "devices=0: must be"),
         ([*RETRAIN, "--devices", "0"], "devices=0: must be"),
+        ([*SEARCH, "--init", "json:dumps"], "has no method alpha: must have alpha(rule, slot, names)"),
+        ([*SEARCH, "--init", "one"], "initialization='one': must be one of heavy-ball, zero, random, algorithm, or"),
         ([*SEARCH, "--data", "nothing"], "data='nothing': must be 'digits', 'cifar10'"),
         ([*SEARCH, "--batch-size", "30"], "batch_size=30: must be at most 20"),
         ([*SEARCH, "--out", "file/run"], "file/run"),
@@ -133,7 +135,6 @@ def choices_of(settings, name):
 
 CHOICES = {
     ("search", "--space"): choices_of(SearchSettings, "space"),
-    ("search", "--init"): choices_of(SearchSettings, "initialization"),
     ("search", "--strategy"): choices_of(SearchSettings, "strategy"),
     ("search", "--accelerator"): get_args(nni_cli.Accelerator),
     ("retrain", "--model"): choices_of(RetrainSettings, "model"),
@@ -190,9 +191,9 @@ def test_choices_are_the_names_of_the_tables():
     from lightning_fabric.plugins.precision.precision import _PRECISION_INPUT_STR
     from pytorch_lightning.accelerators import AcceleratorRegistry
 
-    from nni_spaces.runs.search import INITIALIZATIONS, SPACES, STRATEGIES
+    from nni_spaces.runs.search import SPACES, STRATEGIES
 
-    for name, table in (("space", SPACES), ("initialization", INITIALIZATIONS), ("strategy", STRATEGIES)):
+    for name, table in (("space", SPACES), ("strategy", STRATEGIES)):
         assert choices_of(SearchSettings, name) == tuple(table)
     assert {*get_args(nni_cli.Accelerator)} == {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
     others = {"transformer-engine", "transformer-engine-float16"}  # of linear layers, and there is one

@@ -18,6 +18,7 @@ from nni.nas.space import RawFormatModelSpace
 from torch import Tensor
 from torchmetrics.functional import accuracy
 
+from optinspired_plugins._checks import load_object
 from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.memory.memory_format import training_layout
 from optinspired_plugins.run_folder import GENOTYPE, Execution, lock_folder, process_rank, resolve_devices
@@ -29,7 +30,7 @@ from ..strategies.differentiable import DARTS, GumbelDARTS
 from .callback import RunCallback, check_finite, own_metrics, trainer_options
 from .data import Transform, make_loaders, read_run_images
 from .objective import Measure, Objective
-from .settings import SearchSettings
+from .settings import FAVOURING, SearchSettings
 
 __all__ = [
     "INITIALIZATIONS",
@@ -37,6 +38,7 @@ __all__ = [
     "STRATEGIES",
     "SearchModule",
     "cell_structure",
+    "make_initialization",
     "make_space",
     "make_strategy",
     "search",
@@ -55,7 +57,6 @@ INITIALIZATIONS: dict[str, type[Any]] = {
     "random": RandomInit,
     "algorithm": AlgorithmInit,
 }
-FAVOURING = ("heavy-ball", "algorithm")  # initialisations with a favoured operation
 MIN_LOGIT, MAX_LOGIT = math.log(8), 5.0
 STRATEGIES: dict[str, Callable[..., DARTS]] = {
     "darts": DARTS,
@@ -76,6 +77,26 @@ def start_logit(settings: SearchSettings, steps: float) -> float:
     return min(MAX_LOGIT, max(MIN_LOGIT, steps * settings.alpha_lr)) if settings.logit is None else settings.logit
 
 
+def make_initialization(settings: SearchSettings, steps: float = math.inf) -> Any:
+    """Return the initialisation of a search: one of ours, or the user's object, whose module is imported.
+
+    Args:
+        settings: settings of the search.
+        steps: steps of α, for :func:`start_logit`.
+
+    Raises:
+        ValueError: the module has no such attribute.
+        ModuleNotFoundError: there is no such module.
+    """
+    arguments: dict[str, Any] = {}
+    if settings.initialization in FAVOURING:
+        arguments["logit"] = start_logit(settings, steps)
+    if settings.initialization == "algorithm":
+        arguments["edge_weights"] = settings.edge_weights
+    table = {name: partial(kind, **arguments) for name, kind in INITIALIZATIONS.items()}
+    return load_object("initialization", settings.initialization, table)
+
+
 def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: float = math.inf) -> CellSpace:
     """Return the space of a search.
 
@@ -85,11 +106,6 @@ def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: flo
         in_chans: channels of an image.
         steps: steps of α, for :func:`start_logit`.
     """
-    initialization: dict[str, Any] = {}
-    if settings.initialization in FAVOURING:
-        initialization["logit"] = start_logit(settings, steps)
-    if settings.initialization == "algorithm":
-        initialization["edge_weights"] = settings.edge_weights
     space: Callable[..., CellSpace] = SPACES[settings.space]
     if settings.algorithm is not None:
         of_algorithm: dict[str, Any] = dict(
@@ -102,7 +118,7 @@ def make_space(settings: SearchSettings, classes: int, in_chans: int, steps: flo
         nodes=settings.nodes,
         num_classes=classes,
         in_chans=in_chans,
-        initialization=INITIALIZATIONS[settings.initialization](**initialization),
+        initialization=make_initialization(settings, steps),
         stem=settings.stem,
         operations=settings.operations,
         partial_channels=cast(int, settings.partial_channels),

@@ -24,6 +24,9 @@ __all__ = ["RetrainSettings", "SearchSettings"]
 STEMS = ("cifar", "imagenet")  # those of cells.network, which loads torch
 STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
+INITIALIZATIONS = ("heavy-ball", "zero", "random", "algorithm")
+FAVOURING = ("heavy-ball", "algorithm")  # those with a favoured operation
+
 DATA = "digits, cifar10, cifar100, svhn, an .npz file, a folder of images, or timm's name (torch/…, hfds/…, wds/…)."
 NAMES = "Sequence[str] | None"  # the type of a list of names, which the command separates by commas
 LIMIT = "Use this many images of each part: the first, or the first of each class."
@@ -76,7 +79,8 @@ class SearchSettings:
     """The settings of a search.
 
     ``algorithm`` is a name or ``"module:attribute"``; its space, :class:`~nni_spaces.AlgorithmSpace` with ``merge``,
-    ``keep`` and ``edge_weights``, is ``space="algorithm"``, which need not be given.
+    ``keep`` and ``edge_weights``, is ``space="algorithm"``, which need not be given. ``initialization`` may be
+    ``"module:attribute"``, an object with the method of :class:`~nni_spaces.spaces.initialization.Initialization`.
     ``partial_channels``, ``skip_dropout`` and ``allowed`` are arguments of the space. α stands still in the first
     ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
     strategies. ``logit`` is the start of a favoured α of the initialisations ``"heavy-ball"`` and ``"algorithm"``;
@@ -93,8 +97,7 @@ class SearchSettings:
     space: str = _option("hb", "Search space (§9).", choices=("hb", "agd", "darts", "algorithm"))
     initialization: str = _option(
         "zero",
-        "How α begins; heavy-ball for hb only, algorithm for any rule.",
-        choices=("heavy-ball", "zero", "random", "algorithm"),
+        f"How α begins: {', '.join(INITIALIZATIONS)} (heavy-ball for hb only), or my_module:my_initialization.",
         option="--init",
     )
     strategy: str = _option(
@@ -158,11 +161,22 @@ class SearchSettings:
         if cast(int, self.warmup_epochs) >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs}: must be < epochs={self.epochs}, or α never moves")
         check_rate("skip_dropout", self.skip_dropout)
+        self._check_initialization()
+        self._check_algorithm()
+
+    def _check_initialization(self) -> None:
+        """ValueError unless the initialisation is one of ours, or a name of an object, which has its own logit."""
+        module, colon, attribute = str(self.initialization).partition(":")
+        is_object = bool(module and colon and attribute)
+        if self.initialization not in INITIALIZATIONS and not is_object:
+            names = ", ".join(INITIALIZATIONS)
+            raise ValueError(f"initialization={self.initialization!r}: must be one of {names}, or module:attribute")
         if self.logit is not None and not 0 < self.logit < math.inf:
             raise ValueError(f"logit={self.logit!r}: must be finite and > 0")
+        if self.logit is not None and is_object:
+            raise ValueError(f"logit={self.logit!r} with initialization={self.initialization!r}: must be left out")
         if self.start_from is not None and self.strategy == "p-darts":
             raise ValueError(f"start_from={self.start_from!r} with strategy='p-darts': must be None, its stages differ")
-        self._check_algorithm()
 
     def _check_algorithm(self) -> None:
         """ValueError where options of an algorithm's space have no algorithm, or an algorithm has another space."""

@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .._checks import check_int
+from .._checks import check_int, load_object
 from .coefficients import constant_momentum, momentum, nesterov_weights
 
 __all__ = [
@@ -264,16 +263,8 @@ def load_algorithm(algorithm: object, table: Mapping[str, Callable[[], Any]] = A
         TypeError: the object is not an algorithm.
     """
     if isinstance(algorithm, str):
-        if algorithm in table:
-            return table[algorithm]()
-        module, colon, attribute = algorithm.partition(":")
-        if not (module and colon and attribute):
-            raise ValueError(f"algorithm={algorithm!r}: must be one of {', '.join(table)}, or module:attribute")
-        namespace = import_module(module)
-        if not hasattr(namespace, attribute):
-            raise ValueError(f"algorithm={algorithm!r}: module {module} has no attribute {attribute}")
-        algorithm = getattr(namespace, attribute)
-    if isinstance(algorithm, type):
+        algorithm = load_object("algorithm", algorithm, table)
+    elif isinstance(algorithm, type):
         algorithm = algorithm()
     check_algorithm(algorithm)
     return algorithm
