@@ -12,17 +12,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, asdict, fields
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from optinspired_plugins.cells.genotype import SKIPS, Genotype, genotype_names, load_genotype
+from optinspired_plugins.cells.genotype import Genotype, genotype_names, load_genotype
 from optinspired_plugins.cells.operations import import_modules
 from optinspired_plugins.next_steps import absolute_source, retrain_command, timm_call
-from optinspired_plugins.report.files import is_retraining, read_about, read_retraining
+from optinspired_plugins.report import texts
+from optinspired_plugins.report.files import is_retraining, read_about, read_epochs, read_retraining
+from optinspired_plugins.report.findings import findings
 from optinspired_plugins.run_folder import GENOTYPE, WEIGHTS, resolve_devices
 from optinspired_plugins.terminal import epoch_progress, errors_as_messages, show
 
@@ -106,14 +108,23 @@ def hosts() -> Iterator[None]:
             yield
 
 
-def search_line(entry: dict[str, Any]) -> str:
-    """Describe an epoch of a search: weights, α and the number of skip connections, which shows a collapse."""
-    edges = [edge for cell in ("normal", "reduction") for node in entry["genotype"][cell] for edge in node]
-    skips = f"skips {sum(operation in SKIPS for operation, _ in edges):>2}/{len(edges)}"
+def search_line(out: Path, entry: dict[str, Any]) -> str:
+    """Describe an epoch of a search.
+
+    It has losses of weights and α, how far α has moved and could have, the number of edges that α has decided, and of
+    skip connections among the edges that the start has not decided, which shows a collapse.
+    """
     weights = f"weights {measured(entry, 'train', 5.1)}"
     if entry["alpha_loss"] is None:
-        return f"{weights}  α stands still  {skips}"
-    return f"{weights}  α {measured(entry, 'alpha', 5.1)}  {skips}"
+        return f"{weights}  α stands still"
+    alpha = f"α {measured(entry, 'alpha', 5.1)}"
+    found = findings(read_epochs(out))[-1]
+    if found is None:  # the search began with a version that did not record α
+        return f"{weights}  {alpha}"
+    reach = "" if found.reach is None else f" of {found.reach:.2g}"
+    (skips, edges), counts = found.skips(), found.counts()
+    way = f"moved {found.farthest:.2g}{reach}"
+    return f"{weights}  {alpha}  {way}  found {counts['found']}/{counts.total()}  skips {skips}/{edges}"
 
 
 def measured(entry: dict[str, Any], part: str, width: float) -> str:
@@ -153,7 +164,7 @@ def search(
         run: Callable[..., Genotype] = search_progressively if settings.strategy == "p-darts" else search_once
         machine: dict[str, Any] = dict(workers=workers, accelerator=accelerator, on_disk=on_disk, precision=precision)
         name = f"{settings.algorithm or settings.space} search"
-        with epoch_progress(name, settings.epochs, out, search_line) as progress:
+        with epoch_progress(name, settings.epochs, out, partial(search_line, out)) as progress:
             machine["devices"] = resolve_devices(devices)
             genotype = run(settings, out, **machine, **progress, trainer=_trainer(logger, out))
         step = _training_step(out, settings, {**machine, "logger": logger})
@@ -161,7 +172,7 @@ def search(
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
             show(f"{name:<9} node {t}: {edges}")
-    show(*_travel(out, settings), f"Genotype: {out / GENOTYPE}", step)
+    show(*_summary(out), f"Genotype: {out / GENOTYPE}", step)
 
 
 def _trainer(logger: str | None, out: Path) -> dict[str, Any]:
@@ -171,13 +182,16 @@ def _trainer(logger: str | None, out: Path) -> dict[str, Any]:
     return {} if logger is None else dict(logger=make_logger(logger, out))
 
 
-def _travel(out: Path, settings: SearchSettings) -> list[str]:
-    """Return a line about the distance that α could travel; none for a search in stages."""
-    about = read_about(out)
-    if settings.strategy == "p-darts" or "alpha_steps" not in about:
+def _summary(out: Path) -> list[str]:
+    """Return lines about the way of α and about the edges that it has decided; of a search in stages, of the last."""
+    run = read_epochs(out)
+    found = findings(run)[-1]
+    if found is None:
         return []
-    travel = f"α could move by {about['alpha_steps'] * settings.alpha_lr:.2g} in {about['alpha_steps']:,} steps"
-    return [f"{travel}; the favoured began at {about['logit']:.2g}." if "logit" in about else f"{travel}."]
+    favoured = f"; the favoured began at {run.about['logit']:.2g}" if "logit" in run.about else ""
+    counts = found.counts()
+    edges = f"Of {counts.total()} edges, {texts.counted(counts)}."
+    return [f"{texts.moved(found)}{favoured}.", texts.nothing_found(found) or edges]
 
 
 def _training_step(out: Path, settings: SearchSettings, machine: dict[str, Any]) -> str:

@@ -126,17 +126,29 @@ for _command in (nni_cli.search, nni_cli.retrain):
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a search or a retraining, finished or not.")],
-    out: Annotated[Optional[Path], typer.Option(help="Page to write; report.html in the folder if not given.")] = None,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folder of a search, a retraining or trials, finished or not; a genotype's file or name (darts_v2)."
+        ),
+    ],
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Page to write; by default report.html in the folder, NAME.html for a genotype, comparison.html for "
+            "several."
+        ),
+    ] = None,
     imports: Imports = None,
 ) -> None:
-    """Write one self-contained HTML page about a search or a retraining.
+    """Write one self-contained HTML page about a run, a genotype, or several beside each other.
 
-    It has result, cells, curves, settings and hashes; of a search also α by epoch, and the command to retrain.
+    It has result, cells, curves, settings and hashes; of a search also α by epoch, the edges that it has found, and the
+    command to retrain; of trials their Pareto front; of several, the edges that agree.
     """
     with errors_as_messages():
         _import(imports)
-        page = write_report(folder, out)
+        page = write_report(sources, out)
     show(f"Report: {page}")
 
 

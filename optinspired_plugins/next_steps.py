@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .cells.genotype import genotype_names
 from .run_folder import GENOTYPE, WEIGHTS
 
-__all__ = ["absolute_source", "plot_cells_command", "retrain_command", "timm_call"]
+__all__ = ["absolute_source", "genotype_call", "retrain_command", "timm_call"]
 
 # Names of sources of images; every other source is a path.
 SOURCES = ("digits", "cifar10", "cifar100", "svhn")
@@ -47,12 +48,12 @@ def retrain_command(genotype: str | Path, settings: Mapping[str, Any], images: i
     """Return the command that trains a genotype on the images of its search.
 
     Args:
-        genotype: the file.
+        genotype: the file, or the name of a genotype of the package.
         settings: settings of the search and its machine options. Shared options are passed on if they differ from the
             default.
         images: number of training images, ``None`` if unknown; a batch is at most the share of a process.
     """
-    words = ["optinspired", "retrain", os.path.abspath(genotype)]
+    words = ["optinspired", "retrain", _located(genotype)]
     for name, default in SHARED.items():
         value = settings.get(name, default)
         # the settings of a file may be of any type
@@ -76,9 +77,18 @@ def _option(name: str, value: Any) -> list[str]:
     return [f"--{name}", ",".join(absolute_source(str(item)) if are_paths else str(item) for item in items)]
 
 
-def plot_cells_command(genotype: str | Path) -> str:
-    """Return the command that draws the cells of a genotype's file."""
-    return shlex.join(["optinspired", "plot", "cells", os.path.abspath(genotype)])
+def genotype_call(genotype: str | Path) -> str:
+    """Return the Python expression that builds the untrained network of a genotype.
+
+    Args:
+        genotype: the file, or the name of a genotype of the package.
+    """
+    return f"timm.create_model('cellnet_cifar', genotype={_located(genotype)!r})"
+
+
+def _located(genotype: str | Path) -> str:
+    """Return the absolute path of a genotype's file; names are returned unchanged."""
+    return str(genotype) if str(genotype) in genotype_names() else os.path.abspath(genotype)
 
 
 def timm_call(folder: str | Path, settings: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:

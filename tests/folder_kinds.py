@@ -44,7 +44,7 @@ def make_folders(root):
     simulate(root / "simulation" / "table2.csv", ("gd",), (1,), (0, 1), RECIPE)
     rows.add_rows(root / "tables" / "table4.csv", [ROW, {**ROW, "seed": 1}], ["network", "seed"])
     about = {"versions": {"nni": "3.0"}, "data": {"sha256": "ab" * 32}, "parameters": 5}
-    write_run(root / "report", make_history("agd", 2, nodes=2), about=about, retrain=make_retrain())
+    write_run(root / "report", make_history("agd", 2, nodes=2, logit=0.0), about=about, retrain=make_retrain())
 
 
 @cache
@@ -73,10 +73,17 @@ def read_tables(folder):
     rows.require(path, dict(network="hbnet20"))
 
 
+def read_all_trials(folder):
+    """Read trials as a run that goes on does, and write their page."""
+    read_trials(folder)
+    write_report(folder, folder.parent / "page.html")
+    Genotype.load(folder / "genotype.json")
+
+
 READERS = {
     "search": lambda folder: open_run(folder, SEARCH),
     "retraining": read_retraining,
-    "trials": lambda folder: (read_trials(folder), Genotype.load(folder / "genotype.json")),
+    "trials": read_all_trials,
     "simulation": lambda folder: read_runs(folder / "table2.csv", RECIPE),
     "tables": read_tables,
     "report": lambda folder: write_report(folder, folder.parent / "page.html"),

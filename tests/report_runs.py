@@ -33,13 +33,23 @@ def derive(rule, nodes, probabilities):
     return Genotype(rule, *both)
 
 
-def make_history(rule="hb", epochs=6, nodes=4, seed=0, beta=None, resumed=()):
-    """A random walk of α, and of β where a space has it."""
+def heavy_ball_start(label, logit):
+    """α of an edge that starts at the heavy ball (26)."""
+    favoured = {"1": "skip_connect", "2": "neg_skip_connect"}.get(label[-1])
+    return [logit * (name == favoured) for name in OPERATIONS]
+
+
+def as_rows(alpha):
+    return {label: dict(zip(OPERATIONS, logits)) for label, logits in alpha.items()}
+
+
+def make_history(rule="hb", epochs=6, nodes=4, seed=0, beta=None, resumed=(), logit=None, step=0.4):
+    """A random walk of α, and of β where a space has it; with ``logit`` α is recorded and starts at the heavy ball."""
     draw = random.Random(seed)
-    alpha = {label: [0.0] * len(OPERATIONS) for label, *_ in labels(rule, nodes)}
-    history = []
+    alpha = {label: heavy_ball_start(label, logit or 0.0) for label, *_ in labels(rule, nodes)}
+    start, history = as_rows(alpha), []
     for epoch in range(epochs):
-        alpha = {label: [a + draw.gauss(0, 0.4) for a in logits] for label, logits in alpha.items()}
+        alpha = {label: [a + draw.gauss(0, step) for a in logits] for label, logits in alpha.items()}
         rows = {label: dict(zip(OPERATIONS, softmax(logits))) for label, logits in alpha.items()}
         genotype = derive(rule, nodes, rows)
         if beta if beta is not None else rule == "agd":
@@ -48,6 +58,8 @@ def make_history(rule="hb", epochs=6, nodes=4, seed=0, beta=None, resumed=()):
                     p = softmax([draw.gauss(0, 1) for _ in range(t)])
                     rows[f"{cell}/beta_{t}"] = {str(i): value for i, value in enumerate(p)}
         entry = {"epoch": epoch, "genotype": json.loads(genotype.to_json()), "probabilities": rows}
+        if logit is not None:
+            entry |= {"logits": as_rows(alpha)} | ({"start_logits": start} if epoch == 0 else {})
         for k, part in enumerate(("train", "alpha")):
             entry[f"{part}_loss"] = round(2.3 / (1 + 0.1 * epoch) + 0.1 * k, 6)
             entry[f"{part}_top1"] = round(90 - 80 / (1 + 0.2 * epoch) - k, 6)

@@ -8,8 +8,9 @@ import torch
 from equality import assert_same_function, randomise
 from test_genotype import HB
 
-from optinspired_plugins.cells.genotype import GENOTYPES, Edge, Genotype
+from optinspired_plugins.cells.genotype import GENOTYPES, Edge, Genotype, load_genotype
 from optinspired_plugins.cells.network import CellPlan
+from optinspired_plugins.cells.plan import count_parameters
 from timm_models import Cell, CellNet
 
 OPTIONS = dict(num_classes=5, cells=4, channels=4)
@@ -78,6 +79,17 @@ def test_published_networks_have_their_published_parameters(genotype, cifar, ima
     for name, expected, head in (("cellnet_cifar", cifar, 476_426), ("cellnet_imagenet", imagenet, 1_260_776)):
         assert parameters(timm.create_model(name, genotype=genotype, device="meta")) == expected
         assert parameters(timm.create_model(name, genotype=genotype, aux_head=True, device="meta")) == expected + head
+    assert count_parameters(GENOTYPES[genotype], 20, 36, 10) == cifar
+    assert count_parameters(GENOTYPES[genotype], 14, 48, 1000, stem="imagenet") == imagenet
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_parameters_are_counted_without_a_network(stem):
+    for genotype in (HB, GENOTYPES["darts_v1"], load_genotype("cifar10_hb_seed0")):
+        for cells, channels, classes, in_chans in ((3, 4, 5, 1), (7, 6, 3, 4)):
+            sizes = dict(cells=cells, channels=channels, in_chans=in_chans, stem=stem)
+            net = CellNet(genotype, num_classes=classes, device="meta", **sizes)
+            assert count_parameters(genotype, classes=classes, **sizes) == parameters(net)
 
 
 def test_reductions_come_after_one_and_two_thirds():

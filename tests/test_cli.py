@@ -109,10 +109,16 @@ def test_the_command_that_a_search_ends_with_trains_a_network_for_timm(tmp_path)
     needs("nni")
     shared = ["--limit", "40", "--batch-size", "16", "--epochs", "2", "--cells", "3", "--accelerator", "cpu"]
     options = ["--init", "heavy-ball", "--data", "digits", "--channels", "2", "--nodes", "2", *shared]
-    searched = run("search", "--out", "my runs/hb", "--grad-checkpointing", *options, folder=tmp_path, cold=True)
+    options += ["--alpha-lr", "0.1", "--grad-checkpointing"]
+    searched = run("search", "--out", "my runs/hb", *options, folder=tmp_path, cold=True)
     history = json.loads((tmp_path / "my runs" / "hb" / "history.json").read_text())
-    skips = [json.dumps(entry["genotype"]).count("skip_connect") for entry in history]
-    assert [int(found) for found in re.findall(r"%  skips +(\d+)/12 ", searched.stdout)] == skips
+    line = r"%  moved ([\d.]+) of ([\d.]+)  found \d/12  skips \d/4 "
+    (moved, reach), (later, whole) = re.findall(line, searched.stdout)
+    assert float(whole) == pytest.approx(2 * float(reach), rel=0.1)
+    assert all(0 < float(way) <= 1.05 * float(limit) for way, limit in ((moved, reach), (later, whole)))
+    assert {edge["skip_connect"] for edge in history[0]["start_logits"].values()} > {0.0}
+    assert re.search("^α has moved by at most .*; the favoured began at 2.1.$", searched.stdout, flags=re.MULTILINE)
+    assert re.search("12 edges, .*8 as at the start", searched.stdout)
     (line,) = re.findall("^Train it: optinspired (.*)$", searched.stdout, flags=re.MULTILINE)
     trained = run(*shlex.split(line), "--channels", "2", "--cutout", "2", *shared, folder=tmp_path, cold=True)
     assert searched.stderr + trained.stderr == ""  # the hosts' advice is not for a terminal

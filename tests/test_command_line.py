@@ -66,9 +66,9 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
         ([*SEARCH, "--data", "cifar10"], "no network here"),
         (["retrain", "nothing.json"], "genotype='nothing.json': must be a JSON file or one of darts_v1"),
         (["retrain", "file"], "file: genotype is not JSON"),
-        (["report", "nothing"], "nothing/settings.json"),
+        (["report", "nothing"], "source='nothing': must be the folder of a run, a genotype's file, or one of darts_v1"),
+        (["report", "trials", "darts_v2"], "trials.json: settings is a NoneType: must be a JSON object"),
         (["report", "file"], "file"),
-        (["report", "trials"], "folder='trials': holds trials, must be a search's or a retraining's"),
         (["simulate", "--lr", "-1"], "lr=-1.0: must be a positive number"),
         (
             ["simulate", "--out", "file/run", "--depths", "1", "--steps", "1", "--pairs", "2", "--batch-size", "2"],

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 import warm
 from extras import needs
 
@@ -99,16 +101,11 @@ def test_the_expressions_for_timm_build_the_network(trained, tmp_path):
     assert int(done.stdout.splitlines()[-1]) == about["parameters"]
 
 
-def test_the_command_for_trials_draws_the_best_of_them(tmp_path):
-    folder = tmp_path / "my trials"
-    folder.mkdir()
-    (folder / "trials.json").write_text("{}")
-    GENOTYPES["darts_v2"].save(folder / "genotype.json")
-    with pytest.raises(ValueError, match="holds trials") as refused:
-        write_report(folder)
-    command = re.search("best of them: (.*)", str(refused.value))[1]
-    shell(f"{command} --out drawn.svg", tmp_path / "elsewhere")
-    assert (tmp_path / "elsewhere" / "drawn.svg").exists()
+def test_the_expression_of_a_genotype_builds_its_network(tmp_path):
+    GENOTYPES["p_darts"].save(tmp_path / "it's.json")
+    for source, name in (("darts_v2", "darts_v2"), (tmp_path / "it's.json", "p_darts")):
+        with torch.device("meta"):
+            assert eval(next_steps.genotype_call(source), {"timm": timm}).genotype == GENOTYPES[name]
 
 
 def test_without_test_images_no_command_is_printed(tmp_path, monkeypatch):
@@ -137,7 +134,7 @@ def test_one_module_composes_what_is_printed_and_all_of_it_is_tried_here():
     found = {file.name for file in files if commands_in(file.read_text(encoding="utf-8"))}
     assert found == {"next_steps.py"}
     assert "optinspired " not in (ROOT / "optinspired_plugins" / "report" / "report.js").read_text(encoding="utf-8")
-    assert {*next_steps.__all__} - {"absolute_source"} == {"plot_cells_command", "retrain_command", "timm_call"}
+    assert {*next_steps.__all__} - {"absolute_source"} == {"genotype_call", "retrain_command", "timm_call"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from report_runs import make_history, make_retrain, write_run
 from test_report import HOSTILE, Page, hostile_run, write_retraining
+from test_report_pages import write_seeds, write_trials
 
 from optinspired_plugins.report.page import write_report
 
@@ -149,6 +150,55 @@ def test_a_retraining_draws_its_curves_and_its_call_can_be_copied(browse, tmp_pa
     lines = [attrs for tag, attrs in page.tags if attrs.get("class", "").startswith("trace")]
     assert len(lines) == 4
     assert len(shown(page)) == 2
+
+
+SAVE = """
+  const files = [...document.querySelectorAll(".download")].map((link) => {
+    link.addEventListener("click", (event) => event.preventDefault());
+    link.click();
+    const text = decodeURIComponent(link.href.slice("data:image/svg+xml,".length));
+    const parsed = new DOMParser().parseFromString(text, "image/svg+xml");
+    const alien = parsed.querySelector("parsererror, [class], style") ? "!" : "";
+    const [, , width, height] = parsed.documentElement.getAttribute("viewBox").split(" ").map(Number);
+    const words = [...parsed.querySelectorAll("text")].at(-1).textContent;
+    return `${link.download} ${width > 100 && height > 50}${alien} ${words}`;
+  });
+  document.body.dataset.files = files.join(";");
+  document.body.dataset.dashes = document.querySelectorAll('#cells div:not([hidden]) [data-kind~="start"]').length;
+"""
+
+
+def test_every_figure_can_be_saved_with_its_legend(browse, tmp_path):
+    history = make_history("hb", 6, logit=2.5, step=0.1)
+    path = write_report(write_run(tmp_path / "run", history, settings={"alpha_lr": 0.01}, about={"alpha_steps": 60}))
+    source = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))
+    path.write_text(source.replace("</body>", f"<script>{SAVE}</script></body>"), encoding="utf-8")
+    dom, console = browse(path)
+    assert console == []
+    files = re.search('data-files="([^"]*)"', dom)[1].split(";")
+    names = "normal.svg reduction.svg normal-cell.svg reduction-cell.svg entropy-of-softmax-α-.svg"
+    assert [file.split()[0] for file in files][:5] == names.split()
+    assert len(files) == 2 + 2 + 2 + 2 + 2, "cells, maps, certainty, counts and curves"
+    assert {file.split()[1] for file in files} == {"true"}
+    assert files[0].endswith(" open or tied")
+    assert files[-1].endswith(" α's half")
+    assert int(re.search('data-dashes="([0-9]*)"', dom)[1]) >= 12
+
+
+def test_kinds_follow_the_epoch(browse, tmp_path):
+    path = write_report(write_run(tmp_path / "run", make_history("hb", 6, logit=2.0)))
+    dom, console = browse(path, "#epoch=1")
+    assert console == []
+    first, last = ([*drawn[0], *drawn[1]] for drawn in (Page(dom).data["drawn"][i] for i in (0, -1)))
+    shown = re.findall(r'<div data-drawing="\d+">(.*?)</svg>', dom, flags=re.DOTALL)
+    assert re.findall('data-kind="([a-z]+)"', "".join(shown)) == first != last
+
+
+@pytest.mark.parametrize("make", [write_seeds, lambda folder: write_trials(folder / "t", [1.0, None, 2.0])])
+def test_pages_without_epochs_run(browse, tmp_path, make):
+    dom, console = browse(write_report(make(tmp_path), tmp_path / "page.html"))
+    assert console == []
+    assert 'data-ready="yes"' in dom
 
 
 def test_hostile_text_does_nothing(browse, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +52,7 @@ SPACES: dict[str, type[CellSpace]] = {
     "darts": DARTSSpace,
     "algorithm": AlgorithmSpace,
 }
-INITIALIZATIONS: dict[str, type[Any]] = {
+INITIALIZATIONS: dict[str, Callable[..., Any]] = {
     "heavy-ball": HeavyBallInit,
     "zero": ZeroInit,
     "random": RandomInit,
@@ -257,8 +258,9 @@ def search(
         steps = len(loaders[0]) * (settings.epochs - cast(int, settings.warmup_epochs))
         torch.manual_seed(settings.seed)
         space = make_space(settings, data.classes, data.images.shape[1], steps)
-        entry, facts = partial(_entry, space), partial(_facts, settings, steps)
-        run = RunCallback(folder, settings, data, facts, entry, on_batch, on_epoch, Execution(devices, precision))
+        record = _Record(space, settings, steps)
+        execution = Execution(devices, precision)
+        run = RunCallback(folder, settings, data, record.facts, record.entry, on_batch, on_epoch, execution)
         resume = run.resume()
         for loader in loaders:
             # Loader processes load their first images before Lightning sets the epoch.
@@ -276,22 +278,48 @@ def search(
         return genotype
 
 
-def _entry(space: CellSpace, module: Any, metrics: dict[str, float]) -> dict[str, Any]:
-    """Return an entry of the history; α has no metrics while it stands still."""
+@dataclass
+class _Record:
+    """The contents of ``run.json`` and ``history.json`` that are a search's own."""
+
+    space: CellSpace
+    settings: SearchSettings
+    steps: int
+    start: dict[str, Any] = field(default_factory=dict)
+
+    def facts(self, module: Any) -> dict[str, Any]:
+        """Return the number of weights of a supernet, the number of its architecture parameters, and the steps of α.
+
+        A favoured α has its start, too. Lightning calls this before the first step.
+        """
+        self.start = _logits(module)
+        logit = round(start_logit(self.settings, self.steps), 4)
+        favoured = dict(logit=logit) if self.settings.initialization in FAVOURING else {}
+        architecture = sum(map(Tensor.numel, module.arch_parameters()))
+        parameters = sum(map(Tensor.numel, module.parameters())) - architecture
+        return dict(parameters=parameters, architecture_parameters=architecture, alpha_steps=self.steps, **favoured)
+
+    def entry(self, module: Any, metrics: dict[str, float]) -> dict[str, Any]:
+        """Return an entry of the history; the first has the start, and α has no metrics while it stands still."""
+        first = {"start_logits": self.start} if module.current_epoch == 0 else {}
+        return {
+            "genotype": json.loads(self.space.genotype(module.export()).to_json()),
+            "probabilities": module.export_probs(),
+            "logits": _logits(module),
+            **first,
+            **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
+            **own_metrics(metrics),
+        }
+
+
+def _logits(module: Any) -> dict[str, dict[str, float]]:
+    """Return α by edge and operation, with six digits, in the form of ``export_probs``."""
+    found: dict[str, Tensor] = {}
+    for each in module.supernet_modules():
+        alpha = getattr(each, "_arch_alpha", {})
+        found.update({each.label: alpha} if isinstance(alpha, Tensor) else alpha.items())
     return {
-        "genotype": json.loads(space.genotype(module.export()).to_json()),
-        "probabilities": module.export_probs(),
-        **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
-        **own_metrics(metrics),
+        label: {name: round(value, 6) for name, value in zip(row, found[label].tolist())}
+        for label, row in module.export_probs().items()
+        if label in found
     }
-
-
-def _facts(settings: SearchSettings, steps: int, module: Any) -> dict[str, Any]:
-    """Return the number of weights of a supernet, the number of its architecture parameters, and the steps of α.
-
-    A favoured α has its start, too.
-    """
-    favoured = dict(logit=round(start_logit(settings, steps), 4)) if settings.initialization in FAVOURING else {}
-    architecture = sum(map(Tensor.numel, module.arch_parameters()))
-    parameters = sum(map(Tensor.numel, module.parameters())) - architecture
-    return dict(parameters=parameters, architecture_parameters=architecture, alpha_steps=steps, **favoured)

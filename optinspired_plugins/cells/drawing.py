@@ -7,6 +7,7 @@ overlap. The concatenation runs below the row. Lengths are pixels, and y grows d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -155,28 +156,30 @@ def _towards(corner: Point, other: Point) -> Point:
     return corner[0] + share * dx, corner[1] + share * dy
 
 
-def to_svg(cell: CellGenotype, name: str) -> str:
+def to_svg(cell: CellGenotype, name: str, kinds: Sequence[str] = ()) -> str:
     """Return an ``<svg>`` element for an HTML page; the page defines the colours of its classes.
 
     Args:
         cell: the nodes.
         name: text for screen readers.
+        kinds: the attribute ``data-kind`` of each edge, in the order of the nodes; empty for none.
     """
     layout = lay_out(cell)
     size = f'viewBox="0 0 {layout.width:g} {layout.height:g}" style="max-width:{layout.width:g}px"'
     parts = [f'<svg class="drawing" role="img" aria-label="{escape(name)}" {size}>']
     parts += [f'<path class="concat" d="{_d(corners)}"/>' for corners in layout.concat]
     parts += [_arrow(layout.concat[-1], "concat")]
-    parts += [_svg_wire(wire) for wire in layout.wires]
+    parts += [_svg_wire(wire, kind) for wire, kind in zip(layout.wires, kinds or [""] * len(layout.wires))]
     parts += [_svg_box(box) for box in layout.boxes]
     return "".join(parts) + "</svg>"
 
 
-def _svg_wire(wire: Wire) -> str:
+def _svg_wire(wire: Wire, kind: str) -> str:
     look = LOOKS[wire.edge.operation]
     title = f"<title>{wire.edge.operation}: {wire.edge.source} → {wire.target}</title>"
     text = f'<text x="{wire.label[0]:g}" y="{wire.label[1]:g}">{look.label}</text>'
-    return f'<g class="{look.family}">{title}<path d="{_d(wire.corners)}"/>{_arrow(wire.corners)}{text}</g>'
+    mark = f' data-kind="{kind}"' if kind else ""
+    return f'<g class="{look.family}"{mark}>{title}<path d="{_d(wire.corners)}"/>{_arrow(wire.corners)}{text}</g>'
 
 
 def _svg_box(box: Box) -> str:

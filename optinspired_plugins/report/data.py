@@ -1,4 +1,4 @@
-"""The data that a report's script draws: epochs of a search with entropy, margin and counts of operations."""
+"""The data that a report's script draws: epochs of a search with entropy, margin, kinds and counts of operations."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from ..cells.drawing import LOOKS
 from ..cells.genotype import CHOICES, CellGenotype, Genotype
-from .runs import EdgeKey, Epoch, Retraining, SearchEpoch, SearchRun
+from .findings import Findings, Row, findings, strongest
+from .runs import EdgeKey, Epoch, SearchEpoch, SearchRun
+from .texts import KIND_WORDS
 
-__all__ = ["CELLS", "changes", "entropy", "margin", "page_data", "retraining_data", "strongest", "thinned"]
+__all__ = ["CELLS", "changes", "curves_data", "entropy", "kinds_of", "margin", "page_data", "thinned"]
 
 CELLS = ("normal", "reduction")
 LIMIT_CURVE = 1_000
@@ -31,12 +33,7 @@ def entropy(probabilities: Iterable[float]) -> float:
     return sum(-p * math.log(p) for p in probabilities if p > 0)
 
 
-def strongest(row: Mapping[str, float]) -> str:
-    """Return the most probable operation that a genotype can have."""
-    return max((operation for operation in row if operation in CHOICES), key=lambda operation: row[operation])
-
-
-def margin(row: Mapping[str, float]) -> float:
+def margin(row: Row) -> float:
     """Return the difference of the two largest probabilities of operations that a genotype can have."""
     first = strongest(row)
     return row[first] - max(
@@ -57,6 +54,11 @@ def changes(before: Genotype, after: Genotype) -> list[str]:
     return lines
 
 
+def kinds_of(found: Findings | None, cell: str) -> list[str]:
+    """Return the kinds of the edges of a cell, in the order of its genotype; empty if they are unknown."""
+    return [] if found is None else [found.kinds[key] for key, _ in found.edges if key.cell == cell]
+
+
 def page_data(
     run: SearchRun, epochs: Sequence[SearchEpoch], drawings: Mapping[tuple[str, CellGenotype], int]
 ) -> dict[str, Any]:
@@ -72,6 +74,8 @@ def page_data(
     operations = [operation for operation in LOOKS if any(operation in row for row in first.values())]
     genotypes = [epoch.genotype for epoch in epochs]
     alphas = [[epoch.alpha[edge] for edge in edges] for epoch in epochs if edges]
+    by_number = {epoch.number: found for epoch, found in zip(run.history, findings(run))}
+    found = [by_number[epoch.number] for epoch in epochs]
     return {
         "epochs": [epoch.number for epoch in epochs],
         "operations": operations,
@@ -82,6 +86,11 @@ def page_data(
         "entropy": [_rounded(entropy(row.values()) for row in rows) for rows in alphas],
         "greatest_entropy": round(math.log(max(2, len(operations))), 4),
         "margin": [_rounded(margin(row) for row in rows) for rows in alphas],
+        "moved": [_rounded((each.moved[edge] for edge in edges), 4) if each else [] for each in found],
+        "kind_words": {"": "dropped", **KIND_WORDS},
+        "kinds": [[each.kinds.get(edge, "") for edge in edges] if each else [] for each in found],
+        "drawn": [[kinds_of(each, cell) for cell in CELLS] for each in found],
+        "decided": [found[-1] is not None and edge in found[-1].decided for edge in edges],
         "beta": [_rounded(epoch.beta[edge] for edge in edges) for epoch in epochs if epoch.beta],
         "chosen": [[_chosen(genotype, edge) for edge in edges] for genotype in genotypes],
         "drawings": [[drawings[cell, getattr(genotype, cell)] for cell in CELLS] for genotype in genotypes],
@@ -98,9 +107,9 @@ def page_data(
     }
 
 
-def retraining_data(run: Retraining) -> dict[str, Any]:
-    """Return the data of a retraining: its curves."""
-    return {"epochs": [], "curves": {"search": _curves([]), "retrain": _curves(run.history)}}
+def curves_data(history: Sequence[Epoch] = ()) -> dict[str, Any]:
+    """Return the data of a page without a search: the curves of a retraining, if there is one."""
+    return {"epochs": [], "curves": {"search": _curves([]), "retrain": _curves(history)}}
 
 
 def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Read and check the JSON files of a search's or a retraining's folder; no other file of it is opened."""
+"""Read and check the JSON files of a run's folder; no other file of it is opened."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .._checks import short
 from .._files import decode_json, read_file
 from ..cells.drawing import LOOKS
-from ..cells.genotype import CHOICES, Genotype
+from ..cells.genotype import CHOICES, Genotype, genotype_names, load_genotype
 from ..cells.labels import Label
-from ..next_steps import plot_cells_command
 from ..run_folder import ABOUT, GENOTYPE, HISTORY, SETTINGS, TRIALS, json_object
-from .runs import EdgeKey, Epoch, Retraining, SearchEpoch, SearchRun
+from .findings import edge_keys
+from .runs import EdgeKey, Epoch, NamedGenotype, Retraining, SearchEpoch, SearchRun, Trial, Trials
 
 __all__ = [
     "EdgeKey",
@@ -26,11 +28,15 @@ __all__ = [
     "SearchRun",
     "is_retraining",
     "read_about",
+    "read_epochs",
     "read_retraining",
     "read_run",
+    "read_source",
+    "read_trials",
 ]
 
 LIMIT_NUMBER = 10**15
+Alpha = dict[EdgeKey, dict[str, float]]
 SEARCH_METRICS = ("train_loss", "train_top1", "alpha_loss", "alpha_top1", "seconds")
 RETRAIN_METRICS = ("train_loss", "train_top1", "test_loss", "test_top1", "seconds")
 
@@ -53,26 +59,34 @@ class _Reader:
 
 
 def read_run(folder: str | Path) -> SearchRun:
-    """Read a search, finished or not.
+    """Read a search, finished or not, and its retraining.
 
     Raises:
         OSError: a file of every run with a finished epoch cannot be read; the message names it.
         ValueError: a file has other content than a search or retraining writes; the message names file and field.
     """
+    run, reader = read_epochs(folder), _Reader(Path(folder))
+    genotype = reader.read(GENOTYPE, _genotype) if (reader.folder / GENOTYPE).exists() else None
+    retraining = read_retraining(reader.folder / "retrain") if (reader.folder / "retrain").is_dir() else None
+    of_retraining = {f"retrain/{name}": digest for name, digest in (retraining.hashes if retraining else {}).items()}
+    hashes = run.hashes | reader.hashes | of_retraining
+    return replace(run, genotype=genotype, retraining=retraining, hashes=hashes)
+
+
+def read_epochs(folder: str | Path) -> SearchRun:
+    """Read the epochs of a search, without its genotype and its retraining.
+
+    Raises:
+        OSError: a file of every run with a finished epoch cannot be read; the message names it.
+        ValueError: a file has other content than a search writes; the message names file and field.
+    """
     reader = _Reader(Path(folder))
     stage = _last_stage(reader.folder)
     part = "" if stage is None else f"{stage}/"
     settings = reader.read(f"{part}{SETTINGS}", json_object)
-    history = reader.read(f"{part}{HISTORY}", _search_history)
+    start, history = reader.read(f"{part}{HISTORY}", _search_history)
     about = reader.read(f"{part}{ABOUT}", _about, {})
-    genotype = None
-    if (reader.folder / GENOTYPE).exists():
-        genotype = reader.read(GENOTYPE, _genotype)
-    retraining = read_retraining(reader.folder / "retrain") if (reader.folder / "retrain").is_dir() else None
-    hashes = reader.hashes | {
-        f"retrain/{name}": digest for name, digest in (retraining.hashes if retraining else {}).items()
-    }
-    return SearchRun(reader.folder, stage, settings, about, history, genotype, retraining, hashes)
+    return SearchRun(reader.folder, stage, settings, about, history, start, None, None, reader.hashes)
 
 
 def read_retraining(folder: str | Path) -> Retraining:
@@ -100,20 +114,50 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     return reader.read(ABOUT, _about, {}) or reader.read(f"stage1/{ABOUT}", _about, {})
 
 
+def read_source(source: str | Path) -> SearchRun | Retraining | Trials | NamedGenotype:
+    """Read a page's subject.
+
+    Args:
+        source: the folder of a search, of a retraining or of trials, a genotype's file, or the name of a genotype of
+            the package.
+
+    Raises:
+        OSError: a file cannot be read; the message names it.
+        ValueError: there is no such folder, file or name, or a file is damaged.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / TRIALS).exists():
+            return read_trials(path)
+        return read_retraining(path) if is_retraining(path) else read_run(path)
+    if not path.is_file() and str(source) not in genotype_names():
+        names = ", ".join(genotype_names())
+        raise ValueError(
+            f"source={short(str(source))}: must be the folder of a run, a genotype's file, or one of {names}"
+        )
+    return NamedGenotype(str(source), load_genotype(path if path.is_file() else source))
+
+
+def read_trials(folder: str | Path) -> Trials:
+    """Read the trials of a multi-trial search.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file has other content than ``run_trials`` writes; the message names the field.
+    """
+    reader = _Reader(Path(folder))
+    settings, trials = reader.read(TRIALS, _settings_and_trials)
+    return Trials(reader.folder, settings, trials, reader.hashes)
+
+
 def is_retraining(folder: str | Path) -> bool:
     """Return True if the folder of a run is a retraining's.
 
     Raises:
         OSError: its settings cannot be read.
-        ValueError: its settings are damaged, or it holds trials.
+        ValueError: its settings are damaged.
     """
-    reader = _Reader(Path(folder))
-    if (reader.folder / TRIALS).exists():
-        best = plot_cells_command(reader.folder / GENOTYPE)
-        raise ValueError(
-            f"folder={str(folder)!r}: holds trials, must be a search's or a retraining's; best of them: {best}"
-        )
-    return "genotype" in reader.read(SETTINGS, json_object, {})
+    return "genotype" in _Reader(Path(folder)).read(SETTINGS, json_object, {})
 
 
 def _last_stage(folder: Path) -> str | None:
@@ -134,6 +178,34 @@ def _retrain_settings(value: object) -> dict[str, Any]:
     return settings
 
 
+def _settings_and_trials(value: object) -> tuple[dict[str, Any], list[Trial]]:
+    content = json_object(value)
+    settings, entries = json_object(content.get("settings"), "settings"), content.get("trials")
+    if not isinstance(entries, list):
+        raise ValueError(f"trials is a {type(entries).__name__}: must be a list")
+    trials = []
+    for i, entry in enumerate(entries):
+        try:
+            trials.append(_trial(i, json_object(entry, "content")))
+        except ValueError as error:
+            raise ValueError(f"trial {i}: {error}") from error
+    if not trials:
+        raise ValueError("holds no trial: there is nothing to report yet")
+    return settings, trials
+
+
+def _trial(number: int, entry: Mapping[str, Any]) -> Trial:
+    index, metric, error = entry.get("index"), entry.get("metric"), entry.get("error")
+    if index != number or type(index) is not int:
+        raise ValueError(f"index={short(index)}: must be {number}")
+    is_number = isinstance(metric, (int, float)) and not isinstance(metric, bool)
+    if metric is not None and not (is_number and abs(metric) <= sys.float_info.max):
+        raise ValueError(f"metric={short(metric)}: must be a finite number or null")
+    if not isinstance(error, (str, type(None))) or (metric is None) != isinstance(error, str):
+        raise ValueError(f"error={short(error)}: must be there if there is no metric, and otherwise null")
+    return Trial(number, _genotype(entry.get("genotype")), metric, _number(entry.get("seconds"), "seconds"), error)
+
+
 def _about(value: object) -> dict[str, Any]:
     about = json_object(value)
     for name in ("parameters", "architecture_parameters", "macs", "alpha_steps"):
@@ -147,9 +219,9 @@ def _about(value: object) -> dict[str, Any]:
     return about
 
 
-def _number(value: object, name: str, high: float = LIMIT_NUMBER) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-        raise ValueError(f"{name}={str(value)[:80]}: must be a number from 0 to {high:g}")
+def _number(value: object, name: str, high: float = LIMIT_NUMBER, low: float = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}={str(value)[:80]}: must be a number from {low:g} to {high:g}")
     return value
 
 
@@ -188,19 +260,38 @@ def _retrain_history(value: object) -> list[Epoch]:
     return [Epoch(number, _metrics(entry, RETRAIN_METRICS), resumed) for number, resumed, entry in _entries(value)]
 
 
-def _search_history(value: object) -> list[SearchEpoch]:
+def _search_history(value: object) -> tuple[Alpha | None, list[SearchEpoch]]:
+    """Return α at the start, if it is recorded, and the epochs."""
     epochs: list[SearchEpoch] = []
+    start: Alpha | None = None
     for number, resumed, entry in _entries(value):
         try:
             genotype = _genotype(entry.get("genotype"))
-            alpha, beta = _probabilities(json_object(entry.get("probabilities", {}), "probabilities"), genotype)
-            epochs.append(SearchEpoch(number, _metrics(entry, SEARCH_METRICS), resumed, genotype, alpha, beta))
+            alpha, beta = _by_edge("probabilities", _rows(entry, "probabilities"), genotype, 0, 1.0001)
+            logits = _logits("logits", entry, genotype, alpha)
+            epochs.append(SearchEpoch(number, _metrics(entry, SEARCH_METRICS), resumed, genotype, alpha, beta, logits))
             _compare(epochs[0], epochs[-1])
+            if len(epochs) == 1:
+                start = _logits("start_logits", entry, genotype, alpha) or None
         except ValueError as error:
             raise ValueError(f"epoch {number - 1}: {error}") from error
     if not epochs:
         raise ValueError("holds no epoch: there is nothing to report yet")
-    return epochs
+    return start, epochs
+
+
+def _rows(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return json_object(entry.get(name, {}), name)
+
+
+def _logits(name: str, entry: Mapping[str, Any], genotype: Genotype, alpha: Alpha) -> Alpha:
+    """Return α of an entry, empty if it has none; ValueError where it has other edges or operations than softmax(α)."""
+    if name not in entry:
+        return {}
+    logits, _ = _by_edge(name, _rows(entry, name), genotype, -LIMIT_NUMBER, LIMIT_NUMBER)
+    if {key: row.keys() for key, row in logits.items()} != {key: row.keys() for key, row in alpha.items()}:
+        raise ValueError(f"{name} have other edges or operations than probabilities: must have the same")
+    return logits
 
 
 def _compare(first: SearchEpoch, other: SearchEpoch) -> None:
@@ -208,24 +299,24 @@ def _compare(first: SearchEpoch, other: SearchEpoch) -> None:
     if (first.genotype.rule, first.genotype.nodes) != (other.genotype.rule, other.genotype.nodes):
         raise ValueError("genotype has another rule or number of nodes than in the first epoch: must have the same")
     same = first.alpha.keys() == other.alpha.keys() and first.beta.keys() == other.beta.keys()
-    if not same or _operations(first) != _operations(other):
+    if not same or any(row.keys() != other.alpha[key].keys() for key, row in first.alpha.items()):
         raise ValueError("probabilities have other edges or operations than in the first epoch: must have the same")
+    for key, _ in edge_keys(other.genotype, other.alpha) if other.alpha else ():
+        if key not in other.alpha:
+            place = f"{key.source} → {key.node} of the {key.cell} cell"
+            raise ValueError(f"probabilities lack {place}: must have every edge of the genotype")
 
 
-def _operations(epoch: SearchEpoch) -> set[str]:
-    return {operation for row in epoch.alpha.values() for operation in row}
-
-
-def _probabilities(
-    rows: Mapping[str, Any], genotype: Genotype
-) -> tuple[dict[EdgeKey, dict[str, float]], dict[EdgeKey, float]]:
-    """Sort softmax(α) and softmax(β) by edge."""
-    alpha: dict[EdgeKey, dict[str, float]] = {}
+def _by_edge(
+    name: str, rows: Mapping[str, Any], genotype: Genotype, low: float, high: float
+) -> tuple[Alpha, dict[EdgeKey, float]]:
+    """Sort numbers of operations by edge, and numbers of edges, which are softmax(β)."""
+    alpha: Alpha = {}
     beta: dict[EdgeKey, float] = {}
     is_fixed = genotype.rule == "hb" or (genotype.rule != "agd" and any("/op_" in label for label in rows))
     for label, row in rows.items():
-        place, edges = _edges_of(label, genotype, is_fixed)
-        values = {name: _number(p, f"{label} {name[:80]!r}", 1.0001) for name, p in json_object(row, label).items()}
+        place, edges = _edges_of(name, label, genotype, is_fixed)
+        values = {each: _number(p, f"{label} {each[:80]!r}", high, low) for each, p in json_object(row, label).items()}
         if place.choice == "beta":
             if values.keys() != {str(i) for i in range(len(edges))}:
                 raise ValueError(f"{label} has sources {', '.join(values)[:80]}: must be 0 to {len(edges) - 1}")
@@ -235,13 +326,13 @@ def _probabilities(
         else:
             alpha[edges[place.position or 0]] = values
     if beta and beta.keys() != alpha.keys():
-        raise ValueError("probabilities have β of other edges than α: must be the same")
+        raise ValueError(f"{name} have β of other edges than α: must be the same")
     return alpha, beta
 
 
-def _edges_of(text: str, genotype: Genotype, is_fixed: bool) -> tuple[Label, list[EdgeKey]]:
+def _edges_of(name: str, text: str, genotype: Genotype, is_fixed: bool) -> tuple[Label, list[EdgeKey]]:
     """Return a label and all edges into its node."""
-    wrong = ValueError(f"probabilities have {text[:80]!r}: must be an edge of a cell of {genotype.nodes} nodes")
+    wrong = ValueError(f"{name} have {text[:80]!r}: must be an edge of a cell of {genotype.nodes} nodes")
     try:
         label = Label.parse(text)
     except ValueError:

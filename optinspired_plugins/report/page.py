@@ -1,4 +1,4 @@
-"""The report of a search or a retraining: one HTML page from the JSON files of its folder, without other resources."""
+"""The reports: one HTML page from the JSON files of a run, without other resources."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from ..cells.genotype import SKIPS
 from ..next_steps import retrain_command
 from ..run_folder import GENOTYPE
 from . import texts
+from .comparison import render_comparison
 from .data import CELLS, changes, page_data, thinned
-from .files import is_retraining, read_retraining, read_run
+from .files import read_source
+from .findings import Findings, findings
+from .genotypes import render_genotype
 from .parts import (
     CURVES,
     cells,
@@ -30,41 +33,54 @@ from .parts import (
     verdict,
 )
 from .retraining import PAGE, facts, measured, render_retraining, retrained_metric, unfinished
-from .runs import Retraining, SearchEpoch, SearchRun
+from .runs import NamedGenotype, Retraining, SearchEpoch, SearchRun, Trials
 from .texts import text
+from .trials import render_trials
 
 __all__ = ["embedded", "render", "write_report"]
 
 LIMIT_PAGE = 2_000_000
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of a search or a retraining, finished or not.
+def write_report(source: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the report of a run, finished or not, of a genotype, or of several beside each other.
 
     Args:
-        folder: the folder of the run; of a search in stages, the one that holds them, or a stage.
-        out: the page; ``None`` for ``report.html`` in the folder.
+        source: the folder of a search, a retraining or trials; of a search in stages, the one that holds them, or a
+            stage. Also a genotype's file, or the name of one of the package. Several are compared.
+        out: the page; ``None`` for ``report.html`` in a folder, ``NAME.html`` beside a file or, for a name, in the
+            current folder, and ``comparison.html`` there for several.
 
     Returns:
         The page's path.
 
     Raises:
         OSError: a file cannot be read or written; the message names it.
-        ValueError: a file is damaged, and the message names it and the field; or the folder holds trials.
+        ValueError: there is no such source; or a file is damaged, and the message names it and the field.
     """
-    run = read_retraining(folder) if is_retraining(folder) else read_run(folder)
-    path = Path(folder) / "report.html" if out is None else Path(out)
-    page = render(run)
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    if len(sources) == 1:
+        page = render(read_source(sources[0]))
+    else:
+        page = render_comparison([read_source(each) for each in sources])
+    path = _default_path(sources) if out is None else Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
     return path
 
 
-def render(run: SearchRun | Retraining, limit: int = LIMIT_PAGE) -> str:
+def _default_path(sources: Sequence[str | Path]) -> Path:
+    if len(sources) > 1:
+        return Path("comparison.html")
+    path = Path(sources[0])
+    return path / "report.html" if path.is_dir() else path.with_name(f"{path.name.removesuffix('.json')}.html")
+
+
+def render(run: SearchRun | Retraining | Trials | NamedGenotype, limit: int = LIMIT_PAGE) -> str:
     """Return the page.
 
     Args:
-        run: the search or the retraining.
+        run: the subject.
         limit: largest number of bytes; epochs of a search are left out evenly until the page fits.
 
     Raises:
@@ -72,6 +88,10 @@ def render(run: SearchRun | Retraining, limit: int = LIMIT_PAGE) -> str:
     """
     if isinstance(run, Retraining):
         return render_retraining(run)
+    if isinstance(run, Trials):
+        return render_trials(run)
+    if isinstance(run, NamedGenotype):
+        return render_genotype(run)
     steps = len(run.history)
     while len((page := _page(run, thinned(run.history, steps))).encode()) > limit:
         if steps <= 2:
@@ -82,11 +102,12 @@ def render(run: SearchRun | Retraining, limit: int = LIMIT_PAGE) -> str:
 
 def _page(run: SearchRun, epochs: Sequence[SearchEpoch]) -> str:
     drawings = drawings_of([epoch.genotype for epoch in epochs])
+    found = findings(run)
     body = [
-        _verdict(run),
+        _verdict(run, found[-1]),
         _controls(run, epochs),
-        cells(drawings, epochs[-1].genotype),
-        *_figures(epochs),
+        cells(drawings, epochs[-1].genotype, found[-1]),
+        *_figures(epochs, found),
         _history(epochs),
         _command(run),
         usage(run.retraining) if run.retraining else "",
@@ -98,7 +119,7 @@ def _page(run: SearchRun, epochs: Sequence[SearchEpoch]) -> str:
 # --- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def _verdict(run: SearchRun) -> str:
+def _verdict(run: SearchRun, found: Findings | None) -> str:
     metric, meaning = _metric(run)
     tiles = {
         "Parameters": _parameters(run),
@@ -106,7 +127,12 @@ def _verdict(run: SearchRun) -> str:
         "Seed": _seed(run),
         "Search": (f"{run.history[-1].number} epoch{'s' * (len(run.history) > 1)}", seconds(run.history)),
     }
-    return verdict(metric, meaning, tiles, _notes(run))
+    if found is None:
+        return verdict(metric, meaning, tiles, _notes(run))
+    counts = found.counts()
+    tiles["Edges found"] = f"{counts['found']} of {counts.total()}", texts.counted(counts)
+    tiles["α moved"] = f"{found.farthest:.2g}", texts.reach(found)
+    return verdict(metric, meaning, tiles, _notes(run), first=texts.nothing_found(found))
 
 
 def _metric(run: SearchRun) -> tuple[str, str]:
@@ -174,9 +200,10 @@ def _controls(run: SearchRun, epochs: Sequence[SearchEpoch]) -> str:
     )
 
 
-def _figures(epochs: Sequence[SearchEpoch]) -> list[str]:
+def _figures(epochs: Sequence[SearchEpoch], found: Sequence[Findings | None]) -> list[str]:
     """Return the empty figures, which the script fills."""
-    counts = section("counts", "Operations of the genotype by epoch", f"<p>{_skips(epochs)}</p>", _empty("counts"))
+    skips = f"<p>{_skips(epochs, found)}</p>"
+    counts = section("counts", "Operations of the genotype by epoch", skips, _empty("counts"))
     if not epochs[-1].alpha:
         return [section("alpha", "α", texts.NO_ALPHA), counts, CURVES]
     explanation = texts.explain_alpha(bool(epochs[-1].beta))
@@ -184,7 +211,7 @@ def _figures(epochs: Sequence[SearchEpoch]) -> list[str]:
     return [
         section("alpha", "α of the epoch", f"<p>{explanation}</p>", _empty("alpha", "column")),
         section("map", "α by edge and epoch", f'<p>{options}</p><p class="legend"></p>', _empty("map")),
-        section("certainty", "Entropy and margin, mean over edges", '<div class="charts"></div>'),
+        section("certainty", "Entropy and margin, mean over edges", texts.CERTAINTY, '<div class="charts"></div>'),
         counts,
         CURVES,
     ]
@@ -197,17 +224,25 @@ def _empty(name: str, arrangement: str = "pair") -> str:
     return f'<div class="{arrangement}">{"".join(figures)}</div>'
 
 
-def _skips(epochs: Sequence[SearchEpoch]) -> str:
-    """Describe the number of skip connections in the first and the last epoch; it grows where DARTS collapses."""
+def _skips(epochs: Sequence[SearchEpoch], found: Sequence[Findings | None]) -> str:
+    """Describe the number of skip connections in the first and the last epoch; it grows where DARTS collapses.
+
+    Edges that the start has decided do not count: a search that begins at the heavy ball begins with skip connections.
+    """
+    first, last = next((each for each in found if each is not None), None), found[-1]
     parts = []
     for cell in CELLS:
-        counts = [
-            sum(edge.operation in SKIPS for node in getattr(epoch.genotype, cell) for edge in node)
-            for epoch in (epochs[0], epochs[-1])
-        ]
-        edges = sum(map(len, getattr(epochs[-1].genotype, cell)))
-        parts.append(f"{cell} cell {counts[0]}, then {counts[1]} of {edges} edges")
-    return texts.skips(parts)
+        if first is None or last is None:
+            (before, _), (after, edges) = (_all_skips(epoch, cell) for epoch in (epochs[0], epochs[-1]))
+        else:
+            (before, _), (after, edges) = first.skips(cell), last.skips(cell)
+        parts.append(f"{cell} cell {before}, then {after} of {edges} edges")
+    return texts.skips(parts, last is not None)
+
+
+def _all_skips(epoch: SearchEpoch, cell: str) -> tuple[int, int]:
+    operations = [edge.operation for node in getattr(epoch.genotype, cell) for edge in node]
+    return sum(operation in SKIPS for operation in operations), len(operations)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

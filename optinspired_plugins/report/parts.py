@@ -19,7 +19,9 @@ from ..cells.drawing import COLOURS, to_svg
 from ..cells.genotype import CellGenotype, Genotype
 from ..next_steps import timm_call
 from . import texts
-from .data import CELLS
+from .data import CELLS, kinds_of
+from .figures import download
+from .findings import Findings
 from .runs import Epoch, Retraining
 from .texts import text
 
@@ -30,7 +32,9 @@ __all__ = [
     "diverged",
     "document",
     "drawings_of",
+    "duration",
     "embedded",
+    "number",
     "percent",
     "seconds",
     "section",
@@ -91,7 +95,9 @@ def diverged(history: Sequence[Epoch]) -> bool:
     return any(value is not None and not math.isfinite(value) for value in metrics)
 
 
-def verdict(metric: str, meaning: str, tiles: Mapping[str, tuple[str, str]], notes: Sequence[str]) -> str:
+def verdict(
+    metric: str, meaning: str, tiles: Mapping[str, tuple[str, str]], notes: Sequence[str], first: str = ""
+) -> str:
     """Return the first section.
 
     Args:
@@ -99,13 +105,16 @@ def verdict(metric: str, meaning: str, tiles: Mapping[str, tuple[str, str]], not
         meaning: its explanation.
         tiles: value and note by name.
         notes: warnings.
+        first: a warning above the result.
     """
     parts = [
         f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, (value, note) in tiles.items()
     ]
     warnings = [f'<p class="note">{note}</p>' for note in notes]
     return (
-        f'<section id="verdict">\n<p class="metric">{metric}</p>\n<p>{meaning}</p>\n'
+        '<section id="verdict">\n'
+        + (f'<p class="note first">{first}</p>\n' if first else "")
+        + f'<p class="metric">{metric}</p>\n<p>{meaning}</p>\n'
         + f"<dl>{''.join(parts)}</dl>\n"
         + "\n".join(warnings)
         + "\n</section>"
@@ -117,11 +126,21 @@ def percent(value: float | None) -> str:
     return "not recorded" if value is None else f"{value:.2f} %"
 
 
+def number(value: int | None) -> str:
+    """Return a count, or that it is unknown."""
+    return "not known" if value is None else f"{value:,}"
+
+
 def seconds(history: Sequence[Epoch]) -> str:
     """Return the duration of all epochs."""
-    total = round(sum(epoch.metrics["seconds"] or 0.0 for epoch in history))
+    return duration(sum(epoch.metrics["seconds"] or 0.0 for epoch in history))
+
+
+def duration(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds."""
+    total = round(seconds)
     hours, minutes = divmod(total // 60, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {total % 60} s"
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {total % 60} s"
 
 
 def copied(name: str, command: str) -> str:
@@ -141,18 +160,34 @@ def drawings_of(genotypes: Sequence[Genotype]) -> dict[tuple[str, CellGenotype],
     return drawings
 
 
-def cells(drawings: Mapping[tuple[str, CellGenotype], int], last: Genotype) -> str:
-    """Return the drawings of all cells; only the cells of the last genotype are visible."""
+def cells(
+    drawings: Mapping[tuple[str, CellGenotype], int], last: Genotype, found: Findings | None = None, name: str = ""
+) -> str:
+    """Return the drawings of all cells; only the cells of the last genotype are visible.
+
+    Args:
+        drawings: the cells, with their numbers.
+        last: the last genotype.
+        found: the kinds of its edges; ``None`` if they are unknown.
+        name: the begin of the names of the downloaded files.
+    """
     figures = []
     for cell in CELLS:
-        shown = getattr(last, cell)
-        svgs = [
-            f'<div data-drawing="{number}"{"" if nodes == shown else " hidden"}>{to_svg(nodes, f"{kind} cell")}</div>'
+        shown, kinds = getattr(last, cell), kinds_of(found, cell)
+        svgs = {
+            number: to_svg(nodes, f"{kind} cell", kinds if nodes == shown else ())
             for (kind, nodes), number in drawings.items()
             if kind == cell
+        }
+        visible = drawings[cell, shown]
+        divs = [
+            f'<div data-drawing="{number}"{"" if number == visible else " hidden"}>{svg}</div>'
+            for number, svg in svgs.items()
         ]
-        figures.append(f'<figure class="scroll"><figcaption>{cell} cell</figcaption>\n{"".join(svgs)}</figure>')
-    return section("cells", "Cells", texts.CELLS_LEGEND, *figures)
+        link = download(svgs[visible], f"{name}{cell}.svg", texts.KINDS_IN_FILES if kinds else "")
+        figures.append(f'<figure class="scroll"><figcaption>{cell} cell {link}</figcaption>\n{"".join(divs)}</figure>')
+    legend = texts.KINDS_LEGEND if found else ""
+    return section("cells", "Cells", texts.CELLS_LEGEND, legend, *figures)
 
 
 def usage(run: Retraining) -> str:

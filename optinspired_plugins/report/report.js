@@ -77,8 +77,16 @@
   // --- cells and genotypes -------------------------------------------------------------------------------------------
 
   function showCells(step) {
-    for (const drawing of document.querySelectorAll("[data-drawing]"))
-      drawing.hidden = !data.drawings[step].includes(Number(drawing.dataset.drawing));
+    for (const drawing of document.querySelectorAll("[data-drawing]")) {
+      const cell = data.drawings[step].indexOf(Number(drawing.dataset.drawing));
+      drawing.hidden = cell < 0;
+      if (cell < 0) continue;
+      const kinds = data.drawn[step][cell];
+      drawing.querySelectorAll("g").forEach((edge, i) => {
+        if (kinds.length) edge.dataset.kind = kinds[i];
+        else delete edge.dataset.kind;
+      });
+    }
     for (const row of document.querySelectorAll("#history tr")) {
       const epoch = data.epochs[step];
       row.classList.toggle("current", row.dataset.first <= epoch && epoch <= row.dataset.last);
@@ -96,7 +104,8 @@
     const head = add(add(table, "thead"), "tr");
     add(head, "th", {}, "edge");
     for (const operation of data.operations) add(head, "th", { title: operation }, label(operation));
-    const extra = ["entropy", "margin", ...(data.beta.length ? ["β %"] : [])];
+    const known = data.kinds.some((kinds) => kinds.length);
+    const extra = ["entropy", "margin", ...(data.beta.length ? ["β %"] : []), ...(known ? ["moved", "kind"] : [])];
     extra.forEach((name, i) => add(head, "th", i ? {} : { class: "apart" }, name));
     const body = add(table, "tbody");
     const rows = edgesOf(cell).map(([edge, i]) => {
@@ -118,7 +127,11 @@
     });
     more[0].textContent = data.entropy[step][i].toFixed(3);
     more[1].textContent = data.margin[step][i].toFixed(4);
-    if (data.beta.length) more[2].textContent = percent(data.beta[step][i]);
+    const rest = more.slice(2);
+    if (data.beta.length) rest.shift().textContent = percent(data.beta[step][i]);
+    if (!rest.length) return;
+    rest[0].textContent = data.moved[step][i]?.toFixed(3) ?? "";
+    rest[1].textContent = data.kind_words[data.kinds[step][i]] ?? "";
   }
 
   // What colour can show: the value of edge i in a step, from 0 to 1, and the class that gives the colour.
@@ -298,19 +311,21 @@
 
   function certainty() {
     const parent = document.querySelector("#certainty .charts");
-    const means = (rows, cell) => {
-      const picked = edgesOf(cell).map(([, i]) => i);
-      return rows.map((row) => Number((picked.reduce((sum, i) => sum + row[i], 0) / picked.length).toFixed(6)));
-    };
+    const means = (rows, picked) =>
+      rows.map((row) => Number((picked.reduce((sum, i) => sum + row[i], 0) / picked.length).toFixed(6)));
+    const groups = [];
+    for (const [cell, colour] of [["normal", "sep"], ["reduction", "neg dashed"]]) {
+      const edges = edgesOf(cell).map(([, i]) => i);
+      const parts = [["", edges.filter((i) => !data.decided[i]), ""], [", as at the start", edges.filter((i) => data.decided[i]), " faint"]];
+      for (const [name, picked, look] of parts)
+        if (picked.length) groups.push([`${cell} cell${name}`, colour + look, picked]);
+    }
     const parts = [
       ["entropy of softmax(α)", data.entropy, 0.1 * data.greatest_entropy],
       ["margin, top-1 minus top-2", data.margin, 0.1],
     ];
     for (const [title, rows, least] of parts) {
-      const series = [
-        ["normal cell", "sep", means(rows, "normal")],
-        ["reduction cell", "neg dashed", means(rows, "reduction")],
-      ];
+      const series = groups.map(([name, look, picked]) => [name, look, means(rows, picked)]);
       lineChart(parent, title, data.epochs, series, { resumed: data.curves.search.resumed, steps: true, least });
     }
   }
@@ -334,6 +349,56 @@
     }
   }
 
+  // --- files ---------------------------------------------------------------------------------------------------------
+
+  const properties = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity"];
+  const ofText = ["font-size", "font-family", "text-anchor"];
+
+  // A figure as a file: with the colours of the page as attributes, and its title and legend as text.
+  function asFile(figure) {
+    const svg = [...figure.querySelectorAll("svg")].find((each) => !each.closest("[hidden]"));
+    const copy = svg.cloneNode(true);
+    const copies = [...copy.querySelectorAll("*")];
+    [...svg.querySelectorAll("*")].forEach((element, i) => {
+      const style = getComputedStyle(element);
+      for (const name of element.matches("text, tspan") ? [...properties, ...ofText] : properties)
+        copies[i].setAttribute(name, style.getPropertyValue(name));
+      copies[i].removeAttribute("class");
+    });
+    const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
+    const page = getComputedStyle(document.body);
+    const font = { "font-size": 12, "font-family": "sans-serif", fill: page.color };
+    const lines = [[figure.querySelector("figcaption").firstChild.textContent.trim(), page.color]];
+    const legend = figure.querySelector(".legend") ?? figure.closest("section").querySelector(".legend");
+    for (const item of legend?.querySelectorAll("span") ?? [])
+      lines.push([item.textContent, getComputedStyle(item).getPropertyValue("--c") || page.color, item.className]);
+    const top = 16 * lines.length + 8;
+    const whole = { x: 0, y: -top, width, height: height + top };
+    for (const name of copy.getAttributeNames()) if (name !== "xmlns") copy.removeAttribute(name);
+    for (const [name, value] of Object.entries({ width, height: height + top, viewBox: `0 ${-top} ${width} ${height + top}` }))
+      copy.setAttribute(name, value);
+    const paper = add(copy, "rect", { ...whole, fill: page.backgroundColor });
+    copy.prepend(paper);
+    const dashes = { start: "7 4", open: "2 3" }; // of the kinds of edges, which have no colour
+    lines.forEach(([text, colour, name], i) => {
+      const y = 16 * (i + 1) - top;
+      const dash = name?.includes("dashed") ? "4 2" : (dashes[name] ?? "none");
+      if (i) add(copy, "path", { d: `M4 ${y - 4}h14`, stroke: colour, "stroke-width": 3, "stroke-dasharray": dash });
+      add(copy, "text", { ...font, x: i ? 22 : 4, y, "font-weight": i ? 400 : 600 }, text);
+    });
+    return `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
+  }
+
+  function offerFiles() {
+    for (const figure of document.querySelectorAll("figure:has(svg)")) {
+      const caption = figure.querySelector("figcaption");
+      const name = caption.textContent.trim().replace(/[^\wα-ω]+/g, "-");
+      const given = figure.querySelector(".download");
+      const link = given ?? add(caption, "a", { class: "download", download: `${name}.svg`, href: "#" }, "SVG");
+      link.addEventListener("click", () => link.setAttribute("href", asFile(figure)));
+    }
+  }
+
   function searched() {
     listeners.push(showCells);
     if (data.alpha.length) {
@@ -348,6 +413,7 @@
   if (data.epochs.length) searched(); // a retraining has no epochs to step through
   curves();
   if (data.epochs.length) select(fromAddress() ?? last);
+  offerFiles();
   for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", copy);
   document.body.dataset.ready = "yes";
 })();

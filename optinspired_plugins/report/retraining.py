@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import __version__
 from . import texts
-from .data import retraining_data
+from .data import curves_data
 from .parts import CURVES, cells, diverged, document, drawings_of, percent, seconds, tables, usage, verdict
 from .runs import Retraining, SearchRun
 from .texts import text
@@ -39,7 +39,7 @@ def render_retraining(run: Retraining) -> str:
         tables({**facts(run, PAGE), "SHA-256 of the files": run.hashes}),
     ]
     name = "/".join(run.folder.resolve().parts[-2:])  # most are called retrain
-    return document("Retraining report", name, body, retraining_data(run))
+    return document("Retraining report", name, body, curves_data(run.history))
 
 
 def retrained_metric(run: Retraining) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The content of a search's or a retraining's folder, as a report shows it."""
+"""The content of the folder of a run, as a report shows it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..cells.genotype import Genotype
 
-__all__ = ["EdgeKey", "Epoch", "Retraining", "SearchEpoch", "SearchRun"]
+__all__ = ["EdgeKey", "Epoch", "NamedGenotype", "Retraining", "SearchEpoch", "SearchRun", "Trial", "Trials"]
 
 
 class EdgeKey(NamedTuple):
@@ -36,11 +36,15 @@ class Epoch:
 
 @dataclass(frozen=True)
 class SearchEpoch(Epoch):
-    """An epoch of a search, with its genotype, and softmax(α) and softmax(β) by edge, empty if there are none."""
+    """An epoch of a search.
+
+    It has its genotype, and by edge softmax(α), softmax(β) and α itself, empty if there are none or α is not recorded.
+    """
 
     genotype: Genotype
     alpha: Mapping[EdgeKey, Mapping[str, float]]
     beta: Mapping[EdgeKey, float]
+    logits: Mapping[EdgeKey, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class SearchRun:
     """The files of a search; ``hashes`` are SHA-256 of the files.
 
     In a search in stages, ``stage`` is the folder of the last stage with a finished epoch; settings and history are
-    from there.
+    from there. ``start`` is α at the start, ``None`` if it is not recorded.
     """
 
     folder: Path
@@ -68,6 +72,36 @@ class SearchRun:
     settings: dict[str, Any]
     about: dict[str, Any]
     history: list[SearchEpoch]
+    start: Mapping[EdgeKey, Mapping[str, float]] | None
     genotype: Genotype | None
     retraining: Retraining | None
     hashes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial: its result, ``None`` if it failed, its time in seconds, and the error of a failed one."""
+
+    index: int
+    genotype: Genotype
+    metric: float | None
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The files of a multi-trial search."""
+
+    folder: Path
+    settings: dict[str, Any]
+    trials: list[Trial]
+    hashes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class NamedGenotype:
+    """A genotype and its name in the package or the path of its file."""
+
+    name: str
+    genotype: Genotype
