@@ -14,10 +14,10 @@ KERNELS += ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16
 endif
 THREADS = 1 2
 # Files whose verdict is about processes, files and hosts.
-OTHERS = autoload base_install cell_layout cli command_line distributed_search equations examples fake_cuda genotype \
-  gpu_benchmark image_sources labels language layering mm_checkpoints mm_runner nni_data nni_faults nni_lazy \
+OTHERS = autoload base_install cell_layout cli command_line distributed_search equations examples fake_cuda findings \
+  genotype gpu_benchmark image_sources labels language layering mm_checkpoints mm_runner nni_data nni_faults nni_lazy \
   nni_search packaging plotting printed_commands progressive publish readme recorded report report_browser \
-  reproduce reproduce_commands reproduce_page retrain run_files timm_scripts timm_suite trials user_day
+  report_pages reproduce reproduce_commands reproduce_page retrain run_files timm_scripts timm_suite trials user_day
 
 .PHONY: demo test test-all test-portable check docs clean
 .DEFAULT_GOAL := help

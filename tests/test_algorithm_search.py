@@ -27,6 +27,7 @@ from optinspired_plugins.cells.genotype import CHOICES, GENOTYPES, Edge, Genotyp
 from optinspired_plugins.plotting.cells import draw_cells
 from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 from optinspired_plugins.report.page import write_report
+from optinspired_plugins.report.trials import parameters_of
 
 TINY = dict(
     data="digits", limit=64, epochs=1, channels=2, cells=3, nodes=2, batch_size=16, padding=0, lr=0.1, alpha_lr=0.1,
@@ -101,6 +102,8 @@ def test_trials_take_an_algorithm(tmp_path):
     settings, trials = read_trials(tmp_path)
     assert settings["rule"] == "admm"
     assert settings["edges"] == [[0, 1, 0], [1, 2, 1, 0]]
+    for trial in trials:  # their results are the numbers of parameters
+        assert parameters_of(trial.genotype, settings) == trial.metric
     assert run_trials(AlgorithmSpace("admm", **options), strategy(), sized(), tmp_path, 3)[0].genotype
     assert read_trials(tmp_path)[1][:2] == trials
     with pytest.raises(ValueError, match="holds trials with"):
