@@ -12,11 +12,11 @@ __all__ = ["check_optimizer", "check_partial_channels"]
 
 
 def check_optimizer(values: Mapping[str, Any]) -> None:
-    """ValueError unless learning rates and clipping are positive, and momentum and weight decays ≥ 0."""
+    """ValueError unless learning rates and clipping are positive, and momentum, decays and penalties ≥ 0."""
     for name in ("lr", "alpha_lr", "gradient_clip"):
         if name in values and not 0 < values[name] < math.inf:
             raise ValueError(f"{name}={values[name]!r}: must be a positive number")
-    for name in ("momentum", "weight_decay", "alpha_weight_decay"):
+    for name in ("momentum", "weight_decay", "alpha_weight_decay", "mac_weight"):
         if name in values and not 0 <= values[name] < math.inf:
             raise ValueError(f"{name}={values[name]!r}: must be ≥ 0")
 

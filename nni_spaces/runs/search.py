@@ -24,9 +24,11 @@ from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.memory.memory_format import training_layout
 from optinspired_plugins.run_folder import GENOTYPE, Execution, lock_folder, process_rank, resolve_devices
 
+from ..spaces.cost import ImageSize
 from ..spaces.initialization import AlgorithmInit, HeavyBallInit, RandomInit, ZeroInit
 from ..spaces.space import AGDSpace, AlgorithmSpace, CellSpace, DARTSSpace, HBSpace
 from ..spaces.structure import CellStructure
+from ..strategies.collapse import EigenvalueStop, SkipStop
 from ..strategies.differentiable import DARTS, GumbelDARTS
 from .callback import RunCallback, check_finite, own_metrics, trainer_options
 from .data import Transform, make_loaders, read_run_images
@@ -58,6 +60,7 @@ INITIALIZATIONS: dict[str, Callable[..., Any]] = {
     "random": RandomInit,
     "algorithm": AlgorithmInit,
 }
+STOPS: dict[str, Callable[[], Any]] = {"skips": SkipStop, "eigenvalue": EigenvalueStop}
 MIN_LOGIT, MAX_LOGIT = math.log(8), 5.0
 STRATEGIES: dict[str, Callable[..., DARTS]] = {
     "darts": DARTS,
@@ -136,14 +139,16 @@ def cell_structure(settings: SearchSettings) -> CellStructure:
     return CellStructure(settings.algorithm, settings.merge, settings.keep, settings.edge_weights)
 
 
-def make_strategy(settings: SearchSettings) -> DARTS:
-    """Return NNI's strategy with the hyper-parameters of a search."""
+def make_strategy(settings: SearchSettings, image_size: ImageSize | None = None) -> DARTS:
+    """Return NNI's strategy with the hyper-parameters of a search on images of this side, or height and width."""
     return STRATEGIES[settings.strategy](
         arc_learning_rate=settings.alpha_lr,
         alpha_weight_decay=settings.alpha_weight_decay,
         alpha_decay_to=settings.alpha_decay_to,
         gradient_clip_val=settings.gradient_clip,
         warmup_epochs=settings.warmup_epochs,
+        mac_weight=settings.mac_weight,
+        image_size=image_size,
     )
 
 
@@ -258,7 +263,8 @@ def search(
         steps = len(loaders[0]) * (settings.epochs - cast(int, settings.warmup_epochs))
         torch.manual_seed(settings.seed)
         space = make_space(settings, data.classes, data.images.shape[1], steps)
-        record = _Record(space, settings, steps)
+        stop = STOPS[settings.early_stop]() if settings.early_stop in STOPS else None
+        record = _Record(space, settings, steps, stop)
         execution = Execution(devices, precision)
         run = RunCallback(folder, settings, data, record.facts, record.entry, on_batch, on_epoch, execution)
         resume = run.resume()
@@ -269,10 +275,13 @@ def search(
         objective = Objective(settings.regression, settings.label_smoothing, loss, metric)
         module = SearchModule(settings.lr, settings.momentum, settings.weight_decay, settings.epochs, objective)
         options = trainer_options(run, settings.epochs, accelerator, devices, trainer)
+        # Before the callback of the run, so that its checkpoint has the decision of the epoch.
+        options["callbacks"] = [*([stop] if stop else []), *options["callbacks"]]
         evaluator = Lightning(module, Trainer(precision=precision, **options), *loaders, fit_kwargs=resume)
-        strategy = make_strategy(settings)
+        strategy = make_strategy(settings, tuple(data.images.shape[2:]))
         strategy(RawFormatModelSpace(space, evaluator), SequentialExecutionEngine())
-        genotype = space.genotype(strategy.oneshot_module.export())
+        stopped = None if stop is None else stop.sample
+        genotype = space.genotype(strategy.oneshot_module.export() if stopped is None else stopped)
         if not process_rank():
             genotype.save(folder / GENOTYPE)
         return genotype
@@ -285,6 +294,7 @@ class _Record:
     space: CellSpace
     settings: SearchSettings
     steps: int
+    stop: Any = None  # of settings.early_stop
     start: dict[str, Any] = field(default_factory=dict)
 
     def facts(self, module: Any) -> dict[str, Any]:
@@ -309,6 +319,7 @@ class _Record:
             **first,
             **{name: metrics.get(name) for name in ("train_loss", "train_top1", "alpha_loss", "alpha_top1")},
             **own_metrics(metrics),
+            **dict(zip(["alpha_eigenvalue"], getattr(self.stop, "eigenvalues", [])[-1:])),
         }
 
 

@@ -84,11 +84,13 @@ class SearchSettings:
     ``partial_channels``, ``skip_dropout`` and ``allowed`` are arguments of the space. α stands still in the first
     ``warmup_epochs``. ``None`` stands for the value of the strategy's paper for CIFAR, and for 1 and 0 in the other
     strategies. ``logit`` is the start of a favoured α of the initialisations ``"heavy-ball"`` and ``"algorithm"``;
-    ``None`` is :func:`~nni_spaces.runs.search.start_logit`. ``alpha_decay_to`` is an argument of
-    :class:`~nni_spaces.DARTS`. ``grad_checkpointing`` saves memory and costs time. ``operations`` are the candidates;
-    ``None`` for the space's own. ``imports`` are the modules that a command imports; the settings import none.
-    ``resize``, ``keep_depth`` and ``regression`` are arguments of :func:`~nni_spaces.runs.data.read_images`, and
-    ``stem`` of the space. ``start_from`` is the folder of a run whose weights and α this one begins with.
+    ``None`` is :func:`~nni_spaces.runs.search.start_logit`. ``alpha_decay_to`` and ``mac_weight`` are arguments
+    of :class:`~nni_spaces.DARTS`. ``early_stop`` is ``"skips"`` for :class:`~nni_spaces.SkipStop` and
+    ``"eigenvalue"`` for :class:`~nni_spaces.EigenvalueStop`. ``grad_checkpointing`` saves memory and costs time.
+    ``operations`` are the candidates; ``None`` for the space's own. ``imports`` are the modules that a command imports;
+    the settings import none. ``resize``, ``keep_depth`` and ``regression`` are arguments of
+    :func:`~nni_spaces.runs.data.read_images`, and ``stem`` of the space. ``start_from`` is the folder of a run whose
+    weights and α this one begins with.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -137,6 +139,12 @@ class SearchSettings:
     logit: float | None = _option(
         None, "Start of a favoured α (26), e.g. 5; by default as far as α can travel, between 2.1 and 5."
     )
+    mac_weight: float = _option(0.0, "Penalty on α per million expected multiply-accumulates of the network.")
+    early_stop: str = _option(
+        "never",
+        "End when skips take over: skips, two in the normal cell; eigenvalue, of the Hessian of α.",
+        choices=("never", "skips", "eigenvalue"),
+    )
     alpha_decay_to: str = _option("zero", "Value that the weight decay of α leads to.", choices=("zero", "start"))
     stem: str = _option("cifar", "imagenet reduces large images eightfold before the first cell.", choices=STEMS)
     resize: int | None = _option(None, RESIZE)
@@ -177,6 +185,8 @@ class SearchSettings:
             raise ValueError(f"logit={self.logit!r} with initialization={self.initialization!r}: must be left out")
         if self.start_from is not None and self.strategy == "p-darts":
             raise ValueError(f"start_from={self.start_from!r} with strategy='p-darts': must be None, its stages differ")
+        if self.strategy == "p-darts" and self.early_stop != "never":
+            raise ValueError(f"early_stop={self.early_stop!r}: must be 'never' with p-darts, which limits skips itself")
 
     def _check_algorithm(self) -> None:
         """ValueError where options of an algorithm's space have no algorithm, or an algorithm has another space."""

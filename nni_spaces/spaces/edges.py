@@ -65,6 +65,11 @@ class SkipDropout(nn.Dropout):
         self.p = self.rate * (1 - epoch / epochs)
 
 
+def relaxed(alpha: Tensor, softmax: nn.Module) -> Tensor:
+    """Return the weights of the candidates without sampling: softmax(α), or σ(α) if the strategy has a sigmoid."""
+    return alpha.sigmoid() if isinstance(softmax, nn.Sigmoid) else alpha.softmax(-1)
+
+
 @dataclass(frozen=True)
 class EdgeOptions:
     """Options of all edges of a space; :class:`~nni_spaces.HBSpace` describes the fields."""
@@ -195,6 +200,10 @@ class MixedLayer(DifferentiableMixedLayer):
         """Return softmax(α) (25); the entry of zero is the last."""
         return self._softmax(self._arch_alpha)
 
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return softmax(α) by label, with its gradient."""
+        return {self.label: relaxed(self._arch_alpha, self._softmax)}
+
     def operations(self) -> dict[str, nn.Module]:
         """Return the operations by name."""
         return {name: self[name] for name in self.names}
@@ -215,7 +224,7 @@ class MixedLayer(DifferentiableMixedLayer):
         if self.label in memo:
             return {}
         names = self.options.restrict(self.label, with_zero(self.names))
-        return {self.label: dict(zip(names, self._arch_alpha.softmax(-1).tolist()))}
+        return {self.label: dict(zip(names, relaxed(self._arch_alpha, self._softmax).tolist()))}
 
 
 class WeightedLayer(MixedLayer):

@@ -12,7 +12,7 @@ import torch
 from nni.nas.nn.pytorch import Cell, ModelSpace
 from nni.nas.space import current_model, model_context
 from nni.nas.strategy import DARTS as StockDARTS
-from nni.nas.strategy import Proxyless
+from nni.nas.strategy import ENAS, Proxyless
 from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_int, check_rate
@@ -24,6 +24,7 @@ from optinspired_plugins.memory.recompute import recompute
 
 from .._checks import check_partial_channels
 from .algorithm_cell import AlgorithmCell
+from .cost import Count, ImageSize, count_network, edge_counts, height_and_width
 from .edges import (
     EdgeOptions,
     MixedLayer,
@@ -45,6 +46,7 @@ from .initialization import (
 )
 from .structure import CellStructure
 from .supernet import EdgeNormalizedCell, MixedCell
+from .trainers import check_trainer
 
 __all__ = ["AGDSpace", "AlgorithmSpace", "CellSpace", "DARTSSpace", "HBSpace"]
 
@@ -120,10 +122,14 @@ class CellSpace(ModelSpace):
             check_operation(name, channels // partial_channels)
         self.rule, self.chooses_sources = self.structure.rule, self.structure.chooses(nodes)
         self.sources, self.edges = self.structure.pattern(nodes).sources, self.structure.edges(nodes)
-        self._check_start(names)
+        if current_model() is None:  # a chosen network has no α
+            self._check_start(names)
+        else:
+            check_trainer()
         self._check_allowed(allowed or {}, with_zero(names), nodes)
         self.operations, self.options = names, EdgeOptions(partial_channels, skip_dropout, allowed or {})
         sizes = dict(channels=channels, cells=cells, nodes=nodes, num_classes=num_classes, in_chans=in_chans)
+        self._counts: dict[tuple[int, int], Count] = {}
         self.sizes, self.stem = {name: int(value) for name, value in sizes.items()}, stem
         self.stem0, self.stem1 = make_stem(stem, in_chans, channels)
         self.cells = nn.ModuleList(
@@ -171,6 +177,11 @@ class CellSpace(ModelSpace):
 
     def extra_oneshot_hooks(self, strategy: Any) -> list[Any]:
         """Return the mutation hooks of a strategy, for α of zero, β, the initialisation and the derivation."""
+        if isinstance(strategy, ENAS):
+            raise ValueError(
+                "strategy=ENAS: NNI 3.0 unpacks its batches as Lightning before 2.1 made them: must be DARTS, "
+                "GumbelDARTS or RandomOneShot, or PolicyBasedRL, which trains every network by itself"
+            )
         start = Start(self.initialization, self.rule, self.operations, self.edges)
         if self.chooses_sources and isinstance(strategy, Proxyless):
             raise ValueError(
@@ -249,6 +260,54 @@ class CellSpace(ModelSpace):
         self._check_sample(sample)
         with model_context(sample):
             return type(self)(*self.trace_args, **self.trace_kwargs)
+
+    def count(self, sample: dict[str, Any], size: ImageSize = 32) -> Count:
+        """Return parameters and multiply-accumulates (MACs) of the network of a sample, which is not built.
+
+        Args:
+            sample: a sample; :meth:`~optinspired_plugins.Genotype.to_nni` returns that of a genotype.
+            size: side of the images, or height and width.
+
+        Raises:
+            ValueError: the sample does not belong to this space, or ``size`` is out of range.
+        """
+        self._check_sample(sample)
+        self.genotype(sample)
+        return self._around_cells(size).plus(self._in_cells(sample, size))
+
+    def candidate_counts(self, size: ImageSize = 32) -> dict[str, dict[str, Count]]:
+        """Return parameters and MACs of each candidate of each edge, by the label of its α and in the order of α.
+
+        They are those of a derived network, summed over the cells that share α; zero has none.
+
+        Args:
+            size: side of the images, or height and width.
+
+        Raises:
+            ValueError: ``size`` is out of range.
+        """
+        sizes, names = self.sizes, with_zero(self.operations)
+        plans = plan_cells(sizes["cells"], sizes["channels"], sizes["nodes"], self.stem)
+        sources = {label: edge.source for label, edge in self.edges.items()}
+        allowed = {label: self.options.restrict(label, names) for label in sources}
+        return edge_counts(plans, self.stem, sources, allowed, size)
+
+    def _in_cells(self, sample: dict[str, Any], size: ImageSize) -> Count:
+        """Return the size of the operations of a sample."""
+        table, total = self.candidate_counts(size), Count(0, 0)
+        for slot in self.structure.slots(self.sizes["nodes"]):
+            total = total.plus(table[str(self.edge_label(sample, slot))][sample[str(slot)]])
+        return total
+
+    def _around_cells(self, size: ImageSize) -> Count:
+        """Return the size of a network without the operations of its sample, the same for all samples."""
+        if (key := height_and_width(size)) not in self._counts:
+            sample = {label: choice.default() for label, choice in self.simplify().items()}
+            with torch.device("meta"), model_context(sample):
+                network = type(self)(*self.trace_args, **self.trace_kwargs)
+            whole = count_network(network, self.sizes["in_chans"], size)
+            self._counts[key] = whole.plus(self._in_cells(sample, size), -1)
+        return self._counts[key]
 
     def _check_sample(self, sample: dict[str, Any]) -> None:
         for slot in self.structure.slots(self.sizes["nodes"]) if self.options.allowed else ():

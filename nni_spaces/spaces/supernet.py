@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from optinspired_plugins.cells.labels import Label
 
 from .derivation import derive
-from .edges import EdgeOptions, Start, with_zero
+from .edges import EdgeOptions, Start, relaxed, with_zero
 from .mixed_op import Edge, mixed_nodes
 
 __all__ = ["EdgeNormalizedCell", "MixedCell"]
@@ -96,6 +96,10 @@ class MixedCell(DifferentiableMixedCell):
             alpha = self._softmax(self._arch_alpha[edge_label(self, t, i)])
             yield Edge(i, alpha, operations, None if weights is None else weights[i])
 
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return softmax(α) of every edge by label, with its gradient."""
+        return {label: relaxed(alpha, self._softmax) for label, alpha in self._arch_alpha.items()}
+
     def export(self, memo: dict[str, Any]) -> dict[str, Any]:
         """Return the strongest edges of each node, with their strongest operations other than zero."""
         sample = derive(self.export_probs({}), self.num_ops_per_node)
@@ -107,7 +111,7 @@ class MixedCell(DifferentiableMixedCell):
         for t, i, operations in self.edges():
             label = edge_label(self, t, i)
             names = self.options.restrict(label, with_zero(list(operations)))
-            probs[label] = dict(zip(names, self._arch_alpha[label].softmax(-1).tolist()))
+            probs[label] = dict(zip(names, relaxed(self._arch_alpha[label], self._softmax).tolist()))
         return {key: value for key, value in probs.items() if key not in memo}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 from optinspired_plugins._checks import check_one_of
 
-from ..spaces.edges import SkipDropout
+from ..spaces.cost import ImageSize
+from ..spaces.edges import MixedLayer, SkipDropout
+from ..spaces.space import CellSpace
+from ..spaces.supernet import MixedCell
 
-__all__ = ["DARTS", "GumbelDARTS"]
+__all__ = ["DARTS", "GumbelDARTS", "distributed_mean", "excluded_weights", "loss_of", "restored"]
 
 # With these options torch's SGD takes another step than _weight_steps.
 UNSUPPORTED_OPTIONS = ("dampening", "maximize", "nesterov")
@@ -34,6 +38,8 @@ class _ArchitectureStep:
     alpha_betas: tuple[float, float]
     alpha_decay_to: str = "zero"
     alpha_start: list[Tensor]
+    mac_weight: float = 0.0
+    image_size: ImageSize | None = None
     arc_learning_rate: float
     training_module: pl.LightningModule
     trainer: Any
@@ -107,11 +113,12 @@ class _ArchitectureStep:
             else:
                 self._second_order_gradient(batch["train"], batch["val"], batch_idx)
             self._decay_to_start()
+            self._add_penalty_gradient()
             optimizer.step()
         host.resample()
         with _without_gradients(self.arch_parameters()):
             result = self.training_module.training_step(batch["train"], 2 * batch_idx + 1)
-            host.advance_optimization(_loss(result), batch_idx, host.gradient_clip_val)
+            host.advance_optimization(loss_of(result), batch_idx, host.gradient_clip_val)
         host.advance_lr_schedulers(batch_idx)
         if batch_idx % host.log_prob_every_n_step == 0:
             host.log_probs(host.export_probs())
@@ -124,21 +131,47 @@ class _ArchitectureStep:
                 if alpha.grad is not None:
                     alpha.grad.add_(alpha.detach() - start, alpha=self.alpha_weight_decay)
 
+    def probabilities(self) -> dict[str, Tensor]:
+        """Return softmax(α) of all edges by label, with its gradient; σ(α) in FairDARTS."""
+        found: dict[str, Tensor] = {}
+        for module in self.supernet_modules():  # type: ignore[attr-defined]
+            if isinstance(module, (MixedLayer, MixedCell)):
+                found |= module.probabilities()
+        return found
+
+    def expected_macs(self) -> Tensor:
+        """Return Σ_e Σ_o softmax(α_e)_o MACs(o), summed over all cells; an edge need not be kept by the derived one."""
+        host: Any = self
+        probabilities = self.probabilities()
+        if not hasattr(self, "mac_costs"):
+            counts = host.model.candidate_counts(self.image_size)
+            macs = {label: [count.macs for count in row.values()] for label, row in counts.items()}
+            self.mac_costs = {label: p.new_tensor(macs[label]) for label, p in probabilities.items()}
+        return torch.stack([p @ self.mac_costs[label] for label, p in probabilities.items()]).sum()
+
+    def alpha_penalty(self) -> Tensor | None:
+        """Return the penalty on α, which needs no images; ``None`` for none."""
+        return self.mac_weight * self.expected_macs() / 1e6 if self.mac_weight else None
+
+    def _add_penalty_gradient(self) -> None:
+        """Add the gradient of the penalty on α, which is the same in all processes."""
+        penalty, alphas = self.alpha_penalty(), self.arch_parameters()
+        if penalty is not None:
+            for alpha, gradient in zip(alphas, torch.autograd.grad(penalty, alphas, allow_unused=True)):
+                if gradient is not None:
+                    alpha.grad = gradient if alpha.grad is None else alpha.grad + gradient
+
     def _first_order_gradient(self, val: Any, batch_idx: int) -> None:
         """Set α's gradient to ∇_α of the loss and of the penalty; gradients of the weights are not computed."""
         host: Any = self
         alphas = self.arch_parameters()
-        with _without_gradients(self._weights()):
-            loss = _loss(self.training_module.training_step(val, 2 * batch_idx))
+        with excluded_weights(self):
+            loss = loss_of(self.training_module.training_step(val, 2 * batch_idx))
             if host.penalty is not None:
                 loss, details = host.penalty(loss, host.export_probs())
                 host.log_dict({f"penalty/{name}": value for name, value in details.items()})
             # DDP needs gradients of all parameters.
             host.manual_backward(loss, inputs=None if _distributed() else alphas)
-
-    def _weights(self) -> list[nn.Parameter]:
-        alphas = {id(alpha) for alpha in self.arch_parameters()}
-        return [p for p in self.training_module.parameters() if id(p) not in alphas]
 
     def _second_order_gradient(self, train: Any, val: Any, batch_idx: int) -> None:
         """Set α's gradient to DARTS's gradient of L_val(w − ξ ∇_w L_train(w, α), α).
@@ -153,9 +186,9 @@ class _ArchitectureStep:
         alphas = self.arch_parameters()
 
         def loss(batch: Any) -> Tensor:
-            return _loss(self.training_module.training_step(batch, 2 * batch_idx))
+            return loss_of(self.training_module.training_step(batch, 2 * batch_idx))
 
-        with _restored(self.training_module, weights) as start:
+        with restored(self.training_module, weights) as start:
             steps = _weight_steps(sgd, groups, _gradients(loss(train), weights))
             _assign(weights, [w - step for w, step in zip(start, steps)])
             gradients = _gradients(loss(val), [*alphas, *weights])
@@ -192,19 +225,30 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _loss(result: Any) -> Tensor:
+def loss_of(result: Any) -> Tensor:
+    """Return the loss in the result of a training step."""
     return result["loss"] if isinstance(result, dict) else result
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return gradients of the mean loss of all processes, 0 for unused parameters."""
     used = torch.autograd.grad(loss, parameters, allow_unused=True)
-    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, used)]
+    # DDP averages only gradients that a backward pass accumulates.
+    return [distributed_mean(torch.zeros_like(p) if g is None else g) for p, g in zip(parameters, used)]
+
+
+def distributed_mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes, in place."""
     if _distributed():
-        for gradient in gradients:  # DDP averages only gradients that a backward pass accumulates
-            torch.distributed.all_reduce(gradient)
-            gradient /= torch.distributed.get_world_size()
-    return gradients
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value
+
+
+def excluded_weights(module: Any) -> Any:
+    """Return a context in which nothing is stored for gradients of the weights of a search."""
+    alphas = {id(alpha) for alpha in module.arch_parameters()}
+    return _without_gradients([p for p in module.training_module.parameters() if id(p) not in alphas])
 
 
 def _weight_steps(sgd: Any, groups: Sequence[tuple[Tensor, Any]], gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -241,7 +285,7 @@ def _without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _restored(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def restored(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Return copies of the weights, and restore weights and buffers at the end."""
     start = [w.detach().clone() for w in weights]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
@@ -253,7 +297,7 @@ def _restored(module: nn.Module, weights: Sequence[Tensor]) -> Iterator[list[Ten
             buffer.copy_(value)
 
 
-class _DARTSModule(_ArchitectureStep, DartsLightningModule):
+class DARTSModule(_ArchitectureStep, DartsLightningModule):
     """NNI's DARTS module with our step."""
 
 
@@ -272,6 +316,10 @@ class DARTS(StockDARTS):
             :class:`~nni_spaces.HeavyBallInit` falls from 5 to 0.
         alpha_betas: Adam's momenta for them.
         gradient_clip_val: the weights' gradient norm is clipped to this; ``None`` for no clipping.
+        mac_weight: λ of a penalty λ · expected MACs of the network in millions, which is added to the loss of α. The
+            expectation is Σ softmax(α) · MACs over all edges and their candidates
+            (:meth:`~nni_spaces.spaces.space.CellSpace.candidate_counts`).
+        image_size: with ``mac_weight``, side of the images, or their height and width.
         order: 1 or 2. The second differentiates through one step of the weights and costs three more passes. The
             weights' optimiser must be torch's SGD; NNI's ``Classification`` has Adam by default.
         **kwargs: NNI's: ``log_prob_every_n_step``, ``warmup_epochs``, ``penalty``, ``mutation_hooks``. A penalty needs
@@ -279,11 +327,12 @@ class DARTS(StockDARTS):
             plain numbers without a gradient, and NNI's profilers do not know the shapes of these spaces.
 
     Raises:
-        ValueError: ``order`` is neither 1 nor 2, or 2 with a penalty; ``alpha_decay_to`` is unknown; when training
-            starts: order 2 with another optimiser.
+        ValueError: ``order`` is neither 1 nor 2, or 2 with a penalty; ``alpha_decay_to`` is unknown; ``mac_weight`` is
+            negative, or has no ``image_size``; for a space that is not of this package, ``mac_weight`` is not 0; when
+            training starts: order 2 with another optimiser.
     """
 
-    module_type: type[Any] = _DARTSModule
+    module_type: type[Any] = DARTSModule
 
     def __init__(
         self,
@@ -294,6 +343,8 @@ class DARTS(StockDARTS):
         gradient_clip_val: float | None = 5.0,
         order: int = 1,
         alpha_decay_to: str = "zero",
+        mac_weight: float = 0.0,
+        image_size: ImageSize | None = None,
         **kwargs: Any,
     ) -> None:
         check_one_of("alpha_decay_to", alpha_decay_to, ("zero", "start"))
@@ -301,9 +352,22 @@ class DARTS(StockDARTS):
             raise ValueError(f"order={order!r}: must be 1 or 2")
         if order == 2 and kwargs.get("penalty") is not None:
             raise ValueError("order=2 with a penalty: its gradient is defined for the loss only, pass order=1")
+        if not 0 <= mac_weight < math.inf:
+            raise ValueError(f"mac_weight={mac_weight!r}: must be ≥ 0")
+        if mac_weight and image_size is None:
+            raise ValueError(f"mac_weight={mac_weight!r} with image_size=None: must be the side of the images")
         super().__init__(arc_learning_rate=arc_learning_rate, gradient_clip_val=gradient_clip_val, **kwargs)
         self.alpha_weight_decay, self.alpha_betas, self.order = alpha_weight_decay, alpha_betas, order
-        self.alpha_decay_to = alpha_decay_to
+        self.alpha_decay_to, self.mac_weight, self.image_size = alpha_decay_to, mac_weight, image_size
+
+    def mutate_model(self, model: Any) -> Any:
+        """Return the supernet of a space."""
+        if self.mac_weight and not isinstance(model, CellSpace):
+            raise ValueError(
+                f"mac_weight={self.mac_weight!r} with {type(model).__name__}: must be 0, the costs are those of a "
+                "CellSpace"
+            )
+        return super().mutate_model(model)
 
     def configure_oneshot_module(self, training_module: Any) -> BaseOneShotLightningModule:
         """Return NNI's module with our step."""
@@ -313,6 +377,7 @@ class DARTS(StockDARTS):
         module.order = self.order
         module.alpha_weight_decay, module.alpha_betas = self.alpha_weight_decay, self.alpha_betas
         module.alpha_decay_to = self.alpha_decay_to
+        module.mac_weight, module.image_size = self.mac_weight, self.image_size
         return module
 
 

@@ -37,6 +37,7 @@ from nni.nas.execution.event import FinalMetricEvent, IntermediateMetricEvent, T
 from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
 from nni.nas.space import ModelStatus, RawFormatModelSpace
 from nni.nas.strategy.hpo import HPOTunerStrategy
+from nni.nas.strategy.middleware import Chain, Filter
 from nni.runtime.trial_command_channel import (
     TrialCommandChannel,
     get_default_trial_command_channel,
@@ -49,12 +50,14 @@ from optinspired_plugins.cells.genotype import Genotype
 from optinspired_plugins.run_folder import GENOTYPE, TRIALS, check_same_settings, lock_folder
 
 from ..spaces.space import CellSpace
+from ..spaces.trainers import ONE_NETWORK
 from ..strategies.sampling import check_tuner_takes
 from .evaluator import TrialEvaluator
 
-__all__ = ["Trial", "read_trials", "run_trials"]
+__all__ = ["Trial", "ranked_trials", "read_trials", "run_trials", "write_trials"]
 
 _logger = logging.getLogger(__name__)
+PATIENCE = 1000  # networks in a row that a filter refuses before a run ends
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,18 @@ def _settings_and_trials(data: Any) -> tuple[dict[str, Any], list[Trial]]:
     if [trial.index for trial in trials] != list(range(len(trials))):
         raise ValueError("trials are not numbered from 0")
     return data["settings"], trials
+
+
+def write_trials(folder: Path, settings: dict[str, Any], trials: list[Trial]) -> None:
+    """Write settings and finished trials of a run."""
+    content = {"settings": settings, "trials": [trial.to_dict() for trial in trials]}
+    write_atomically(folder / TRIALS, json.dumps(content, indent=1) + "\n")
+
+
+def ranked_trials(trials: list[Trial], maximize: bool = True) -> list[Trial]:
+    """Return the trials with a result, best first."""
+    results = [(-trial.metric if maximize else trial.metric, trial) for trial in trials if trial.metric is not None]
+    return [trial for _, trial in sorted(results, key=lambda pair: pair[0])]
 
 
 @contextmanager
@@ -250,6 +265,7 @@ def run_trials(
     trials: int,
     seed: int = 0,
     on_trial: Callable[[Trial], None] = lambda trial: None,
+    model_filter: Callable[[dict[str, Any]], bool] | None = None,
 ) -> list[Trial]:
     """Train networks of a space, or resume a run after its last finished trial.
 
@@ -264,13 +280,16 @@ def run_trials(
         trials: number of trials, including recorded ones.
         seed: seed of weights and of the strategy's draws from torch and NumPy.
         on_trial: called with every new trial.
+        model_filter: called with the sample of every network that the strategy asks for. Where it returns false, the
+            network is neither trained nor counted; the run ends after 1,000 of them in a row.
 
     Returns:
         The trials with a result, best first.
 
     Raises:
         ValueError: strategy, space or evaluator do not fit; the folder holds other trials, or is damaged.
-        RuntimeError: another process runs in the folder; no trial has a result, with the error of the last one.
+        RuntimeError: another process runs in the folder; no trial has a result, with the error of the last one;
+            ``model_filter`` refused all networks.
         OSError: a file cannot be written or read; earlier trials are kept.
     """
     check_int("trials", trials, 1)
@@ -285,13 +304,16 @@ def run_trials(
         done = _trials_to_continue(folder, settings, trials)
 
         def save() -> None:
-            content = {"settings": settings, "trials": [trial.to_dict() for trial in done]}
-            write_atomically(folder / TRIALS, json.dumps(content, indent=1) + "\n")
+            write_trials(folder, settings, done)
             on_trial(done[-1])
 
+        if model_filter is not None:
+            strategy = Chain(strategy, Filter(lambda model: model_filter(model.sample), patience=PATIENCE))
         with _seeded(seed):
             strategy(RawFormatModelSpace(space, evaluator), _Engine(space, trials, seed, done, save))
-        ranked = sorted((t for t in done[:trials] if t.metric is not None), key=lambda t: -t.metric)  # type: ignore[operator]
+        ranked = ranked_trials(done[:trials])
+        if not done:
+            raise RuntimeError(f"model_filter: refused all of the last {PATIENCE} networks")
         if not ranked:
             failed = done[:trials]
             where, why = printable(folder), printable(failed[-1].error or "")
@@ -321,8 +343,5 @@ def _check_fit(space: CellSpace, strategy: Any, evaluator: Any) -> None:
         if getattr(mode, "value", mode) == "minimize":
             raise ValueError(f"strategy={name}: looks for the lowest result, must maximise; use nni_spaces.TPE")
     if type(evaluator).evaluate is Lightning.evaluate:
-        raise ValueError(
-            f"evaluator={type(evaluator).__name__}: NNI's trainer has finished after one network and trains no other; "
-            "use TrialEvaluator"
-        )
+        raise ValueError(f"evaluator={type(evaluator).__name__}: {ONE_NETWORK}")
     space.check_sampled(strategy)
