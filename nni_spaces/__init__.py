@@ -34,6 +34,7 @@ _NAMES = {
     "runs.retrain": "retrain",
     "trials.run": "Trial read_trials run_trials",
     "trials.evaluator": "TrialEvaluator",
+    "trials.study": "save_study study_trials suggest_sample",
     "_nni": "quiet_hosts",
 }
 _EXPORTS = {name: module for module, names in _NAMES.items() for name in names.split()}

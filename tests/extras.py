@@ -14,6 +14,7 @@ EXTRAS = {
     "nbclient": "docs",
     "nbformat": "docs",
     "nni": "nni",
+    "optuna": "optuna",
     "rich": "viz",
     "scipy": "viz",
     "segmentation_models_pytorch": "smp",

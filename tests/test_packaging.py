@@ -41,7 +41,7 @@ EXTRAS = {
     "timm_models": (),
     "optinspired_plugins": ("mm", "viz"),
     "nni_spaces": ("nni", "viz"),
-    "examples": ("nni", "mm", "viz", "dev"),
+    "examples": ("nni", "mm", "viz", "optuna", "dev"),
 }
 
 

@@ -22,9 +22,11 @@ PAGES = {
 }
 # What a page needs beside timm.
 NEEDS = {
+    "guide/optuna": ("nni", "sklearn", "optuna"),
     "guide/search": ("nni", "sklearn"),
     "guide/segmentation": ("segmentation_models_pytorch",),
     "guide/spaces": ("nni", "sklearn"),
+    "guide/strategies": ("nni", "sklearn"),
 }
 PACKAGES = ("optinspired_plugins", "timm_models", "nni_spaces")
 

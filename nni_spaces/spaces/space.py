@@ -265,7 +265,7 @@ class CellSpace(ModelSpace):
         """Return parameters and multiply-accumulates (MACs) of the network of a sample, which is not built.
 
         Args:
-            sample: a sample; :meth:`~optinspired_plugins.Genotype.to_nni` returns that of a genotype.
+            sample: a sample; :meth:`~optinspired_plugins.Genotype.to_nni` converts a genotype.
             size: side of the images, or height and width.
 
         Raises:
@@ -278,7 +278,7 @@ class CellSpace(ModelSpace):
     def candidate_counts(self, size: ImageSize = 32) -> dict[str, dict[str, Count]]:
         """Return parameters and MACs of each candidate of each edge, by the label of its α and in the order of α.
 
-        They are those of a derived network, summed over the cells that share α; zero has none.
+        They are counted in a derived network and summed over the cells that share α; zero has none.
 
         Args:
             size: side of the images, or height and width.

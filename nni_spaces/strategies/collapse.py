@@ -49,7 +49,7 @@ class _Stop(pl.Callback):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed search needs."""
+        """Return the attributes that a resumed search needs."""
         return {name: getattr(self, name) for name in self.saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ class EigenvalueStop(_Stop):
     """End a search when the loss becomes sharp in α (R-DARTS, Zela et al. 2020).
 
     λ_i is the largest eigenvalue of the Hessian ∇²_α L_val on the last batch of α of epoch i, and λ̄_i the mean of the
-    last k. The search ends if λ̄_{i−k} / λ̄_i < ratio, and the cell to derive is that of epoch i − k. So it does not end
+    last k. The search ends if λ̄_{i−k} / λ̄_i < ratio, and the cell of epoch i − k is derived. So it does not end
     before epoch 2k. A Hessian-vector product needs about twice the memory of a step.
 
     Args:

@@ -30,11 +30,11 @@ class _FairDARTSModule(DARTSModule):
 
 
 class FairDARTS(DARTS):
-    """DARTS whose candidates do not compete: their weights are σ(α), not softmax(α) (Chu et al. 2020).
+    """DARTS with candidates that do not compete: their weights are σ(α), not softmax(α) (Chu et al. 2020).
 
     So a skip connection gains nothing by the loss of others. A zero-one loss moves the weights away from ½. The derived
-    cell has the edges with the largest σ(α). Its probabilities do not sum to 1, so that the expected MACs of a
-    penalty are those of all its candidates.
+    cell has the edges with the largest σ(α). Its probabilities do not sum to 1, so that a penalty on MACs adds
+    all candidates of an edge.
 
     Args:
         zero_one_weight: w of the zero-one loss.

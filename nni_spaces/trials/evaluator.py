@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torchmetrics.functional import accuracy
 
 from optinspired_plugins._checks import check_int
+from optinspired_plugins.next_steps import absolute_source
 
 from .._checks import check_optimizer
 from ..runs.callback import check_finite, describe_images
@@ -42,6 +44,7 @@ class TrialModule(SearchModule):
     def __init__(self, gradient_clip: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gradient_clip = gradient_clip
+        self.on_epoch: Callable[[int, float], None] = lambda epoch, top1: None
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -66,29 +69,42 @@ class TrialModule(SearchModule):
         return round(self.trainer.callback_metrics["val_top1"].item(), 4)
 
     def on_validation_epoch_end(self) -> None:
-        """Report the epoch to NNI."""
+        """Report the epoch."""
+        self.on_epoch(self.trainer.current_epoch, self.top1)
         if nni.get_current_parameter() is not None:
             nni.report_intermediate_result(self.top1)
 
 
-class _InThisProcess(Evaluator):
-    """The evaluator of a sampled network, which NNI's training service cannot send to another process."""
+class _FrozenEvaluator(Evaluator):
+    """The evaluator of a sampled network.
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    NNI's training service sends it to the process of the trial, which makes the evaluator, and so its loaders, from
+    the arguments of :meth:`TrialEvaluator.from_images`.
+    """
+
+    def __init__(self, arguments: dict[str, Any] | None, evaluator: Evaluator | None = None) -> None:
+        self.arguments, self.evaluator = arguments, evaluator
 
     def evaluate(self, model: Any) -> Any:
         """Train and test a network."""
+        if self.evaluator is None:
+            self.evaluator = TrialEvaluator.from_images(**(self.arguments or {}))
         return self.evaluator.evaluate(model)
 
     def __repr__(self) -> str:
-        return repr(self.evaluator)
+        return repr(self.evaluator or self.arguments)
 
-    def _dump(self) -> Any:
-        raise RuntimeError(
-            "evaluator=TrialEvaluator: trains networks in the process of the search, not on NNI's training service; "
-            "use run_trials, or NNI's sequential engine"
-        )
+    def _dump(self) -> dict[str, Any]:
+        if self.arguments is None:
+            raise RuntimeError(
+                "evaluator=TrialEvaluator: loaders cannot be sent to NNI's training service: must be "
+                "TrialEvaluator.from_images, or use run_trials or NNI's sequential engine"
+            )
+        return {"arguments": self.arguments}
+
+    @classmethod
+    def _load(cls, **content: Any) -> _FrozenEvaluator:
+        return cls(content["arguments"])
 
 
 @nni.trace
@@ -98,9 +114,9 @@ class TrialEvaluator(Lightning):
     NNI's Lightning evaluators have a single trainer, which has finished after the first network and does not train
     later ones. Here every network has its own trainer and module. The defaults of the recipe are §9.3's.
 
-    The evaluator works in the process of the search, with :func:`~nni_spaces.run_trials` or with NNI's experiment on
-    its sequential engine. NNI's default engine for multi-trial strategies is a training service, which raises
-    RuntimeError.
+    The evaluator works with :func:`~nni_spaces.run_trials`, and with NNI's experiment on its sequential engine. NNI's
+    default engine for multi-trial strategies is a training service with a process for each trial, which needs
+    :meth:`from_images`: it raises RuntimeError for loaders.
 
     Args:
         train_loader: images and labels to train on.
@@ -119,6 +135,7 @@ class TrialEvaluator(Lightning):
     module: Any
     # The arguments of from_images, as values for JSON; unknown for other loaders.
     source: dict[str, Any] = {"images": None}
+    arguments: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -137,7 +154,7 @@ class TrialEvaluator(Lightning):
         check_optimizer(self.recipe)
         self.accelerator = accelerator
         with warnings.catch_warnings():
-            # The warning is about networks that are sent to other processes; _InThisProcess refuses that.
+            # The warning is about evaluators that are sent to other processes with their loaders.
             warnings.filterwarnings("ignore", "When using training service")
             loaders = dict(train_dataloaders=train_loader, val_dataloaders=val_loader)
             super().__init__(self._module(), self._trainer(), **loaders)
@@ -170,6 +187,7 @@ class TrialEvaluator(Lightning):
         Raises:
             ValueError: an argument is out of range, or the source is unknown.
         """
+        arguments = dict(held_out=held_out, limit=limit, batch_size=batch_size, padding=padding, seed=seed)
         data = read_images(source, limit)
         count = len(data.labels)
         size = round(held_out * count)
@@ -190,11 +208,12 @@ class TrialEvaluator(Lightning):
         )
         options = dict(held_out=held_out, batch_size=batch_size, padding=padding, images_seed=seed)
         evaluator.source = {"images": describe_images(data)["sha256"], **options}
+        evaluator.arguments = {**arguments, **kwargs, "source": absolute_source(str(source)), "workers": workers}
         return evaluator
 
     def freeze(self, sample: dict[str, Any]) -> Evaluator:
         """Return the evaluator of a sampled network."""
-        return _InThisProcess(super().freeze(sample))
+        return _FrozenEvaluator(self.arguments, super().freeze(sample))
 
     def _module(self) -> TrialModule:
         return TrialModule(**self.recipe)
@@ -211,8 +230,12 @@ class TrialEvaluator(Lightning):
             num_sanity_val_steps=0,
         )
 
-    def evaluate(self, model: Any) -> Any:
+    def evaluate(self, model: Any, on_epoch: Callable[[int, float], None] = lambda epoch, top1: None) -> Any:
         """Train a network, report its accuracy to NNI if NNI calls this, and return it.
+
+        Args:
+            model: the network.
+            on_epoch: called with the number of each epoch and its accuracy; an error that it raises ends the training.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -221,6 +244,7 @@ class TrialEvaluator(Lightning):
         if not isinstance(self.module, TrialModule):  # the module of a one-shot strategy, which trains once
             return super().evaluate(model)
         self.module, self.trainer = self._module(), self._trainer()
+        self.module.on_epoch = on_epoch
         gc.collect()  # frees the network before, which Lightning holds in reference cycles
         for loader in (self.train_dataloaders, self.val_dataloaders):
             if hasattr(getattr(loader, "sampler", None), "set_epoch"):
