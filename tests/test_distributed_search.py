@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,3 +58,15 @@ def test_the_command_retrains_in_two_processes(tmp_path):
     hits = history[-1]["test_top1"] / 100 * 200
     assert hits == pytest.approx(round(hits), abs=1e-3), "an accuracy of all 200 test images, counted once"
     assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("per_machine", "expected"), [(None, (8, 1)), ("8", (8, 1)), ("2", (2, 4))])
+def test_machines_and_their_processes_are_those_of_torchrun(per_machine, expected, monkeypatch, tmp_path):
+    from nni_spaces.runs.callback import trainer_options
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if per_machine:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", per_machine)
+    options = trainer_options(SimpleNamespace(folder=tmp_path), 1, "cpu", 8)
+    assert (options["devices"], options["num_nodes"]) == expected
+    assert options["strategy"] == "ddp"

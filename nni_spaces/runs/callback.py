@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import signal
 import time
@@ -327,7 +328,7 @@ def trainer_options(
         run: the callback of the run.
         epochs: number of epochs.
         accelerator: Lightning's.
-        devices: number of processes.
+        devices: number of processes, on all machines together; ``torchrun`` says how many each machine has.
         further: other arguments; their callbacks come before the run's, whose checkpoint has their states.
 
     Raises:
@@ -339,10 +340,12 @@ def trainer_options(
             raise ValueError(f"trainer has {name!r}: must not, {DECIDED[name]} decides it")
     callbacks = further.get("callbacks") or []
     callbacks = [callbacks] if isinstance(callbacks, pl.Callback) else callbacks
+    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     options = dict(
         max_epochs=epochs,
         accelerator=accelerator,
-        devices=devices,
+        devices=per_machine,
+        num_nodes=devices // per_machine,
         strategy="ddp" if devices > 1 else "auto",
         plugins=[SealedCheckpoints()],
         logger=False,
