@@ -231,6 +231,9 @@ def test_edges_that_a_search_chooses_agree_in_any_order():
         {"normal": [True, False], "reduction": [False, True]},
     ]
     assert by_chance([a, b]) == pytest.approx(2 * 2 / 8), "both nodes have both sources, and one operation of eight"
+    node = [("sep_conv_3x3", 0), ("skip_connect", 1)]
+    same = Genotype("agd", [node, node], [node, node])
+    assert by_chance([same, same]) == pytest.approx(2 * (4 / 16 + 4 / 24)), "equal sources may have been chosen"
 
 
 def write_seeds(folder):
