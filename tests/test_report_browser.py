@@ -176,9 +176,9 @@ def test_every_figure_can_be_saved_with_its_legend(browse, tmp_path):
     dom, console = browse(path)
     assert console == []
     files = re.search('data-files="([^"]*)"', dom)[1].split(";")
-    names = "normal.svg reduction.svg normal-cell.svg reduction-cell.svg entropy-of-softmax-α-.svg"
+    names = "normal.svg reduction.svg map-normal-cell.svg map-reduction-cell.svg certainty-entropy-of-softmax-α.svg"
     assert [file.split()[0] for file in files][:5] == names.split()
-    assert len(files) == 2 + 2 + 2 + 2 + 2, "cells, maps, certainty, counts and curves"
+    assert len({file.split()[0] for file in files}) == len(files) == 10, "cells, maps, certainty, counts and curves"
     assert {file.split()[1] for file in files} == {"true"}
     assert files[0].endswith(" open or tied")
     assert files[-1].endswith(" α's half")

@@ -316,9 +316,9 @@
     const groups = [];
     for (const [cell, colour] of [["normal", "sep"], ["reduction", "neg dashed"]]) {
       const edges = edgesOf(cell).map(([, i]) => i);
-      const parts = [["", edges.filter((i) => !data.decided[i]), ""], [", as at the start", edges.filter((i) => data.decided[i]), " faint"]];
-      for (const [name, picked, look] of parts)
-        if (picked.length) groups.push([`${cell} cell${name}`, colour + look, picked]);
+      const [searched, decided] = [false, true].map((start) => edges.filter((i) => data.decided[i] === start));
+      if (searched.length) groups.push([`${cell} cell`, colour, searched]);
+      if (decided.length) groups.push([`${cell} cell, as at the start`, `${colour} faint`, decided]);
     }
     const parts = [
       ["entropy of softmax(α)", data.entropy, 0.1 * data.greatest_entropy],
@@ -368,10 +368,10 @@
     const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
     const page = getComputedStyle(document.body);
     const font = { "font-size": 12, "font-family": "sans-serif", fill: page.color };
-    const lines = [[figure.querySelector("figcaption").firstChild.textContent.trim(), page.color]];
+    const lines = [[figure.querySelector("figcaption").firstChild.textContent.trim(), page, ""]];
     const legend = figure.querySelector(".legend") ?? figure.closest("section").querySelector(".legend");
     for (const item of legend?.querySelectorAll("span") ?? [])
-      lines.push([item.textContent, getComputedStyle(item).getPropertyValue("--c") || page.color, item.className]);
+      lines.push([item.textContent, getComputedStyle(item), item.className]);
     const top = 16 * lines.length + 8;
     const whole = { x: 0, y: -top, width, height: height + top };
     for (const name of copy.getAttributeNames()) if (name !== "xmlns") copy.removeAttribute(name);
@@ -380,10 +380,12 @@
     const paper = add(copy, "rect", { ...whole, fill: page.backgroundColor });
     copy.prepend(paper);
     const dashes = { start: "7 4", open: "2 3" }; // of the kinds of edges, which have no colour
-    lines.forEach(([text, colour, name], i) => {
+    lines.forEach(([text, style, name], i) => {
       const y = 16 * (i + 1) - top;
-      const dash = name?.includes("dashed") ? "4 2" : (dashes[name] ?? "none");
-      if (i) add(copy, "path", { d: `M4 ${y - 4}h14`, stroke: colour, "stroke-width": 3, "stroke-dasharray": dash });
+      const dash = name.includes("dashed") ? "4 2" : (dashes[name] ?? "none");
+      const [stroke, faint] = ["--c", "--faint"].map((each) => style.getPropertyValue(each));
+      const line = { stroke: stroke || page.color, "stroke-width": 3, "stroke-dasharray": dash, opacity: faint || 1 };
+      if (i) add(copy, "path", { d: `M4 ${y - 4}h14`, ...line });
       add(copy, "text", { ...font, x: i ? 22 : 4, y, "font-weight": i ? 400 : 600 }, text);
     });
     return `data:image/svg+xml,${encodeURIComponent(new XMLSerializer().serializeToString(copy))}`;
@@ -392,7 +394,8 @@
   function offerFiles() {
     for (const figure of document.querySelectorAll("figure:has(svg)")) {
       const caption = figure.querySelector("figcaption");
-      const name = caption.textContent.trim().replace(/[^\wα-ω]+/g, "-");
+      const words = `${figure.closest("section").id} ${caption.textContent}`;
+      const name = words.replace(/[^\wα]+/g, "-").replace(/-$/, "");
       const given = figure.querySelector(".download");
       const link = given ?? add(caption, "a", { class: "download", download: `${name}.svg`, href: "#" }, "SVG");
       link.addEventListener("click", () => link.setAttribute("href", asFile(figure)));
