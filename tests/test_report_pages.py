@@ -110,6 +110,16 @@ def test_a_genotypes_file_has_a_page_beside_it(tmp_path):
     assert f"genotype='{tmp_path}/my cell.json'" in page.texts["timm-call"]
 
 
+def test_a_hostile_name_of_a_file_is_text(tmp_path):
+    path = tmp_path / "a\" onclick='b()' <img>.json"
+    GENOTYPES["p_darts"].save(path)
+    page = Page(write_report(path).read_text(encoding="utf-8"))
+    assert "img" not in {tag for tag, _ in page.tags}
+    (normal, reduction) = [attrs for tag, attrs in page.tags if attrs.get("class") == "download"]
+    assert normal["download"] == "a\" onclick='b()' <img>-normal.svg"
+    assert normal.keys() == reduction.keys() == {"class", "download", "href"}
+
+
 def test_an_unknown_source_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"source='darts_v9': must be the folder of a run, .* or one of darts_v1"):
         write_report("darts_v9")

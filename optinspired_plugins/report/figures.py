@@ -40,7 +40,7 @@ def download(svg: str, name: str, key: str = "") -> str:
         key: a line of explanation below the figure.
     """
     content = quote(_as_file(svg, key), safe="")
-    return f'<a class="download" download="{name}" href="data:image/svg+xml,{content}">SVG</a>'
+    return f'<a class="download" download="{escape(name)}" href="data:image/svg+xml,{content}">SVG</a>'
 
 
 def _as_file(svg: str, key: str) -> str:

@@ -392,7 +392,8 @@
   }
 
   function offerFiles() {
-    for (const figure of document.querySelectorAll("figure:has(svg)")) {
+    for (const figure of document.querySelectorAll("figure")) {
+      if (!figure.querySelector("svg")) continue;
       const caption = figure.querySelector("figcaption");
       const words = `${figure.closest("section").id} ${caption.textContent}`;
       const name = words.replace(/[^\wα]+/g, "-").replace(/-$/, "");
