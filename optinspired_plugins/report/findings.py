@@ -170,7 +170,7 @@ def _leads(epoch: SearchEpoch) -> dict[EdgeKey, float]:
     for key, weight in weights.items():
         if key not in kept:
             left_out[key[:2]] = max(weight, left_out.get(key[:2], -math.inf))
-    return {key: min(lead(epoch.logits[key]), weights[key] - left_out.get(key[:2], -math.inf)) for key in kept}
+    return {key: min(lead(epoch.logits[key]), abs(weights[key] - left_out.get(key[:2], -math.inf))) for key in kept}
 
 
 def _log(probability: float) -> float:
