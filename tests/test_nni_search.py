@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monk
         calls.append(1)
         return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 * 2 + 3 else 1)
 
-    monkeypatch.setattr("nni_spaces.runs.search.F.cross_entropy", poisoned)
+    monkeypatch.setattr("nni_spaces.runs.objective.F.cross_entropy", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         search(SearchSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0

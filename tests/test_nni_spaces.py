@@ -291,7 +291,7 @@ def test_imagenet_stem_and_other_inputs():
         ("hb", dict(cells=2), "cells=2: must be an integer ≥ 3"),
         ("hb", dict(channels=0), "channels=0: must be an integer ≥ 2"),
         ("agd", dict(nodes=0), "nodes=0: must be an integer ≥ 1"),
-        ("agd", dict(num_classes=1), "num_classes=1: must be an integer ≥ 2"),
+        ("agd", dict(num_classes=0), "num_classes=0: must be an integer ≥ 1"),
         ("darts", dict(stem="deep"), "stem='deep': must be one of 'cifar', 'imagenet'"),
         ("darts", dict(operations=["conv_7x7"]), "operations has 'conv_7x7': must be of none, max_pool_3x3"),
         ("darts", dict(operations=["none"]), r"operations=\['none'\]: must be distinct and hold one beside 'none'"),

@@ -396,11 +396,11 @@ def test_the_hash_tells_apart_whatever_a_run_takes_from_images():
 def test_a_loss_that_is_not_finite_stops_and_names_epoch_and_step(tmp_path, monkeypatch):
     plain, calls = torch.nn.functional.cross_entropy, []
 
-    def poisoned(logits, labels):
+    def poisoned(logits, labels, **options):
         calls.append(logits.requires_grad)
         return plain(logits, labels) * (float("nan") if sum(calls) == 6 + 2 and logits.requires_grad else 1)
 
-    monkeypatch.setattr("nni_spaces.runs.retrain.F.cross_entropy", poisoned)
+    monkeypatch.setattr("nni_spaces.runs.objective.F.cross_entropy", poisoned)
     with pytest.raises(FloatingPointError, match=r"loss=nan in epoch 2, step 2: must be finite"):
         retrain(RetrainSettings(**TINY), tmp_path, accelerator="cpu")
     assert checkpoint(tmp_path)["epoch"] == 0
