@@ -40,7 +40,7 @@ ROOMS = [
     _room("memory", f"{_CORE}/memory/*", "torch triton"),
     _room("algorithms", f"{_CORE}/algorithms/*", "torch"),
     _room("propagation", f"{_CORE}/propagation/*", "torch"),
-    _room("cells", f"{_CORE}/cells/*", "torch"),
+    _room("cells", f"{_CORE}/cells/* {_CORE}/counting.py", "torch"),
     _room("simulation", f"{_CORE}/simulation.py", "torch"),
     _room("plotting", f"{_CORE}/plotting/*", "torch matplotlib"),
     _room("report", f"{_CORE}/report/* {_CORE}/next_steps.py"),

@@ -19,8 +19,8 @@ import timm_models  # noqa: F401
 from nni_spaces import DARTS, AGDSpace, AlgorithmSpace, DARTSSpace, GumbelDARTS, HBSpace, run_trials, search
 from nni_spaces.runs.search import SearchModule
 from nni_spaces.runs.settings import SearchSettings
-from nni_spaces.spaces.cost import count_network
 from optinspired_plugins.cells.genotype import load_genotype
+from optinspired_plugins.counting import count_network
 
 SMALL = dict(channels=4, cells=4, nodes=3)
 SPACES = {
@@ -51,7 +51,7 @@ def test_the_count_of_a_sample_is_that_of_its_frozen_network(kind, stem):
     for _ in range(2):
         sample = {label: choice.random(random_state=state) for label, choice in space.simplify().items()}
         counts.append(space.count(sample, size))
-        assert counts[-1] == count_network(space.freeze(sample).to("meta"), 3, size)
+        assert counts[-1] == count_network(space.freeze(sample).to("meta"), (3, *size))
     assert counts[0].macs != counts[1].macs
 
 

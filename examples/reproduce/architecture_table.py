@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import timm
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from optinspired_plugins.counting import count_network
 
 BEGIN, END = "<!-- architecture table: begin -->", "<!-- architecture table: end -->"
 
@@ -54,11 +54,8 @@ ROWS = [
 
 def count(model_name: str, **kwargs: object) -> tuple[int, int]:
     """Count parameters, and multiply-accumulates of convolutions and classifier for one image."""
-    model = timm.create_model(model_name, device="meta", **kwargs).eval()
-    image = torch.empty(1, *model.default_cfg["input_size"], device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+    model = timm.create_model(model_name, device="meta", **kwargs)
+    return count_network(model, model.default_cfg["input_size"])
 
 
 def table() -> str:

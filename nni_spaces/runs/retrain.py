@@ -22,11 +22,11 @@ from safetensors.torch import save
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassAccuracy
 
 import timm_models  # noqa: F401  registers cellnet
 from optinspired_plugins._files import printable, read_file, write_atomically
+from optinspired_plugins.counting import count_network
 from optinspired_plugins.memory.memory_format import training_layout
 from optinspired_plugins.run_folder import (
     GENOTYPE,
@@ -255,13 +255,11 @@ def _cutout(settings: RetrainSettings, images: Tensor) -> int:
 
 def _facts(settings: RetrainSettings, data: ImageSet) -> dict[str, Any]:
     """Return the entries of ``run.json``: sizes and multiply-accumulates without auxiliary head, and moments."""
-    model = make_model(settings, data.classes, data.images.shape[1], device="meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *data.images.shape[1:], device="meta"))
+    model = make_model(settings, data.classes, data.images.shape[1], device="meta")
+    size = count_network(model, data.images.shape[1:])
     mean, std = channel_moments(data.images)
     return dict(
-        parameters=sum(p.numel() for p in model.parameters()),
-        macs=counter.get_total_flops() // 2,
+        **size._asdict(),
         cutout=_cutout(settings, data.images),
         genotype_sha256=sha256(settings.read_genotype().to_json().encode()).hexdigest(),
         mean=[round(value / data.white, 6) for value in mean],

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from optinspired_plugins._checks import check_int
 from optinspired_plugins.cells.labels import KINDS, Label
 from optinspired_plugins.cells.network import CellPlan
 from optinspired_plugins.cells.operations import make_operation
+from optinspired_plugins.counting import Count, count_network
 
-__all__ = ["Count", "ImageSize", "count_network", "edge_counts", "height_and_width"]
+__all__ = ["ImageSize", "edge_counts", "height_and_width"]
 
 ImageSize = int | Sequence[int]
-
-
-class Count(NamedTuple):
-    """The size of a network: its parameters, and the MACs of its convolutions and classifier for an image."""
-
-    parameters: int
-    macs: int
-
-    def plus(self, other: Count, sign: int = 1) -> Count:
-        """Return the sum with another size, or the difference."""
-        return Count(self.parameters + sign * other.parameters, self.macs + sign * other.macs)
 
 
 def height_and_width(size: ImageSize) -> tuple[int, int]:
@@ -41,21 +28,12 @@ def height_and_width(size: ImageSize) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def count_network(network: nn.Module, in_chans: int, size: ImageSize) -> Count:
-    """Return the size of a network on the meta device, where nothing is computed."""
-    height, width = height_and_width(size)
-    x = torch.empty(1, in_chans, height, width, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(x)
-    return Count(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
-
-
 @cache
 def operation_count(name: str, channels: int, stride: int, sides: tuple[int, int]) -> Count:
     """Return the size of an operation for one input of this height and width."""
     with torch.device("meta"):
         operation = make_operation(name, channels, stride)
-    return count_network(operation, channels, sides)
+    return count_network(operation, (channels, *sides))
 
 
 def edge_counts(

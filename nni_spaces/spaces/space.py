@@ -20,11 +20,12 @@ from optinspired_plugins.cells.genotype import REGISTER, Genotype
 from optinspired_plugins.cells.labels import Label
 from optinspired_plugins.cells.network import CellPlan, make_stem, plan_cells
 from optinspired_plugins.cells.operations import DARTS_OPERATIONS, OPERATIONS, TABLE_6, ZERO, check_operation
+from optinspired_plugins.counting import Count, count_network
 from optinspired_plugins.memory.recompute import recompute
 
 from .._checks import check_partial_channels
 from .algorithm_cell import AlgorithmCell
-from .cost import Count, ImageSize, count_network, edge_counts, height_and_width
+from .cost import ImageSize, edge_counts, height_and_width
 from .edges import (
     EdgeOptions,
     MixedLayer,
@@ -305,7 +306,7 @@ class CellSpace(ModelSpace):
             sample = {label: choice.default() for label, choice in self.simplify().items()}
             with torch.device("meta"), model_context(sample):
                 network = type(self)(*self.trace_args, **self.trace_kwargs)
-            whole = count_network(network, self.sizes["in_chans"], size)
+            whole = count_network(network, (self.sizes["in_chans"], *height_and_width(size)))
             self._counts[key] = whole.plus(self._in_cells(sample, size), -1)
         return self._counts[key]
 
