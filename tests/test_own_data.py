@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tracemalloc
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ needs("nni", "sklearn")
 
 import timm
 from PIL import Image
+from report_runs import make_history, make_retrain, write_run
 from torchvision.transforms import v2
 
 from nni_spaces import HBSpace
@@ -24,6 +26,7 @@ from nni_spaces.runs.retrain import make_model, retrain
 from nni_spaces.runs.search import make_space, search
 from nni_spaces.runs.settings import RetrainSettings, SearchSettings
 from optinspired_plugins.next_steps import retrain_command
+from optinspired_plugins.report.page import write_report
 from optinspired_plugins.run_folder import read_history
 
 RNG = np.random.default_rng(0)
@@ -312,6 +315,24 @@ def test_one_output_is_searched_and_trained(targets, tmp_path):
     expected = ((output[:, 0].double() - torch.from_numpy(arrays["y_test"])) ** 2).mean()
     assert lowest == pytest.approx(float(expected), rel=1e-3)
     assert entry["test_metric"] == pytest.approx(float(-output.min()), abs=1.0)
+
+
+def without_accuracy(entries):
+    return [{name: None if name.endswith("top1") else value for name, value in entry.items()} for entry in entries]
+
+
+@pytest.mark.parametrize("is_retrained", [False, True])
+def test_a_report_shows_the_loss_where_there_is_no_accuracy(is_retrained, tmp_path):
+    retrained = make_retrain()
+    retrained["history"] = without_accuracy(retrained["history"])
+    run = write_run(
+        tmp_path, without_accuracy(make_history("hb", 2, nodes=1)), retrain=retrained if is_retrained else None
+    )
+    page = write_report(run).read_text(encoding="utf-8")
+    part = "retrained network on the test images, epoch 3" if is_retrained else "supernet on α's half .*, epoch 2"
+    value = "0.4" if is_retrained else r"2\.1\d+"
+    assert re.search(rf">{value}<.*Loss of the {part}, the last; labels are real numbers", page, re.DOTALL)
+    assert "Top-1 accuracy of the retrained" not in page
 
 
 def test_an_own_loss_and_metric_reach_both(tmp_path):

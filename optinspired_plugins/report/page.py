@@ -140,6 +140,8 @@ def _metric(run: SearchRun) -> tuple[str, str]:
     if run.retraining is not None and run.retraining.history:
         return retrained_metric(run.retraining)
     searched = run.history[-1]
+    if searched.metrics["alpha_top1"] is None and (loss := searched.metrics["alpha_loss"]) is not None:
+        return f"{loss:.4g}", texts.loss_of("the supernet on α's half of the training images", searched.number)
     return percent(searched.metrics["alpha_top1"]), texts.supernet_accuracy(searched.number)
 
 

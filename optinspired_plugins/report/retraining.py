@@ -45,6 +45,8 @@ def render_retraining(run: Retraining) -> str:
 def retrained_metric(run: Retraining) -> tuple[str, str]:
     """Return the test accuracy after the last epoch, and its explanation."""
     last = run.history[-1]
+    if last.metrics["test_top1"] is None and (loss := last.metrics["test_loss"]) is not None:
+        return f"{loss:.4g}", texts.loss_of("the retrained network on the test images", last.number)
     best, number = max((epoch.metrics["test_top1"] or 0.0, -epoch.number) for epoch in run.history)
     return percent(last.metrics["test_top1"]), texts.retrained_accuracy(last.number, percent(best), -number)
 

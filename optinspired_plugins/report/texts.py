@@ -65,6 +65,11 @@ def supernet_accuracy(epoch: int) -> str:
     )
 
 
+def loss_of(network: str, epoch: int) -> str:
+    """Explain the loss of a run without accuracy, for labels that are real numbers."""
+    return f"Loss of {network}, epoch {epoch}, the last; labels are real numbers."
+
+
 def retrained_accuracy(epoch: int, best: str, best_epoch: int) -> str:
     """Explain the accuracy of a retraining."""
     meaning = f"Top-1 accuracy of the retrained network on the test images, epoch {epoch}, the last."
