@@ -25,7 +25,7 @@ from optinspired_plugins.next_steps import absolute_source, retrain_command, tim
 from optinspired_plugins.report import texts
 from optinspired_plugins.report.files import is_retraining, read_about, read_epochs, read_retraining
 from optinspired_plugins.report.findings import findings
-from optinspired_plugins.run_folder import GENOTYPE, WEIGHTS, resolve_devices
+from optinspired_plugins.run_folder import GENOTYPE, WEIGHTS, read_history, resolve_devices
 from optinspired_plugins.terminal import epoch_progress, errors_as_messages, show
 
 from .runs.settings import NAMES, RetrainSettings, SearchSettings
@@ -172,7 +172,14 @@ def search(
         for t, node in enumerate(cell, start=2):
             edges = ", ".join(f"{operation}({source})" for operation, source in node)
             show(f"{name:<9} node {t}: {edges}")
-    show(*_summary(out), f"Genotype: {out / GENOTYPE}", step)
+    show(*_early_end(out, settings), *_summary(out), f"Genotype: {out / GENOTYPE}", step)
+
+
+def _early_end(out: Path, settings: SearchSettings) -> list[str]:
+    """Return a line about a search that skip connections ended."""
+    if settings.early_stop == "never" or (done := len(read_history(out))) == settings.epochs:
+        return []
+    return [f"The search ended after epoch {done} of {settings.epochs}, by --early-stop {settings.early_stop}."]
 
 
 def _trainer(logger: str | None, out: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from extras import needs
 
-needs("nni", "sklearn")
+needs("nni", "sklearn", "typer")
 
 from nni.nas.evaluator.pytorch import Classification
 from nni.nas.execution import SequentialExecutionEngine
@@ -14,12 +14,15 @@ from nni.nas.space import RawFormatModelSpace
 from nni.nas.strategy import DARTS as StockDARTS
 
 from nni_spaces import DARTS, AGDSpace, EigenvalueStop, FairDARTS, HBSpace, SkipStop, search
+from nni_spaces.cli import _early_end
 from nni_spaces.runs import search as search_module
 from nni_spaces.runs.data import make_loaders, read_images
 from nni_spaces.runs.search import SearchModule
 from nni_spaces.runs.settings import SearchSettings
 from nni_spaces.strategies import collapse
 from nni_spaces.strategies.collapse import alpha_hessian, count_skips, largest_eigenvalue
+from optinspired_plugins.report import page
+from optinspired_plugins.report.files import read_run
 from optinspired_plugins.run_folder import read_history
 
 TINY = dict(channels=2, cells=3, nodes=2, in_chans=1)
@@ -185,6 +188,7 @@ def test_a_search_that_has_stopped_stays_so(tmp_path):
     (entry,) = read_history(tmp_path)
     assert entry["genotype"] == genotypes[0].to_dict()
     assert len(batches) == 2
+    assert _early_end(tmp_path, settings) == ["The search ended after epoch 1 of 3, by --early-stop skips."]
 
 
 def test_eigenvalues_of_a_resumed_search_are_those_of_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -211,6 +215,7 @@ def test_eigenvalues_of_a_resumed_search_are_those_of_an_uninterrupted_one(tmp_p
     assert (tmp_path / "parts" / "genotype.json").read_bytes() == (tmp_path / "whole" / "genotype.json").read_bytes()
     grown = [after > before / 0.999 for before, after in zip(values[0], values[0][1:])]
     assert grown == [False] * (len(grown) - 1) + [len(values[0]) < 4], "it ended at the first growth, or not at all"
+    assert page._notes(read_run(tmp_path / "whole")) == []
     if any(grown):
         assert whole.to_dict() == histories[0][-2]["genotype"]
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from .._files import write_atomically
-from ..cells.genotype import SKIPS
+from ..cells.genotype import SKIPS, Genotype
 from ..next_steps import retrain_command
 from ..run_folder import GENOTYPE
 from . import texts
@@ -176,7 +176,7 @@ def _notes(run: SearchRun) -> list[str]:
         notes.append(texts.of_stage(run.stage))
     if run.genotype is None:
         notes.append(texts.unfinished(last.number, run.settings.get("epochs", "?"), "search"))
-    elif run.stage is None and run.genotype != last.genotype:
+    elif run.stage is None and run.genotype not in _derivable(run):
         notes.append(texts.CHANGED_GENOTYPE)
     if retraining:
         notes += unfinished(retraining)
@@ -184,6 +184,12 @@ def _notes(run: SearchRun) -> list[str]:
         if trained is not None and trained != hashlib.sha256(genotype.to_json().encode()).hexdigest():
             notes.append(texts.OTHER_GENOTYPE)
     return notes
+
+
+def _derivable(run: SearchRun) -> list[Genotype]:
+    """Return the genotypes that a search can end with: the last one, or an earlier one where it ended early."""
+    early = run.settings.get("early_stop") == "eigenvalue"
+    return [epoch.genotype for epoch in (run.history if early else run.history[-1:])]
 
 
 # --- controls and figures, which the script fills ---------------------------------------------------------------------
