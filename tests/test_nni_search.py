@@ -173,12 +173,12 @@ def test_a_search_loads_images_by_its_settings(tmp_path, monkeypatch):
         pass
 
     def load(*args, **options):
-        raise Loaded(args[1:])
+        raise Loaded(args[1:], options)
 
     monkeypatch.setattr("nni_spaces.runs.search.make_loaders", load)
     with pytest.raises(Loaded) as caught:
-        search(SearchSettings(**{**TINY, "padding": 3, "seed": 5}), tmp_path, workers=2)
-    assert caught.value.args == ((16, 5, 2, 3, 1),)
+        search(SearchSettings(**{**TINY, "padding": 3, "seed": 5, "flip": False}), tmp_path, workers=2)
+    assert caught.value.args == ((16, 5, 2, 3, 1), dict(transform=None, flip=False))
 
 
 # --- what does not go -------------------------------------------------------------------------------------------------

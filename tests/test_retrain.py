@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_nni_search import differences
 
 from nni_spaces.runs.callback import describe_images
-from nni_spaces.runs.data import EpochSampler, ImageSet, read_images
+from nni_spaces.runs.data import EpochSampler, ImageSet, read_images, read_run_images
 from nni_spaces.runs.retrain import RetrainModule, _loaders, make_model, retrain
 from nni_spaces.runs.settings import RetrainSettings
 from optinspired_plugins.run_folder import read_history
@@ -123,10 +123,12 @@ def test_the_auxiliary_loss_is_added_with_its_weight():
 
 
 def test_images_are_loaded_by_the_settings_and_test_images_as_training_images_are():
-    settings = RetrainSettings(**{**TINY, "cutout": 4, "padding": 3})
-    data, test = (read_images("digits", 96, split) for split in ("train", "test"))
+    settings = RetrainSettings(**{**TINY, "cutout": 4, "padding": 3, "resize": 9, "flip": False})
+    data, test = (read_run_images(settings, split) for split in ("train", "test"))
+    assert data.images.shape == test.images.shape == (96, 1, 9, 9)
     training, testing = (loader.dataset for loader in _loaders(data, test, settings, 0, 1, 0))
     assert (training.cutout, training.padding, testing.cutout, testing.padding) == (4, 3, 0, 0)
+    assert (training.flip, testing.flip) == (False, True), "images that are not cropped are not flipped"
     assert torch.equal(testing.mean, training.mean)
     assert torch.equal(testing.std, training.std)
 
