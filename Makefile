@@ -16,8 +16,9 @@ THREADS = 1 2
 # Files whose verdict is about processes, files and hosts.
 OTHERS = autoload base_install cell_layout cli command_line distributed_search equations examples fake_cuda findings \
   genotype gpu_benchmark image_sources labels language layering mm_checkpoints mm_runner nni_data nni_faults nni_lazy \
-  nni_search packaging plotting printed_commands progressive publish readme recorded report report_browser \
-  report_pages reproduce reproduce_commands reproduce_page retrain run_files timm_scripts timm_suite trials user_day
+  nni_search optuna own_data own_loop own_operation packaging plotting printed_commands progressive publish readme \
+  recorded report report_browser report_pages reproduce reproduce_commands reproduce_page retrain run_files run_hosts \
+  site site_browser strategy_table timm_scripts timm_suite training_service trials user_day
 
 .PHONY: demo test test-all test-portable check docs clean
 .DEFAULT_GOAL := help

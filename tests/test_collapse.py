@@ -19,6 +19,7 @@ from nni_spaces.runs import search as search_module
 from nni_spaces.runs.data import make_loaders, read_images
 from nni_spaces.runs.search import SearchModule
 from nni_spaces.runs.settings import SearchSettings
+from nni_spaces.spaces import mixed_op
 from nni_spaces.strategies import collapse
 from nni_spaces.strategies.collapse import alpha_hessian, count_skips, largest_eigenvalue
 from optinspired_plugins.report import page
@@ -53,9 +54,11 @@ def supernet(space, strategy=None):
     return module, (torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("form", ["plain", "checkpointing", "as on a GPU"])
 @pytest.mark.parametrize("kind", SPACES)
-def test_products_with_the_hessian_are_differences_of_gradients(kind, checkpointing):
+def test_products_with_the_hessian_are_differences_of_gradients(kind, form, monkeypatch):
+    checkpointing = form == "checkpointing"
+    monkeypatch.setattr(mixed_op, "_launches_are_slow", lambda x: form == "as on a GPU")
     space = SPACES[kind](**TINY, operations=["skip_connect", "max_pool_3x3", "dil_conv_3x3"])
     space.set_grad_checkpointing(checkpointing)
     module, batch = supernet(space)
