@@ -152,6 +152,35 @@ def test_a_sample_of_a_space_is_a_genotype_and_a_timm_model(space, register):
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 2)
 
 
+class Backwards(nn.Sequential):
+    """A normalisation before a convolution that stands before it."""
+
+    def __init__(self, channels, stride, affine):
+        super().__init__(nn.Conv2d(channels, channels, 1, stride), nn.BatchNorm2d(channels, affine=affine))
+
+    def forward(self, x):
+        conv, norm = self
+        return conv(norm(x))
+
+
+def reflecting(channels, stride, affine):
+    conv = nn.Conv2d(channels, channels, 3, stride, 1, padding_mode="reflect")
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels, affine=affine))
+
+
+@pytest.mark.parametrize("factory", [Backwards, reflecting, Doubled])
+def test_a_fused_network_is_the_same(factory, register):
+    register("own", factory)
+    torch.manual_seed(0)
+    options = dict(genotype=genotype_of("own"), cells=3, channels=4, num_classes=2)
+    model = timm.create_model("cellnet_cifar", **options).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for _ in range(3):  # statistics that are not those of the start
+        model(x)
+    expected = model.eval()(x)
+    torch.testing.assert_close(model.fuse()(x), expected)
+
+
 def test_it_is_drawn_and_reported(register, tmp_path):
     register("gate", Gate)
     history = make_history("hb", 2, nodes=1)

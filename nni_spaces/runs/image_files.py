@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import textwrap
@@ -47,8 +48,10 @@ class Form(NamedTuple):
         if self.store is None:
             return np.empty(shape, dtype)
         with tempfile.TemporaryFile(dir=self.store) as file:
-            # A file with holes would end the process where the disk becomes full.
-            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)) * dtype.itemsize)
+            size = math.prod(shape) * dtype.itemsize
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # a file with holes ends the process where the disk becomes full
+                os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype, "r+", shape=shape)
 
 

@@ -26,7 +26,9 @@ def fold(conv: nn.Module, norm: nn.Module, channels: slice = slice(None)) -> Opt
         norm: the normalisation.
         channels: the channels of the normalisation that the convolution computes.
     """
-    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+    if type(conv) is not nn.Conv2d or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        return None
+    if conv.padding_mode != "zeros":  # in an operation of a user's
         return None
     eps: Any = norm.eps
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
@@ -64,7 +66,7 @@ def fold_all(module: nn.Module) -> None:
             if first is not None and second is not None:
                 part.conv_1, part.conv_2 = first, second
                 part.bn = nn.Identity()  # type: ignore[assignment]
-        elif isinstance(part, nn.Sequential):
+        elif type(part) is nn.Sequential:  # another class may have another order
             for conv, norm in pairwise(list(part._modules)):
                 fold_into(part, conv, norm)
 
