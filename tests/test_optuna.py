@@ -59,7 +59,7 @@ def test_trials_of_every_end_are_rows(tmp_path):
             raise FloatingPointError("loss=nan")
         return 20.0 - trial.number
 
-    study = optuna.create_study(direction="minimize")
+    study = optuna.create_study(direction="maximize")
     study.optimize(objective, n_trials=4, catch=FloatingPointError)
     study.enqueue_trial({})  # one that waits is no row
     ranked = save_study(study, space, tmp_path)
@@ -70,14 +70,16 @@ def test_trials_of_every_end_are_rows(tmp_path):
         (None, [12.0], "fail as trial 2 of the study"),
         (17.0, [13.0], None),
     ]
-    assert [trial.index for trial in ranked] == [3, 0], "the lowest is the best"
+    assert [trial.index for trial in ranked] == [0, 3]
 
 
 def test_studies_that_do_not_fit_are_named(tmp_path):
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    with pytest.raises(ValueError, match=r"study='no-name-\S+': has 2 objectives: must have one"):
-        save_study(study, HBSpace(**TINY), tmp_path)
-    study = optuna.create_study()
+    for directions in (["maximize", "minimize"], ["minimize"]):
+        study = optuna.create_study(directions=directions)
+        message = f"study={study.study_name!r} has directions={directions}: must be ['maximize']"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            save_study(study, HBSpace(**TINY), tmp_path)
+    study = optuna.create_study(direction="maximize")
     study.optimize(size_of(HBSpace(**TINY)), n_trials=1)
     with pytest.raises(ValueError, match="sample has rule 'hb': must be 'agd'"):
         save_study(study, AGDSpace(**TINY), tmp_path)

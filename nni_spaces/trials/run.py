@@ -139,9 +139,9 @@ def write_trials(folder: Path, settings: dict[str, Any], trials: list[Trial]) ->
     write_atomically(folder / TRIALS, json.dumps(content, indent=1) + "\n")
 
 
-def ranked_trials(trials: list[Trial], maximize: bool = True) -> list[Trial]:
+def ranked_trials(trials: list[Trial]) -> list[Trial]:
     """Return the trials with a result, best first."""
-    results = [(-trial.metric if maximize else trial.metric, trial) for trial in trials if trial.metric is not None]
+    results = [(-trial.metric, trial) for trial in trials if trial.metric is not None]
     return [trial for _, trial in sorted(results, key=lambda pair: pair[0])]
 
 

@@ -40,14 +40,15 @@ def study_trials(study: Any, space: CellSpace) -> list[Trial]:
     Pruned and failed trials have an error and no result.
 
     Args:
-        study: Optuna's study, with one objective.
+        study: Optuna's study, with one objective to maximise, as results of trials are.
         space: the space that its trials sample.
 
     Raises:
-        ValueError: the study is of another space, or has several objectives.
+        ValueError: the study is of another space, minimises, or has several objectives.
     """
-    if len(study.directions) > 1:
-        raise ValueError(f"study={study.study_name!r}: has {len(study.directions)} objectives: must have one")
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != ["maximize"]:
+        raise ValueError(f"study={study.study_name!r} has directions={directions}: must be ['maximize']")
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.params]
     return [_trial(index, trial, space) for index, trial in enumerate(finished)]
 
@@ -68,7 +69,7 @@ def save_study(study: Any, space: CellSpace, out: str | Path) -> list[Trial]:
     """Write a study as :func:`~nni_spaces.run_trials` writes a run: ``trials.json``, and ``genotype.json`` of the best.
 
     Args:
-        study: Optuna's study, with one objective.
+        study: Optuna's study, with one objective to maximise, as results of trials are.
         space: the space that its trials sample.
         out: the folder; an earlier export there is replaced.
 
@@ -76,13 +77,13 @@ def save_study(study: Any, space: CellSpace, out: str | Path) -> list[Trial]:
         The trials with a result, best first.
 
     Raises:
-        ValueError: the study is of another space, or has several objectives.
+        ValueError: the study is of another space, minimises, or has several objectives.
         RuntimeError: another process writes to the folder.
         OSError: a file cannot be written.
     """
     trials, folder = study_trials(study, space), Path(out)
     settings = dict(space=type(space).__name__, strategy=type(study.sampler).__name__, evaluator="Optuna")
-    ranked = ranked_trials(trials, maximize=study.direction.name != "MINIMIZE")
+    ranked = ranked_trials(trials)
     with lock_folder(folder):
         write_trials(folder, {**settings, "study": study.study_name, **space.describe()}, trials)
         if ranked:
