@@ -13,7 +13,10 @@ __all__ = ["quiet_hosts"]
 
 for _host in ("nni", "pytorch_lightning"):
     if find_spec(_host) is None:
-        raise ImportError(f"no module named {_host!r}: install the extra, pip install 'optinspired-plugins[nni]'")
+        raise ImportError(
+            f"no module named {_host!r}: needs the extra 'nni', pip install '.[nni]' in a clone; NNI 3.0 is for x86-64 "
+            "and Python before 3.14"
+        )
 
 with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     # NNI wraps every class in torch.nn and warns about classes of newer versions of torch that are no modules. Where

@@ -20,7 +20,7 @@ try:
     from . import plotting
     from .terminal import console, errors_as_messages, show
 except ImportError as error:  # the base installation has torch and timm only
-    raise SystemExit(f"{error}: the command needs the extra 'viz', pip install 'optinspired-plugins[viz]'") from error
+    raise SystemExit(f"{error}: the command needs the extra 'viz': pip install '.[viz]' in a clone") from error
 
 from . import __version__, simulation
 from ._files import write_atomically
