@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,19 @@ def run(
 ) -> float:
     """Search, draw and retrain; return the test accuracy in percent."""
 
-    def show(entry: dict[str, Any]) -> None:
-        figures = (f"{name} {value:.2f}" for name, value in entry.items() if name.endswith(("loss", "top1")))
-        print(f"{name:<4} epoch {entry['epoch'] + 1:>2}  {',  '.join(figures)}", flush=True)
+    def show(step: str, number: int, entry: dict[str, Any]) -> None:
+        figures = (f"{key} {entry[key]:.2f}" for key in entry if key.endswith(("loss", "top1")))
+        print(f"{name:<4} {step:<8} epoch {entry['epoch'] + 1}/{number}  {',  '.join(figures)}", flush=True)
 
     common = dict(data="digits", limit=limit, padding=1)
     small = dict(epochs=epochs, batch_size=32, channels=4, cells=4, alpha_lr=0.01)
     settings = SearchSettings(**space, **common, **small)
-    genotype = search(settings, folder, accelerator="cpu", on_epoch=show)
+    genotype = search(settings, folder, accelerator="cpu", on_epoch=partial(show, "search", epochs))
     draw_cells(genotype).savefig(folder / "cells.png", dpi=110)
     larger = dict(epochs=retrain_epochs, batch_size=32, cells=6, channels=12, cutout=0, drop_path_rate=0.1)
     retrain_settings = RetrainSettings(genotype=json.loads(genotype.to_json()), **common, **larger)
-    return retrain(retrain_settings, folder / "retrain", accelerator="cpu", on_epoch=show)
+    on_epoch = partial(show, "retrain", retrain_epochs)
+    return retrain(retrain_settings, folder / "retrain", accelerator="cpu", on_epoch=on_epoch)
 
 
 def main() -> None:
