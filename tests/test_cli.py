@@ -220,7 +220,7 @@ def test_a_damaged_run_is_a_message_and_no_traceback(tmp_path):
     done = run("report", "run", folder=tmp_path, ok=False)
     assert "run/run.json: parameters=[/red]: must be an integer from 0 to 1e+15" in done.stderr
     done = run("report", "nothing", folder=tmp_path, ok=False)
-    assert "nothing/settings.json" in done.stderr
+    assert "source='nothing': must be the folder of a run, a genotype's file, or one of darts_v1" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -6,12 +6,12 @@ import socket
 import subprocess
 import sys
 
-import nni
 import pytest
 from extras import needs
 
 needs("nni", "sklearn")
 
+import nni
 from nni.nas.space import SimplifiedModelSpace
 from trial_runs import TINY, digits
 
