@@ -230,10 +230,9 @@ def make_stage(
 
 def _next(layers: Iterator[nn.Module], k: int) -> nn.Module:
     """Return the layer of the next call; ValueError if step k has no more."""
-    layer = next(layers, None)
-    if layer is None:
-        raise ValueError(f"step {k} of the algorithm asks for more gradients than when the network was built")
-    return layer
+    for layer in layers:  # torch 2.5 does not compile next with a default
+        return layer
+    raise ValueError(f"step {k} of the algorithm asks for more gradients than when the network was built")
 
 
 def _start(transform: Any, u: Tensor) -> Tensor:
