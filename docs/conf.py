@@ -92,7 +92,7 @@ sphinx_gallery_conf = {
     "plot_gallery": is_run,
     "reset_argv": "gallery.arguments",
     "within_subsection_order": "FileNameSortKey",
-    "notebook_extensions": set(),  # a notebook has no command line; notebooks.py makes those of the guide
+    "notebook_extensions": set(),  # examples are commands; notebooks.py makes notebooks of the guide
     "download_all_examples": False,
     "write_computation_times": False,
     "show_memory": False,

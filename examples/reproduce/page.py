@@ -96,7 +96,7 @@ SECTIONS: list[Callable[[Path], Section]] = [table4, stability, coefficients_sec
 
 
 def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], list[Claim]]:
-    """Return the claims with several seeds, and those of them that survive the correction."""
+    """Return the claims with several seeds, and which of these survive the correction."""
     several = [claim for claim in claims if verdict(claim, adjusted) != ONE_SEED]
     return several, [claim for claim in several if verdict(claim, adjusted) in claim.result.directions]
 

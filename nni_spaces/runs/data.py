@@ -66,7 +66,7 @@ def read_images(
     The sources:
 
     - ``"digits"``: scikit-learn's 1,797 scans, every fifth of a class for testing.
-    - ``"cifar10"``, ``"cifar100"``, ``"svhn"``: torchvision's, in ``data/cifar10``, where it downloads them once.
+    - ``"cifar10"``, ``"cifar100"``, ``"svhn"``: torchvision's, downloaded once to ``data/NAME``.
     - A name of timm's ``create_dataset`` with a prefix: ``"torch/fashion_mnist"``, ``"hfds/…"``, ``"hfids/…"``,
       ``"tfds/…"``, or ``"wds/…"`` with the folder of the shards. All images are read, and must have one size.
     - An ``.npz`` file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Images are uint8 of (n, height, width,
@@ -202,7 +202,7 @@ class SeededImages(Dataset):
 
     def _transformed(self, transform: Transform, image: Tensor, seed: np.random.SeedSequence) -> Tensor:
         state = torch.get_rng_state()
-        # Only the generator of the CPU: torch.manual_seed would seed those of GPUs, too.
+        # torch.manual_seed would seed the generators of GPUs, too.
         torch.default_generator.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         try:
             found = transform(image.clone())  # it may work in place
@@ -276,7 +276,7 @@ def make_loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Return loaders of two random halves, for the weights and for α (§9.3).
 
-    The arguments are those of :class:`SeededImages` and :class:`EpochSampler`.
+    See :class:`SeededImages` and :class:`EpochSampler` for the arguments.
 
     Raises:
         ValueError: the part of a process in a half is smaller than a batch.

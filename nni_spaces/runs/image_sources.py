@@ -80,7 +80,10 @@ def _of_arrays(images: np.ndarray, labels: Any, classes: int, form: Form) -> Ima
     """Return the source of images of shape (n, height, width, channels)."""
     values = np.asarray(labels)
     kind = np.float32 if values.dtype.kind == "f" else np.int64
-    read = lambda chosen: resized(np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2)), form.resize)  # noqa: E731
+
+    def read(chosen: Any) -> np.ndarray:
+        return resized(np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2)), form.resize)
+
     return ImageSource(values.astype(kind), classes, read)
 
 

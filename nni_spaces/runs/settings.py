@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from optinspired_plugins._checks import check_bool, check_int, check_rate
 from optinspired_plugins.cells.genotype import Genotype
+from optinspired_plugins.cells.plan import STEMS
 
 from .._checks import check_optimizer, check_partial_channels
 
@@ -21,7 +22,6 @@ __all__ = ["RetrainSettings", "SearchSettings"]
 
 # K, and the share of the epochs in which α stands still: 15 of 50 (Xu et al. 2020), 10 of 25 per stage (Chen et al.
 # 2019).
-STEMS = ("cifar", "imagenet")  # those of cells.network, which loads torch
 STRATEGY_DEFAULTS = {"pc-darts": (4, 0.3), "p-darts": (1, 0.4)}
 
 INITIALIZATIONS = ("heavy-ball", "zero", "random", "algorithm")

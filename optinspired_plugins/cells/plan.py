@@ -10,7 +10,9 @@ from typing import NamedTuple
 from .._checks import check_int
 from .genotype import Genotype
 
-__all__ = ["CellPlan", "count_parameters", "plan_cells"]
+__all__ = ["STEMS", "CellPlan", "count_parameters", "plan_cells"]
+
+STEMS = ("cifar", "imagenet")
 
 
 class CellPlan(NamedTuple):
@@ -27,9 +29,6 @@ class CellPlan(NamedTuple):
     channels: int
     reduction: bool
     reduction_before: bool
-
-
-STEMS = ("cifar", "imagenet")
 
 
 def plan_cells(cells: int, channels: int, nodes: int, stem: str) -> list[CellPlan]:

@@ -228,7 +228,7 @@ def _cells(candidates: Sequence[Candidate], marks: list[dict[str, list[bool]]]) 
 
 
 def _edges(candidates: Sequence[Candidate], marks: list[dict[str, list[bool]]]) -> str:
-    """Return the table of the edges of each node in each run; those of all runs are marked."""
+    """Return the table of each node's edges in each run; edges that all runs have are marked."""
     head = "".join(f"<th>{text(each.name)}</th>" for each in candidates)
     rows = []
     for cell in CELLS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cells.genotype import SKIPS, Genotype
-from ..cells.plan import count_parameters
+from ..cells.plan import STEMS, count_parameters
 from ..next_steps import retrain_command
 from ..run_folder import GENOTYPE
 from . import texts
@@ -57,7 +57,7 @@ def parameters_of(genotype: Genotype, settings: Mapping[str, Any]) -> int | None
     sizes = (cells, channels, classes, in_chans)
     if not all(type(n) is int and 0 < n <= limit for n, limit in zip(sizes, LIMIT_SIZES.values())):
         return None
-    if (stem := settings.get("stem")) not in ("cifar", "imagenet"):
+    if (stem := settings.get("stem")) not in STEMS:
         return None
     try:
         return count_parameters(genotype, cells, channels, classes, in_chans, stem)  # type: ignore[arg-type]
