@@ -1,5 +1,6 @@
 """The functions of a GPU, with their kernels in plain torch: where they run, what they keep, and half precision."""
 
+import importlib
 import sys
 
 import forms
@@ -124,7 +125,16 @@ def test_rounding_errors_of_recovered_iterates_do_not_grow(steps):
 
 def test_a_missing_triton_means_modules(monkeypatch):
     monkeypatch.setitem(sys.modules, "optinspired_plugins.memory.triton_kernels", None)
-    assert fused_stage._triton_kernels() is None
+    assert fused_stage._triton_kernels.__wrapped__() is None
+
+
+def test_an_old_triton_means_modules(monkeypatch):
+    """The interpreter of Triton 3.1 gives wrong sums."""
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", "3.1.0")
+    monkeypatch.delitem(sys.modules, "optinspired_plugins.memory.triton_kernels", raising=False)
+    with pytest.raises(ImportError, match=r"triton 3\.1\.0: must be 3.2 or newer"):
+        importlib.import_module("optinspired_plugins.memory.triton_kernels")
+    assert fused_stage._triton_kernels.__wrapped__() is None
 
 
 def test_places_of_alpha():

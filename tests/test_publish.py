@@ -149,6 +149,7 @@ def test_an_algorithm_that_only_code_describes_is_the_readers_to_name(tmp_path):
         assert torch.equal(loaded(images()), net(images()))
 
 
+@needs_version("timm", "1.0.31", "cannot read safetensors in a folder")
 def test_without_timms_record_the_arguments_are_the_callers(tmp_path, elsewhere):
     net = build("cellnet_cifar", genotype=HB, **CELLNET)
     arguments = dict(genotype=net.genotype.to_dict(), cells=3, channels=2)

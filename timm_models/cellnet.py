@@ -12,6 +12,7 @@ Paper: `Optimization-inspired Manual Architecture Design and Neural Architecture
 # No postponed annotations here: torch.fx writes forward's into its code, where TorchScript must find them.
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple, Union
 
@@ -80,7 +81,7 @@ class CellNet(Intermediates, SavesArguments, nn.Module):
         self.saved_args = dict(genotype=genotype.to_dict())
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.grad_checkpointing = False
-        with torch.device(device if device is not None else torch.get_default_device()):
+        with torch.device(device) if device is not None else nullcontext():
             self._build(genotype, cells, channels, stem, drop_path_rate)
             self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool)
             self.aux_head: Optional[AuxiliaryHead] = None

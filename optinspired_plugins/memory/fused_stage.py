@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -62,10 +62,11 @@ def kernels_for(x: Tensor) -> ModuleType | None:
     return _triton_kernels() if is_supported else None
 
 
+@cache  # a failed import would be tried again in every call
 def _triton_kernels() -> ModuleType | None:
     try:
         from . import triton_kernels
-    except ImportError:  # Triton is part of torch for CUDA on Linux only
+    except ImportError:  # Triton comes with torch for CUDA on Linux only, and its first releases lack what this needs
         return None
     return triton_kernels
 

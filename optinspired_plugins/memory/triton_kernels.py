@@ -31,6 +31,10 @@ __all__ = [
     "rectified",
 ]
 
+_VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+if _VERSION < (3, 2):
+    raise ImportError(f"triton {triton.__version__}: must be 3.2 or newer, as with torch 2.6 or newer")
+
 _TILE = 4096  # elements per step of a program
 _PROGRAMS = 512  # about four per multiprocessor of a large GPU
 _REDUCED = 16  # channels per program that merges parts
@@ -38,7 +42,7 @@ _REDUCED = 16  # channels per program that merges parts
 # Numbers that do not decide how memory is read: one compiled kernel serves all of their values.
 _SIZES = ["R", "share", "parts", "TS", "AS"]
 # From this version on a compiled kernel takes the same arguments as its source.
-_IS_DIRECT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4)
+_IS_DIRECT = _VERSION >= (3, 4)
 
 
 class _Kernel:
