@@ -29,6 +29,7 @@ from architecture_table import ROWS, count
 from commands import Place, fingerprint, run_missing
 from training import Recipe
 
+from nni_spaces.runs.search import make_space
 from optinspired_plugins.cells import genotype as genotypes
 from optinspired_plugins.run_folder import lock_folder, read_history
 
@@ -132,6 +133,22 @@ def test_searches_are_retrained_kept_and_named(data, tmp_path, monkeypatch):
         genotypes.load_genotype("cifar10_agd_seed4")
 
 
+def test_controls_leave_out_what_their_names_say(tmp_path):
+    def candidates(method):
+        place = Place(tmp_path, tmp_path / "table7.csv", {}, "cpu")
+        settings = table7.Experiment(method, 3, table7.Budget(channels=2), "cifar10", place, tmp_path).settings
+        return {label: choice.values for label, choice in make_space(settings, 10, 3).simplify().items()}
+
+    for method in ("hb", "agd"):
+        plain, control = candidates(method), candidates(f"{method}-no-negative")
+        for label, names in plain.items():
+            assert [name for name in names if name != "neg_skip_connect"] == control[label]
+    assert "neg_skip_connect" in candidates("random-hb")["normal/op_2_0"]
+    plain, control = candidates("random-hb"), candidates("random-hb-dagger")
+    fixed = {"1": ["skip_connect"], "2": ["neg_skip_connect"]}
+    assert {label: fixed.get(label[-1], names) for label, names in plain.items()} == control
+
+
 @pytest.mark.parametrize(("images", "timed", "times"), [(4096, 1024, 16), (256, 128, 8)])
 def test_the_unit_of_cost_is_the_darts_search_of_that_machine(images, timed, times, tmp_path, monkeypatch):
     """Whatever is searched: the second epoch of a quarter of the images, times the quarters and the epochs."""
@@ -139,11 +156,12 @@ def test_the_unit_of_cost_is_the_darts_search_of_that_machine(images, timed, tim
     monkeypatch.setattr(table7, "search", lambda settings, *_, **__: found.append(settings))
     monkeypatch.setattr(table7, "read_history", lambda folder: [{"seconds": 9.0}, {"seconds": 3.0}])
     budget, place = table7.Budget(images=images), Place(tmp_path, tmp_path / "table7.csv", {}, "cpu")
-    for method in ("agd-warm-up", "hb-dagger", "random-hb"):
+    methods = ("agd-warm-up", "hb-dagger", "random-hb", "random-hb-dagger", "agd-no-negative", "ogm")
+    for method in methods:
         experiment = table7.Experiment(method, 3, budget, "cifar10", place, tmp_path)
         assert experiment.time_darts() == 3.0 * times
     darts = table7.Experiment("darts", 3, budget, "cifar10", place, tmp_path).settings
-    assert found == [dataclasses.replace(darts, limit=timed, epochs=2)] * 3
+    assert found == [dataclasses.replace(darts, limit=timed, epochs=2)] * len(methods)
 
 
 def test_the_genotypes_of_the_package_are_those_of_the_results():
@@ -313,7 +331,7 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     subprocess.run([*script, data, *parts], env=env, check=True)
     lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 19
+    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 21
     ran = {Path(words[1]).stem: [] for words in lines}
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])

@@ -31,6 +31,8 @@ part() {
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
     search-warm-up) search --methods darts-warm-up agd-warm-up ;;
+    search-controls) search --methods random-hb-dagger hb-no-negative agd-no-negative ;;
+    search-algorithms) search --methods admm ogm random-admm random-ogm ;;
     random) search --methods random-darts random-hb random-agd ;;
     deep-init) train --networks resnet56-small-init hbnet56-small-init ;;
     deep-controls) train --networks resnet56-no-last-relu ;;

@@ -24,6 +24,13 @@ METHODS = {
     "random-agd": "AGD space, random search",
     "darts-warm-up": "DARTS space, α frozen at first",
     "agd-warm-up": "AGD space, α frozen at first",
+    "random-hb-dagger": "HB space, momentum fixed, random search",
+    "hb-no-negative": "HB space without the negative identity",
+    "agd-no-negative": "AGD space without the negative identity",
+    "admm": "ADMM space, from the algorithm",
+    "ogm": "OGM space, from the algorithm",
+    "random-admm": "ADMM space, random search",
+    "random-ogm": "OGM space, random search",
 }
 SEARCH_PAIRS = [
     ("hb", "darts"),
@@ -39,6 +46,14 @@ SEARCH_PAIRS = [
     ("agd-warm-up", "agd"),
     ("agd-warm-up", "darts"),
     ("agd-warm-up", "darts-warm-up"),
+    ("hb-dagger", "random-hb-dagger"),
+    ("random-hb-dagger", "random-hb"),
+    ("hb-no-negative", "hb"),
+    ("agd-no-negative", "agd"),
+    ("admm", "darts"),
+    ("ogm", "darts"),
+    ("admm", "random-admm"),
+    ("ogm", "random-ogm"),
 ]
 BUDGET = tuple(field.name for field in fields(Budget))
 

@@ -11,7 +11,7 @@ genotype="runs/reproduce/results/genotypes/cifar10_agd_seed0.json")``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,16 @@ from commands import Place, at_least, command_line, common_arguments, not_negati
 from nni.nas.strategy import Random
 from rows import add_rows, find, provenance
 
-from nni_spaces import quiet_hosts
+from nni_spaces import AlgorithmInit, HBSpace, quiet_hosts
 from nni_spaces.runs.data import read_images
 from nni_spaces.runs.retrain import retrain
 from nni_spaces.runs.search import make_space, search
 from nni_spaces.runs.settings import RetrainSettings, SearchSettings
+from nni_spaces.spaces.structure import CellStructure
 from nni_spaces.trials.evaluator import TrialEvaluator
 from nni_spaces.trials.run import read_trials, run_trials
 from optinspired_plugins.cells.genotype import Genotype
+from optinspired_plugins.cells.operations import DARTS_OPERATIONS, TABLE_6
 from optinspired_plugins.run_folder import lock_folder, read_history
 
 
@@ -38,6 +40,16 @@ class Method(NamedTuple):
     space: str
     initialization: str | None  # None for a random search, which has no α
     warmup: float = 0.0  # fraction of the epochs in which α is frozen
+    algorithm: str | None = None  # of the space "algorithm"
+    operations: Sequence[str] | None = None  # candidates, if not the space's own
+    allowed: Mapping[str, Sequence[str]] | None = None  # candidates of single edges
+
+
+def momentum_edges(structure: CellStructure, nodes: int) -> dict[str, list[str]]:
+    """Return each linear edge of an algorithm's cells, by label, with its operation in the algorithm alone."""
+    start = AlgorithmInit()
+    favoured = {label: start.favoured(edge, TABLE_6) for label, edge in structure.edges(nodes).items()}
+    return {label: [name] for label, name in favoured.items() if name is not None}
 
 
 # Initialisation is random for the plain HB space (§9.1) and zero for the others (§9.3).
@@ -51,6 +63,13 @@ METHODS = {
     "random-agd": Method("agd", None),
     "darts-warm-up": Method("darts", "zero", warmup=0.5),
     "agd-warm-up": Method("agd", "zero", warmup=0.5),
+    "random-hb-dagger": Method("hb", None, allowed=momentum_edges(HBSpace.structure, SearchSettings.nodes)),
+    "hb-no-negative": Method("hb", "random", operations=DARTS_OPERATIONS),
+    "agd-no-negative": Method("agd", "zero", operations=DARTS_OPERATIONS),
+    "admm": Method("algorithm", "algorithm", algorithm="admm"),
+    "ogm": Method("algorithm", "algorithm", algorithm="ogm"),
+    "random-admm": Method("algorithm", None, algorithm="admm"),
+    "random-ogm": Method("algorithm", None, algorithm="ogm"),
 }
 
 
@@ -97,6 +116,9 @@ class Experiment:
         method, b = METHODS[self.method], self.budget
         return SearchSettings(
             space=method.space,
+            algorithm=method.algorithm,
+            operations=method.operations,
+            allowed=method.allowed,
             initialization=method.initialization or "zero",
             data=self.data,
             limit=b.images,
@@ -136,7 +158,7 @@ class Experiment:
         second epoch of a search in the DARTS space with a quarter of the images.
         """
         images = max(self.budget.images // 4, 128)
-        settings = replace(self.settings, space="darts", initialization="zero", limit=images, epochs=2, warmup_epochs=0)
+        settings = replace(replace(self, method="darts").settings, limit=images, epochs=2)
         search(settings, self.folder / "darts", accelerator=self.place.accelerator)
         seconds = read_history(self.folder / "darts")[-1]["seconds"]
         return seconds * self.budget.search_epochs * self.budget.images / images
