@@ -36,12 +36,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import timm_models  # noqa: F401 - registers the networks
+from optinspired_plugins import HeavyBall
 
 HEAVY_BALL = ("1", "rule", "rule/3", "0.1", "0.03")
 RELU = ("0", "1")  # 0 is timm's start
-NO_RELU = ("rule", "1", "0.1")  # without momentum the rule is 1/√n
+NO_RELU = ("rule", "1", "0.1")
 NARROW: dict[str, Any] = {"channels": (16, 32, 64, 128)}  # of hbnet50, and a stem for small images
 NO_MOMENTUM: dict[str, Any] = {"beta2": 0.0}
+RESIDUAL: dict[str, Any] = {"reading": "residual"}
 # Name: timm model, its options, the starts; the most important first.
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "HBNet-56": ("hbnet56", {}, HEAVY_BALL),
@@ -50,6 +52,11 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "ResNet-56 without its last ReLU": ("hbnet56_resnet", {"post_act": False}, NO_RELU),
     "ResNet-20": ("hbnet20_resnet", {}, RELU),
     "ResNet-20 without its last ReLU": ("hbnet20_resnet", {"post_act": False}, NO_RELU),
+    "HBNet-110": ("hbnet110", {}, ("rule", "1")),
+    "ResNet-110": ("hbnet110_resnet", {}, ("0",)),
+    "ResNet-110 without its last ReLU": ("hbnet110_resnet", {"post_act": False}, ("rule",)),
+    "Momentum ResNet-56": ("optnet56", {**RESIDUAL, "algorithm": HeavyBall(0.9)}, ("rule",)),
+    "Nesterov ResNet-56": ("optnet56", {**RESIDUAL, "algorithm": "agd"}, ("rule",)),
     "HBNet-50, narrow": ("hbnet50", NARROW, HEAVY_BALL),
     "ResNet-50, narrow": ("hbnet50", {**NARROW, **NO_MOMENTUM, "post_act": True}, RELU),
     "ResNet-50, narrow, without its last ReLU": ("hbnet50", {**NARROW, **NO_MOMENTUM}, NO_RELU),
@@ -62,7 +69,7 @@ class Setting(NamedTuple):
     """A row of the comparison."""
 
     model: str
-    start: str
+    start: str  # γ: a number, "rule" for init_last="auto", or "rule/3"
     seed: int
 
 
@@ -84,41 +91,18 @@ def settings(seeds: int) -> list[Setting]:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def rule(n: int, beta1: float, beta2: float) -> float:
-    """Return the γ of n transforms that keeps their variance.
-
-    The output of the heavy ball is Σ_j w_j T_j and a multiple of the input, with w_j = g_{n−1−j}, g_0 = 1 and
-    g_{i+1} = β1 g_i + β2 g_{i−1}. γ = (Σ_j w_j²)^(−1/2), at most 1.
-    """
-    g_prev, g, total = 0.0, 1.0, 0.0
-    for _ in range(n):
-        total += g * g
-        g_prev, g = g, beta1 * g + beta2 * g_prev
-    return min(1.0, total**-0.5)
-
-
-def set_start(net: nn.Module, start: str) -> None:
-    """Set the weight of the last normalisation of every transform: a number, ``rule`` or ``rule/3``."""
-    for stage in net.stages():  # type: ignore[operator]
-        beta1, beta2 = stage.settings.beta1, stage.settings.beta2
-        if start.startswith("rule"):
-            gamma = rule(len(stage), beta1, beta2) / float(start.removeprefix("rule").removeprefix("/") or 1)
-        else:
-            gamma = float(start)
-        for transform in stage:
-            nn.init.constant_(transform.last_norm().weight, gamma)
-
-
 def network(setting: Setting) -> nn.Module:
     """Return a network of 10 classes for 32×32 images at its start."""
     model, options, _ = NETWORKS[setting.model]
+    start, _, divisor = setting.start.partition("/")
     torch.manual_seed(setting.seed)
-    net = timm.create_model(model, num_classes=10, init_last=1.0, **options)
+    net = timm.create_model(model, num_classes=10, init_last="auto" if start == "rule" else float(start), **options)
     if hasattr(net, "maxpool"):
         net.conv1 = nn.Conv2d(3, net.bn1.num_features, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-    set_start(net, setting.start)
+    for transform in (transform for stage in net.stages() for transform in stage.transforms()):
+        transform.last_norm().weight.data /= float(divisor or 1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = None  # not needed, and a kernel less

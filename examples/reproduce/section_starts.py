@@ -31,6 +31,14 @@ PAIRS = [
     (("HBNet-56", "rule"), ("ResNet-56", "0")),
     (("HBNet-56", "rule"), (NO_RELU, "rule")),
     ((NO_RELU, "rule"), (NO_RELU, "1")),
+    (("HBNet-20", "rule"), ("ResNet-20", "0")),
+    (("HBNet-110", "rule"), ("HBNet-110", "1")),
+    (("HBNet-110", "rule"), ("ResNet-110", "0")),
+    (("HBNet-110", "rule"), ("ResNet-110 without its last ReLU", "rule")),
+    (("Momentum ResNet-56", "rule"), ("ResNet-56", "0")),
+    (("Momentum ResNet-56", "rule"), ("HBNet-56", "rule")),
+    (("Nesterov ResNet-56", "rule"), ("ResNet-56", "0")),
+    (("Nesterov ResNet-56", "rule"), ("HBNet-56", "rule")),
 ]
 
 
