@@ -20,6 +20,7 @@ from PIL import Image
 
 needs("nni")
 
+import gradients
 import rows
 import stability
 import table4
@@ -92,6 +93,22 @@ def test_the_imagenet_commands_run_on_100_images(command, tmp_path):
     arguments = (tmp_path / "out" / "run" / "args.yaml").read_text()
     for line in ("lr: 0.1", "weight_decay: 0.0001", "decay_epochs: 30", "smoothing: 0.0", "warmup_epochs: 0"):
         assert line in arguments
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_the_first_step(data, tmp_path, monkeypatch):
+    arguments = ["--data", data, "--results", str(tmp_path), "--accelerator", "cpu", "--seeds", "1"]
+    for _ in range(2):
+        gradients.main([*arguments, "--networks", "hbnet20", "resnet20"])
+        monkeypatch.setattr(gradients, "run", lambda *_: pytest.fail("ran again"))
+    trained, _ = rows.read_rows(tmp_path / "gradients.csv")
+    assert float(trained["smallest_norm"]) <= float(trained["last_norm"]) <= float(trained["largest_norm"])
+    assert float(trained["smallest_norm"]) > 0
+    assert len(set(gradients.CHOICES)) == 3 * 5
+    assert (trained["transforms"], trained["batch_size"]) == ("9", "64")
+    assert trained["command"].endswith("gradients.py --data images.npz --networks hbnet20 --seeds 1")
 
 
 # --- Table 7 ----------------------------------------------------------------------------------------------------------
@@ -331,11 +348,11 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     subprocess.run([*script, data, *parts], env=env, check=True)
     lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 21
+    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 22
     ran = {Path(words[1]).stem: [] for words in lines}
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])
-    assert ran.keys() == {"table4", "table5", "table7", "stability", "page"}
+    assert ran.keys() == {"table4", "table5", "table7", "stability", "gradients", "page"}
     assert {words[words.index("--results") + 1] for words in lines} == {"runs/reproduce/results"}
     planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[0]]
     assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 18 + 4 + 20
@@ -348,7 +365,7 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     (tmp_path / "log").unlink()
     subprocess.run([*script, data], env=env, check=True)
     pages = (tmp_path / "log").read_text().count("page.py")
-    assert pages == len(parts) - README.count(", not by default |") == 15, "the README says what runs by default"
+    assert pages == len(parts) - README.count(", not by default |") == 16, "the README says what runs by default"
 
     (tmp_path / "log").unlink()
     subprocess.run([*script, data, "search"], env={**env, "RESULTS": "a", "GENOTYPES": "b"}, check=True)

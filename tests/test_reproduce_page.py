@@ -300,6 +300,18 @@ def test_the_paper_has_fewer_runs_of_hbnet_diverge(tmp_path, hbnet, resnet, titl
     assert ("last loss" in text.split("## Stability")[0]) == (max(hbnet, resnet) < 5)
 
 
+def test_gradients(tmp_path):
+    names = ("first_norm", "last_norm", "largest_norm", "smallest_norm")
+    rows = [
+        {"network": "hbnet20-auto", "seed": seed, "batch_size": 64, "transforms": 9, **dict(zip(names, norms))}
+        for seed, norms in enumerate([(2, 1, 4, 1), (4, 1, 6, 1)])
+    ]
+    write_csv(tmp_path / "gradients.csv", rows)
+    write_csv(tmp_path / "table5.csv", [dict(name="none")])
+    text = written(tmp_path)
+    assert line(text, "HBNet-20, γ by the rule")[1:] == ["9", "3.0 ± 1.4", "5.0 ± 1.4", "0, 1"]
+
+
 def test_searches(tmp_path):
     budget = dict.fromkeys((*section_table7.BUDGET, "test_images"), 4)
     rows = []

@@ -23,6 +23,7 @@ from comparison import Counts
 from matplotlib.figure import Figure
 from paper_figures import TABLE5
 from rows import RESULTS, read_rows
+from section_gradients import gradients
 from section_stability import stability
 from section_starts import starts
 from section_table4 import table4
@@ -92,7 +93,7 @@ def table5(folder: Path) -> Section:
     return Section([*lines, ""] if rows else [], [], {})
 
 
-SECTIONS: list[Callable[[Path], Section]] = [table4, stability, coefficients_section, table7, table5]
+SECTIONS: list[Callable[[Path], Section]] = [table4, stability, gradients, coefficients_section, table7, table5]
 
 
 def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], list[Claim]]:

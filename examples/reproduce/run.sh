@@ -27,6 +27,7 @@ part() {
       run stability --data "$data" --networks resnet110-uniform-init hbnet110-uniform-init
       run stability --data "$data" --networks $variants --seeds 0 1 2
       run stability --data "$data" --lr 0.01 --seeds 0 1 2 ;;
+    gradients) run gradients --data "$data" ;;
     dense) train --networks densenet22 agdnet22 ;;
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
@@ -61,7 +62,7 @@ part() {
 
 parts=("$@")
 if [ ${#parts[@]} = 0 ]; then
-  parts=(table5 small deep stability stability-variants dense controls search search-warm-up random deep-init dense-controls deep-controls dense-plain deep-plain)
+  parts=(table5 small deep stability stability-variants gradients dense controls search search-warm-up random deep-init dense-controls deep-controls dense-plain deep-plain)
 fi
 for name in "${parts[@]}"; do
   part "$name"
