@@ -429,16 +429,20 @@ def test_the_readmes_summary_is_that_of_the_files(tmp_path):
 
 
 def test_the_summary_has_the_decided_claims(tmp_path):
-    rows = [run(name, s, e + s) for name, e in (("resnet56", 30), ("hbnet56", 20), ("hbnet20", 10)) for s in (0, 1)]
-    write_csv(tmp_path / "table4.csv", rows)
+    """Those with a figure in the paper; the start from 1/√n is neither in the paper nor the default."""
+    errors = dict(resnet56=30, hbnet56=20, hbnet20=10) | {"resnet56-small-init": 10}
+    write_csv(tmp_path / "table4.csv", [run(name, s, e + s) for name, e in errors.items() for s in (0, 1)])
     document = tmp_path / "document.md"
     document.write_text(f"before\n{page.BEGIN}old\n{page.END}after\n")
     page.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--readme", str(document)])
     before, _, count, _, claim, _, after = document.read_text(encoding="utf-8").splitlines()
     assert (before, after) == ("before", "after")
-    assert count == "Comparisons with several seeds: 1. Decided, after the correction for their number:"
+    assert count == (
+        "Comparisons with several seeds: 2; decided, after the correction for their number: 2. Those with a figure in "
+        "the paper, or of the default γ (the rule):"
+    )
     assert claim.startswith("- HBNet-56 against ResNet-56, test error (16,000 images, 10 epochs")
-    assert claim.endswith("lower, -10.00 [-12.25, -7.75]; paper +0.14")
+    assert claim.endswith("lower, -10.00 [-11.96, -8.04]; paper +0.14")
     assert page.summary([], page.adjusted_p_values([]))[-1] == "none."
     document.write_text("no marks")
     with pytest.raises(ValueError, match=r"document.md: must have <!-- results: begin --> and <!-- results: end -->"):

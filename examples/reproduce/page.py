@@ -103,12 +103,14 @@ def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], l
 
 
 def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
-    """Return the decided claims, for README.md."""
+    """Return the decided claims about the paper and about the default start, for README.md."""
     several, survivors = decided(claims, adjusted)
+    shown = [claim for claim in survivors if claim.paper is not None or "rule" in claim.ours]
     return [
-        f"Comparisons with several seeds: {len(several)}. Decided, after the correction for their number:",
+        f"Comparisons with several seeds: {len(several)}; decided, after the correction for their number: "
+        f"{len(survivors)}. Those with a figure in the paper, or of the default γ (the rule):",
         "",
-        *([f"- {_sentence(claim, adjusted)}" for claim in survivors] or ["none."]),
+        *([f"- {_sentence(claim, adjusted)}" for claim in shown] or ["none."]),
     ]
 
 
