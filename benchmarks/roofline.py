@@ -60,6 +60,8 @@ CASES = [
 SEARCH = [
     *(("hb space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
     *(("agd space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
+    *((f"{name} space", "default", "NNI's DARTS") for name in ("gd", "admm", "dmrnet", "tmm")),
+    *((f"{name} space", "default", "NNI's DARTS") for name in ("chebyshev", "ogm", "km", "halpern")),
 ]
 # Samples per second, batch: timm's results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv.
 PUBLISHED = {

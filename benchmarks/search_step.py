@@ -6,6 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ def search_modules(names: Sequence[str], batch: int, size: int, channels: int, c
     """Return NNI's modules after one step, which creates their optimisers.
 
     Args:
-        names: ``"hb"``, ``"agd"`` or ``"darts"``, optionally followed by ``" checkpointing"``; or ``"peer"``, NNI's.
+        names: ``"hb"``, ``"agd"``, ``"darts"`` or an algorithm's name, optionally followed by ``" checkpointing"``; or
+            ``"peer"``, NNI's.
         batch: images per step.
         size: side of an image.
         channels: channels of the first cells.
@@ -50,7 +52,8 @@ def search_modules(names: Sequence[str], batch: int, size: int, channels: int, c
             module = _ready(space, StockDARTS(gradient_clip_val=5.0), images, labels, last=False)
         else:
             spaces = {"hb": nni_spaces.HBSpace, "agd": nni_spaces.AGDSpace, "darts": nni_spaces.DARTSSpace}
-            space = spaces[kind](channels=channels, cells=cells, grad_checkpointing=bool(form))
+            make = spaces.get(kind, partial(nni_spaces.AlgorithmSpace, kind))
+            space = make(channels=channels, cells=cells, grad_checkpointing=bool(form))
             module = _ready(space, nni_spaces.DARTS(), images, labels, last=True)
         modules.append(module)
     return modules
