@@ -337,3 +337,13 @@ def test_two_strategies_try_networks_and_go_on(tmp_path: Path) -> None:
         assert float(best[2]) == max(trial["metric"] for trial in trials_found) == trials_found[int(best[1])]["metric"]
         found = json.loads((tmp_path / "out" / name / "genotype.json").read_text())
         assert found == trials_found[int(best[1])]["genotype"]
+
+
+# --- 06_fine_tune.py --------------------------------------------------------------------------------------------------
+
+
+def test_weights_help_on_other_images(tmp_path: Path) -> None:
+    done = run_script("06_fine_tune.py", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained, random = map(float, re.findall(r"1 epoch\(s\): ([\d.]+) %", done.stdout))
+    assert trained > random + 5

@@ -19,7 +19,7 @@ import torch
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ._cfgs import cifar_cfg, imagenet_cfg
+from ._cfgs import cifar10_weights, cifar_cfg, imagenet_cfg
 from ._features import build_with_features
 from ._host import register_model
 from .staged_resnet import CifarStagedResNet, StagedResNet
@@ -119,13 +119,17 @@ def _create_cifar_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -
 
 _DEPTHS = (18, 34, 50, 101, 152)
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+_NAMES = dict(first_conv="conv1", classifier="fc")
+_TRAINED = {"hbnet20": 89.81}  # top-1 by validate.py, in docs/results/weights.csv
 
 default_cfgs = generate_default_cfgs(
-    {f"hbnet{depth}.untrained": imagenet_cfg(first_conv="conv1", classifier="fc") for depth in _DEPTHS}
+    {f"{name}.cifar10": cifar10_weights(f"{name}.cifar10", top1, **_NAMES) for name, top1 in _TRAINED.items()}
+    | {f"hbnet{depth}.untrained": imagenet_cfg(**_NAMES) for depth in _DEPTHS}
     | {
-        f"hbnet{depth}{suffix}.untrained": cifar_cfg(first_conv="conv1", classifier="fc")
+        f"{name}.untrained": cifar_cfg(**_NAMES)
         for depth in _CIFAR_DEPTHS
-        for suffix in ("", "_resnet")
+        for name in (f"hbnet{depth}", f"hbnet{depth}_resnet")
+        if name not in _TRAINED
     }
 )
 
