@@ -3,8 +3,8 @@
     python benchmarks/gpu.py --blocks cifar10 --minutes 3.3 --data FOLDER_OR_NPZ
     python benchmarks/gpu_training.py pack FOLDER --data CIFAR10.npz --train 20000 --test 10000
 
-They compare starts: the weight γ of the last normalisation of each transform. The networks of a seed see the same
-images, crops and mirrors in the same order, and start with the same convolutions where their shapes agree.
+They compare networks and starts: the weight γ of the last normalisation of each transform. The networks of a seed see
+the same images, crops and mirrors in the same order, and start with the same convolutions where their shapes agree.
 
 A step of a 56-layer network on 128 small images is about 900 kernels. Launched one by one from a slow host, at 36 µs
 each, it takes 30 ms. Replayed, at an estimated 3 to 4 µs each, it takes about 3 ms: 5 s for ten epochs of 20,000 images

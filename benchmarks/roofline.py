@@ -56,12 +56,12 @@ CASES = [
     *(("agdnet121", form, "densenet121") for form in ("default", "checkpointing", "plain")),
     ("densenet121", "memory_efficient", "densenet121"),
 ]
+OTHERS = ("gd", "admm", "dmrnet", "tmm", "chebyshev", "ogm", "km", "halpern")  # algorithms beside the paper's two
 # Search steps: one step of the weights, one step of α, in float32.
 SEARCH = [
     *(("hb space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
     *(("agd space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
-    *((f"{name} space", "default", "NNI's DARTS") for name in ("gd", "admm", "dmrnet", "tmm")),
-    *((f"{name} space", "default", "NNI's DARTS") for name in ("chebyshev", "ogm", "km", "halpern")),
+    *((f"{name} space", "default", "NNI's DARTS") for name in OTHERS),
 ]
 # Samples per second, batch: timm's results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv.
 PUBLISHED = {

@@ -19,6 +19,7 @@ from trial_runs import TINY, digits
 
 from nni_spaces import AGDSpace, HBSpace, TrialEvaluator
 
+PATH = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))  # what this process can import
 EXPERIMENT = """
 import json, sys
 from nni.experiment import RemoteMachineConfig
@@ -78,8 +79,7 @@ def run_experiment(folder, *machine):
     """Run two trials, and check that both gave an accuracy."""
     folder.joinpath("code").mkdir()
     folder.joinpath("code", "file").touch()  # NNI sends the working folder to the machines, and fails if it is empty
-    path = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
-    env = {**os.environ, "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    env = {**os.environ, "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
     command = [sys.executable, "-c", EXPERIMENT, str(folder / "nni"), str(free_port()), *map(json.dumps, machine)]
     done = subprocess.run(command, cwd=folder / "code", env=env, capture_output=True, text=True, timeout=600)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
@@ -106,7 +106,7 @@ def ssh_server(tmp_path):
         key = ["ssh-keygen", "-q", "-t", kind, "-m", "PEM", "-N", "", "-f", str(tmp_path / name)]
         subprocess.run(key, check=True)
     (tmp_path / "home").mkdir()
-    port, path = free_port(), os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
+    port = free_port()
     settings = [
         f"Port {port}",
         "ListenAddress 127.0.0.1",
@@ -116,7 +116,7 @@ def ssh_server(tmp_path):
         "StrictModes no",
         f"PidFile {tmp_path}/sshd.pid",
         "Subsystem sftp internal-sftp",
-        f"SetEnv HOME={tmp_path}/home OMP_NUM_THREADS=1 PYTHONPATH={path}",
+        f"SetEnv HOME={tmp_path}/home OMP_NUM_THREADS=1 PYTHONPATH={PATH}",
     ]
     (tmp_path / "sshd_config").write_text("\n".join(settings) + "\n")
     server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=subprocess.DEVNULL)
