@@ -31,14 +31,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpu_training import Data, Recipe, Trainings, load, settings
+from gpu_training import Data, Recipe, Setting, Trainings, load, settings
 from measure import interleaved, peak_memory, ratio
 from speed_and_memory import Form, folded
 from timm.utils import reparameterize_model
@@ -105,7 +105,8 @@ class Run:
         self.name = torch.cuda.get_device_name() if self.on_cuda else platform.machine()
         self.errors, self.only = 0, args.only
         self.jobs, self.seeds, self.networks = args.jobs, args.seeds, args.networks
-        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up)
+        self.resume = args.resume
+        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up, bfloat16=args.bfloat16)
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -463,8 +464,18 @@ def cifar10(run: Run, until: float) -> None:
         return
     data = Data.of(load(run.data), run.device)
     write, fail = partial(run.write, "cifar10"), partial(run.fail, "cifar10")
-    chosen = [setting for setting in settings(run.seeds) if re.search(run.networks, setting.model)]
-    Trainings(data, run.recipe, run.jobs, write, fail).run(chosen, until)
+    chosen = [one for one in settings(run.seeds) if re.search(run.networks, f"{one.model}: {one.start}")]
+    done = _trained(run.out / "cifar10.csv")
+    Trainings(data, run.recipe, run.jobs, write, fail).run([one for one in chosen if one not in done], until)
+
+
+def _trained(path: Path) -> set[Setting]:
+    """Return the trainings that have a result."""
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "test error"]
+    return {Setting(row["model"], row["start"], int(row["seed"])) for row in rows}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -480,7 +491,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=10, help="of the trainings on CIFAR-10")
     parser.add_argument("--jobs", type=int, default=6, help="networks that are trained at the same time")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every training")
-    parser.add_argument("--networks", default="", help="pattern of the networks to train, such as HBNet-56")
+    parser.add_argument("--networks", default="", help="pattern of trainings, such as 'HBNet-56: rule'")
+    parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16 on a CPU, too")
+    parser.add_argument("--resume", action="store_true", help="keep the trainings that cifar10.csv has")
     parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     return parser
@@ -507,8 +520,8 @@ def main(argv: list[str] | None = None) -> int:
         rest = sum(share for other, share in shares.items() if list(shares).index(other) >= list(shares).index(name))
         now = time.perf_counter()
         until = now + (run.deadline - now) * shares[name] / rest
-        with suppress(FileNotFoundError):
-            (run.out / f"{name}.csv").unlink()
+        if not (run.resume and name == "cifar10"):
+            (run.out / f"{name}.csv").unlink(missing_ok=True)
         with run.guard(name):
             functions[name](run, until)
     print(f"{run.errors} rows are wrong or failed; the files are in {run.out}")

@@ -80,6 +80,7 @@ class Recipe(NamedTuple):
     batch: int = 128
     warm_up: int = 0
     rate: float = 0.1
+    bfloat16: bool = False  # autocast on a CPU, too
 
 
 def settings(seeds: int) -> list[Setting]:
@@ -258,6 +259,7 @@ class Job:
     def __init__(self, setting: Setting, batches: Batches, recipe: Recipe) -> None:
         self.start, self.setting, self.batches, self.steps = time.perf_counter(), setting, batches, batches.steps
         self.device = batches.draws.device
+        self.bfloat16 = recipe.bfloat16 or self.device.type == "cuda"
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # the data's
@@ -282,8 +284,7 @@ class Job:
     def step(self) -> None:
         """Take a step."""
         x, y = self.batches.at(self.position)
-        is_cuda = self.device.type == "cuda"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_cuda, cache_enabled=False):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
             loss = F.cross_entropy(self.net(x), y)
         gradients = torch.autograd.grad(loss, self.weights)
         sgd(self.weights, gradients, self.momenta, self.rates.index_select(0, self.position)[0])

@@ -393,13 +393,19 @@ def test_a_row_is_written_as_soon_as_a_job_ends(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(Job, "results", once)
     command = ["--device", "cpu", "--blocks", "cifar10", "--tiny", "--data", str(tmp_path / "c.npz")]
     sizes = ["--epochs", "1", "--seeds", "1", "--jobs", "1"]
-    monkeypatch.setattr(gpu, "Recipe", lambda epochs, batch, warm_up: Recipe(epochs, 8, warm_up))
+    monkeypatch.setattr(gpu, "Recipe", lambda epochs, batch, warm_up, bfloat16: Recipe(epochs, 8, warm_up))
     with pytest.raises(KeyboardInterrupt):
         gpu.main([*command, *sizes, "--out", str(tmp_path)])
     with (tmp_path / "cifar10.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert (row["model"], row["start"], row["seed"], row["form"]) == ("HBNet", "0.1", "0", "eager")
     assert 0 <= float(row["value"]) <= 100
+
+    calls.clear()  # resumed, with a pattern that leaves out the ResNet
+    gpu.main([*command, *sizes, "--resume", "--networks", "HBNet: ", "--out", str(tmp_path)])
+    with (tmp_path / "cifar10.csv").open(newline="", encoding="utf-8") as file:
+        kept, added = csv.DictReader(file)
+    assert (kept, added["start"]) == (row, "rule/3")
 
 
 def test_the_time_is_kept_between_steps(train, monkeypatch):
@@ -424,6 +430,20 @@ def test_the_time_is_kept_between_steps(train, monkeypatch):
         taken = steps.count(Setting(row["model"], row["start"], row["seed"]))
         assert row["note"] == f"no time left after {taken} of {ROUNDS} steps"
     assert rows[-1]["note"] == "no time left"
+
+
+def test_bfloat16_is_the_same_training_on_a_cpu(data):
+    """Activations have bfloat16; weights, and thus results, stay near those of float32."""
+    losses = []
+    for recipe in (RECIPE, RECIPE._replace(bfloat16=True)):
+        one, dtypes = Job(Setting("HBNet", "0.1", 0), Batches(data, recipe, 0), recipe), []
+        one.net.layer1.register_forward_hook(lambda module, inputs, out, dtypes=dtypes: dtypes.append(out.dtype))
+        one.step()
+        losses.append(one.losses[0])
+        assert {weight.dtype for weight in one.weights} == {torch.float32}
+        assert dtypes == [torch.bfloat16 if recipe.bfloat16 else torch.float32]
+    assert_close(*losses, rtol=0.02, atol=0)
+    assert not losses[0].equal(losses[1])
 
 
 def test_divergence_is_a_result(train):
