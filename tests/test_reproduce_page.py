@@ -381,7 +381,7 @@ def test_a_folder_without_results_is_refused(main, tmp_path, capsys):
 
 
 def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
-    fields = dict(quantity="test error", device="card")
+    fields = dict(quantity="test error", device="card", finite=True)
     errors = {
         ("HBNet-56", "1"): (29.0, 29.5),
         ("HBNet-56", "rule"): (20.0, 21.0),
@@ -394,15 +394,21 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
         for seed, value in enumerate(values)
     ]
     rows.append(dict(fields, model="HBNet-20", start="0.1", seed=0, value=""))  # left out
+    rows.append(dict(fields, model="HBNet-20", start="0.03", seed=0, value=90.0, finite=False))
     write_csv(tmp_path / "cifar10.csv", rows)
     write_csv(tmp_path / "table4.csv", [run("hbnet20", 0, 20.0)])
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
     assert line(text, "HBNet-56 | 1") == ["HBNet-56", "1", "29.25 ± 0.35", "0, 1"]
     assert line(text, "HBNet-20 | rule")[2:] == ["24.00", "0"]
     assert "| HBNet-20 | 0.1 |" not in text
+    assert line(text, "HBNet-20 | 0.03")[2:] == ["", "0 (diverged: 0)"]
     assert line(text, "HBNet-56, γ = rule − HBNet-56, γ = 1")[3] == "lower"
     assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", "", ONE_SEED]
     assert "## Starts" not in written(tmp_path)
+    write_csv(tmp_path / "cifar10.csv", [*rows, dict(rows[0], seed=2, device="x86_64")])
+    text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
+    assert line(text, "HBNet-56 | 1")[3] == "0, 1 (card); 2 (x86_64)"
+    assert line(text, "HBNet-20 | rule")[3] == "0 (card)"
 
 
 def test_every_row_names_the_arguments_of_its_network():

@@ -1,4 +1,4 @@
-"""The starts of γ on the results page: trainings on a GPU."""
+"""The starts of γ on the results page: trainings by ``benchmarks/gpu.sh``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from rows import read_rows
 __all__ = ["starts"]
 
 COMMAND = "benchmarks/gpu.sh --blocks cifar10 --epochs 8 --seeds 3 --jobs 8 --networks PATTERN --data FOLDER"
+ON_CPU = "--device cpu --bfloat16 --jobs 1 --minutes 600 --resume"
 ABOUT = (
     "20,000 training and 10,000 test images of CIFAR-10, 8 epochs, batches of 128, learning rate 0.1 with a cosine, "
     "bfloat16. γ is the weight of the last normalisation of each transform. *rule* is the default of HBNet and OptNet, "
     '`init_last="auto"`: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; *rule/3* is a third of it. γ = 0 '
-    "is the default of timm's ResNets. Not every start was run with every seed, and one seed decides no difference."
+    "is the default of timm's ResNets. A seed has the same images, crops, mirrors and first weights on every device. "
+    "Not every start was run with every seed, and one seed decides no difference."
 )
 NO_RELU = "ResNet-56 without its last ReLU"
 # Pairs of a network and its start.
@@ -49,26 +51,41 @@ def starts(folder: Path | None) -> Section:
     if not rows:
         return Section([], [], {})
     groups = grouped(rows, ("model", "start"))
-    devices = ", ".join(sorted({row["device"] for row in rows}))
+    devices = sorted({row["device"] for row in rows})
     lines = [
         "## Starts",
         "",
-        f"`{COMMAND}` ({devices}). {ABOUT}",
+        f"`{COMMAND}` ({', '.join(devices)}), on a CPU with `{ON_CPU}`. {ABOUT}",
         "",
         "| network | γ | test error, measured | seeds |",
         "|---|---|---:|---|",
     ]
     for (model, start), group in groups.items():
-        error = mean_and_spread(numbers(group, "value"))
-        lines.append(f"| {model} | {start} | {error} | {name_seeds(group, [])} |")
+        errors, diverged = numbers(_finite(group), "value"), [row["seed"] for row in group if row["finite"] == "False"]
+        note = _seeds(group, len(devices) > 1) + (f" (diverged: {', '.join(diverged)})" if diverged else "")
+        lines.append(f"| {model} | {start} | {mean_and_spread(errors) if errors else ''} | {note} |")
+    groups = {setting: _finite(group) for setting, group in groups.items()}
     return Section([*lines, "", Table("difference of test error, points", _claims(groups)), ""], [], {})
+
+
+def _finite(rows: list[Row]) -> list[Row]:
+    """Return the trainings that did not diverge."""
+    return [row for row in rows if row["finite"] == "True"]
+
+
+def _seeds(group: list[Row], name_device: bool) -> str:
+    """Return the seeds as text, by device if there are several."""
+    if not name_device:
+        return name_seeds(group, [])
+    parts = grouped(group, ("device",))
+    return "; ".join(f"{name_seeds(part, [])} ({device})" for (device,), part in parts.items())
 
 
 def _claims(groups: dict[tuple[str, ...], list[Row]]) -> tuple[Claim, ...]:
     claims, pooled = [], pool(numbers(group, "value") for group in groups.values())
     for pair in PAIRS:
-        if all(setting in groups for setting in pair):
+        if all(groups.get(setting) for setting in pair):
             difference = compare(*(by_seed(groups[setting], "value") for setting in pair), pooled)
             labels = [f"{model}, γ = {start}" for model, start in pair]
-            claims.append(Claim("20,000 images, 8 epochs, GPU", *labels, "test error", difference))
+            claims.append(Claim("20,000 images, 8 epochs, bfloat16", *labels, "test error", difference))
     return tuple(claims)
