@@ -120,7 +120,7 @@ def _create_cifar_hbnet(variant: str, pretrained: bool = False, **kwargs: Any) -
 _DEPTHS = (18, 34, 50, 101, 152)
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 _NAMES = dict(first_conv="conv1", classifier="fc")
-_TRAINED = {"hbnet20": 89.81}  # top-1 by validate.py, in docs/results/weights.csv
+_TRAINED = {"hbnet20": 89.81, "hbnet56": 90.52}  # top-1 by validate.py, in docs/results/weights.csv
 
 default_cfgs = generate_default_cfgs(
     {f"{name}.cifar10": cifar10_weights(f"{name}.cifar10", top1, **_NAMES) for name, top1 in _TRAINED.items()}
