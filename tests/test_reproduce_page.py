@@ -381,7 +381,7 @@ def test_a_folder_without_results_is_refused(main, tmp_path, capsys):
 
 
 def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
-    fields = dict(quantity="test error", device="card", finite=True)
+    fields = dict(quantity="test error", device="NVIDIA H100 80GB", finite=True)
     errors = {
         ("HBNet-56", "1"): (29.0, 29.5),
         ("HBNet-56", "rule"): (20.0, 21.0),
@@ -405,10 +405,12 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
     assert line(text, "HBNet-56, γ = rule − HBNet-56, γ = 1")[3] == "lower"
     assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", "", ONE_SEED]
     assert "## Starts" not in written(tmp_path)
-    write_csv(tmp_path / "cifar10.csv", [*rows, dict(rows[0], seed=2, device="x86_64")])
+    repeated = dict(rows[0], quantity="test error, repeated", value=28.0, device="x86_64")
+    write_csv(tmp_path / "cifar10.csv", [*rows, dict(rows[0], seed=2, device="x86_64"), repeated])
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
-    assert line(text, "HBNet-56 | 1")[3] == "0, 1 (card); 2 (x86_64)"
-    assert line(text, "HBNet-20 | rule")[3] == "0 (card)"
+    assert line(text, "HBNet-56 | 1")[3] == "0, 1 (H100); 2 (x86_64)"
+    assert line(text, "HBNet-20 | rule")[3] == "0 (H100)"
+    assert "HBNet-56, γ = 1, seed 0 was repeated on x86_64, and ended at 28.00 instead of 29.00." in text
 
 
 def test_every_row_names_the_arguments_of_its_network():

@@ -47,6 +47,7 @@ PAIRS = [
 def starts(folder: Path | None) -> Section:
     """Return the section; it is empty without a folder of ``benchmarks/gpu.sh``."""
     rows = read_rows(folder / "cifar10.csv") if folder else []
+    repeated = [row for row in rows if row["quantity"] == "test error, repeated"]
     rows = [row for row in rows if row["quantity"] == "test error" and row["value"]]
     if not rows:
         return Section([], [], {})
@@ -65,7 +66,15 @@ def starts(folder: Path | None) -> Section:
         note = _seeds(group, len(devices) > 1) + (f" (diverged: {', '.join(diverged)})" if diverged else "")
         lines.append(f"| {model} | {start} | {mean_and_spread(errors) if errors else ''} | {note} |")
     groups = {setting: _finite(group) for setting, group in groups.items()}
+    lines += ["", *(_repetition(row, groups[row["model"], row["start"]]) for row in repeated)]
     return Section([*lines, "", Table("difference of test error, points", _claims(groups)), ""], [], {})
+
+
+def _repetition(row: Row, group: list[Row]) -> str:
+    """Return a sentence about a training that another device repeated."""
+    (first,) = [numbers([other], "value")[0] for other in group if other["seed"] == row["seed"]]
+    training = f"{row['model']}, γ = {row['start']}, seed {row['seed']}"
+    return f"{training} was repeated on {row['device']}, and ended at {float(row['value']):.2f} instead of {first:.2f}."
 
 
 def _finite(rows: list[Row]) -> list[Row]:
@@ -77,8 +86,8 @@ def _seeds(group: list[Row], name_device: bool) -> str:
     """Return the seeds as text, by device if there are several."""
     if not name_device:
         return name_seeds(group, [])
-    parts = grouped(group, ("device",))
-    return "; ".join(f"{name_seeds(part, [])} ({device})" for (device,), part in parts.items())
+    parts = {device.removeprefix("NVIDIA ").split()[0]: part for (device,), part in grouped(group, ("device",)).items()}
+    return "; ".join(f"{name_seeds(part, [])} ({device})" for device, part in parts.items())
 
 
 def _claims(groups: dict[tuple[str, ...], list[Row]]) -> tuple[Claim, ...]:
