@@ -493,7 +493,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every training")
     parser.add_argument("--networks", default="", help="pattern of trainings, such as 'HBNet-56: rule'")
     parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16 on a CPU, too")
-    parser.add_argument("--resume", action="store_true", help="keep the trainings that cifar10.csv has")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip trainings that cifar10.csv has, by the same arguments"
+    )
     parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     return parser

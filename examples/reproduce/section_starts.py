@@ -47,6 +47,7 @@ PAIRS = [
 def starts(folder: Path | None) -> Section:
     """Return the section; it is empty without a folder of ``benchmarks/gpu.sh``."""
     rows = read_rows(folder / "cifar10.csv") if folder else []
+    # A training that was run again on another device; this quantity is entered by hand.
     repeated = [row for row in rows if row["quantity"] == "test error, repeated"]
     rows = [row for row in rows if row["quantity"] == "test error" and row["value"]]
     if not rows:
@@ -72,7 +73,7 @@ def starts(folder: Path | None) -> Section:
 
 def _repetition(row: Row, group: list[Row]) -> str:
     """Return a sentence about a training that another device repeated."""
-    (first,) = [numbers([other], "value")[0] for other in group if other["seed"] == row["seed"]]
+    first = by_seed(group, "value")[row["seed"]]
     training = f"{row['model']}, γ = {row['start']}, seed {row['seed']}"
     return f"{training} was repeated on {row['device']}, and ended at {float(row['value']):.2f} instead of {first:.2f}."
 
