@@ -170,9 +170,10 @@ def test_an_output_that_was_overwritten_is_an_error(memory):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_iterates_are_recovered_in_reduced_precision(dtype):
-    """The iterates are float32: rounded, a recovered one equals the original except for few elements.
+    """The iterates are float32: rounded, the first recovered one equals the original except for few elements.
 
-    Iterates in reduced precision would be wrong by a third of its rounding error from the first on.
+    Iterates in reduced precision would be wrong by a third of its rounding error from the first on. A layer turns an
+    element that was rounded the other way into many, so that later ones differ by as much as the rounding.
     """
     model = build(memory="reversible", layers=(2, 5, 3, 2), act_layer=nn.SiLU).float()
     inputs = {name: [] for name, _ in model.named_modules() if name.endswith(".conv1")}
@@ -186,7 +187,10 @@ def test_iterates_are_recovered_in_reduced_precision(dtype):
         model(images(64, batch=16, dtype=torch.float32)).square().sum().backward()
     for name, (first, repeated) in inputs.items():
         assert first.dtype == repeated.dtype == dtype
-        assert_close_in_norm(repeated.float(), first.float(), 0.2 * torch.finfo(dtype).eps, name)
+        stage = model.get_submodule(name.partition(".")[0])
+        steps_back = len(list(stage.transforms())) - int(name.split(".")[1])  # 1: kept, 2: recovered first
+        errors = 0.05 if steps_back <= 2 else 2
+        assert_close_in_norm(repeated.float(), first.float(), errors * torch.finfo(dtype).eps, name)
 
 
 def _distance(a, b):

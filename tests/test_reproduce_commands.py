@@ -254,6 +254,8 @@ def test_rows_of_other_fields_are_refused(tmp_path):
     rows.add_rows(path, [dict(a=1, b=2)], ["a"])
     with pytest.raises(ValueError, match="has rows of other fields than a, c"):
         rows.add_rows(path, [dict(a=2, c=3)], ["a"])
+    rows.add_rows(path, [dict(b=3, a=2)], ["a"])
+    assert path.read_text() == "a,b\n1,2\n2,3\n", "the order of the fields is the file's"
     path.write_text("a,b\n1\n")
     with pytest.raises(ValueError, match="line 2: does not have the fields of the first line"):
         rows.read_rows(path)

@@ -77,7 +77,7 @@ def _locked(path: Path) -> Iterator[None]:
 def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
     """Add rows, replacing rows with the same values of ``key``.
 
-    A kill leaves either the old or the new version of the file.
+    A kill leaves either the old or the new version of the file. The columns keep the order of the file.
 
     Raises:
         ValueError: the file has rows of other fields.
@@ -86,10 +86,11 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
         old_rows, new_keys = read_rows(path), {_values(row, key) for row in rows}
         _check_fields(path, old_rows, key)
         others: list[Row] = [row for row in old_rows if _values(row, key) not in new_keys]
-        if others and list(others[0]) != list(rows[0]):
+        names = list((others or rows)[0])
+        if set(names) != set(rows[0]):
             raise ValueError(f"{path}: has rows of other fields than {', '.join(rows[0])}: choose another file")
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows([*others, *rows])
         write_atomically(path, text.getvalue())
