@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from fake_cuda import convolution_layout, to_fake
 from fake_cuda import fake_cuda as on_fake_cuda
 from fake_kernels import fake_kernels
+from search_step import SPACES
 from speed_and_memory import Form
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,12 +57,9 @@ CASES = [
     *(("agdnet121", form, "densenet121") for form in ("default", "checkpointing", "plain")),
     ("densenet121", "memory_efficient", "densenet121"),
 ]
-OTHERS = ("gd", "admm", "dmrnet", "tmm", "chebyshev", "ogm", "km", "halpern")  # algorithms beside the paper's two
 # Search steps: one step of the weights, one step of α, in float32.
 SEARCH = [
-    *(("hb space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
-    *(("agd space", form, "NNI's DARTS") for form in ("default", "checkpointing")),
-    *((f"{name} space", "default", "NNI's DARTS") for name in OTHERS),
+    (f"{kind} space", form or "default", "NNI's DARTS") for kind, _, form in (name.partition(" ") for name in SPACES)
 ]
 # Samples per second, batch: timm's results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv.
 PUBLISHED = {

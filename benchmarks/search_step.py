@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["search_modules", "search_steps"]
+__all__ = ["SPACES", "search_modules", "search_steps"]
+
+# Spaces whose steps are compared with NNI's DARTS: the paper's two in both forms, then other algorithms.
+SPACES = (
+    *("hb", "hb checkpointing", "agd", "agd checkpointing"),
+    *("gd", "admm", "dmrnet", "tmm", "chebyshev", "ogm", "km", "halpern"),
+)
 
 
 def search_steps(names: Sequence[str], batch: int, size: int, channels: int, cells: int) -> list[Callable[[], Any]]:

@@ -26,6 +26,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from measure import interleaved, peak_memory, ratio
+from search_step import SPACES, search_steps
 from timm.utils import reparameterize_model
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -217,12 +218,9 @@ def reversible(batch: int, size: int, rounds: int, transforms: int = 16) -> Iter
 
 def search(batch: int, size: int, rounds: int, channels: int = 16, cells: int = 8) -> Iterator[Row]:
     """Compare search steps with NNI's DARTS on NNI's network."""
-    from search_step import search_steps
-
-    names = ["hb", "hb checkpointing", "agd", "agd checkpointing", "peer"]
-    steps = search_steps(names, batch, size, channels, cells)
+    steps = search_steps([*SPACES, "peer"], batch, size, channels, cells)
     for i, quantity, figures in compare(steps, rounds):
-        space, _, form = names[i].partition(" ")
+        space, _, form = SPACES[i].partition(" ")
         pair = dict(model=f"{space} space", form=form or "default", peer="NNI's DARTS", peer_form="default")
         yield dict(pair, quantity=quantity, batch=batch, size=size, **figures)
 
