@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from optuna_worker import open_study, work
 from test_examples import run_script
 from test_nni_search import processes
+from test_report import page_of
 from trial_runs import TINY, digits
 
 from nni_spaces import AGDSpace, AlgorithmSpace, HBSpace, read_trials, save_study, suggest_sample
@@ -71,6 +72,13 @@ def test_trials_of_every_end_are_rows(tmp_path):
         (17.0, [13.0], None),
     ]
     assert [trial.index for trial in ranked] == [0, 3]
+    page = page_of(tmp_path)
+    assert page.texts["verdict"].strip().startswith("20\n")
+    assert "Result of trial 0, the best of 2." in page.texts["verdict"]
+    assert "Trials42 without a result" in page.texts["verdict"]
+    order = [attributes["id"] for tag, attributes in page.tags if tag == "tr" and "id" in attributes]
+    assert order == ["trial-0", "trial-3", "trial-1", "trial-2"]
+    assert "fail as trial 2 of the study" in page.texts["trials"]
 
 
 def test_studies_that_do_not_fit_are_named(tmp_path):

@@ -156,7 +156,7 @@ def test_trials_have_a_page_with_their_pareto_front(tmp_path):
     verdict = page.texts["verdict"].strip()
     assert verdict.startswith("93.25")
     assert "Result of trial 2, the best of 4. It was chosen by this number" in verdict
-    assert "Trials51 failed; 5 min 0 s" in verdict
+    assert "Trials51 without a result; 5 min 0 s" in verdict
     points = re.findall(r'<a href="#(trial-\d)"><title>[^<]*</title><circle class="dot (\w+)', path.read_text("utf-8"))
     assert sorted(name for name, _ in points) == ["trial-0", "trial-2", "trial-3", "trial-4"]
     sizes = {i: parameters_of(list(GENOTYPES.values())[i], SIZES) for i in (0, 2, 3, 4)}

@@ -33,7 +33,7 @@ def render_trials(run: Trials) -> str:
     failed = [trial for trial in run.trials if trial.metric is None]
     best = finished[0] if finished else None
     tiles = {
-        "Trials": (f"{len(run.trials):,}", f"{len(failed):,} failed; {duration(sum(t.seconds for t in run.trials))}"),
+        "Trials": (f"{len(run.trials):,}", f"{len(failed):,} without a result; {duration(sum(t.seconds for t in run.trials))}"),
         "Parameters": (number(parameters_of(best.genotype, run.settings)) if best else "", "of the best network"),
         "Strategy": (text(run.settings.get("strategy", "not recorded")), ""),
         "Seed": (text(run.settings.get("seed", "not recorded")), ""),
@@ -90,7 +90,7 @@ def _table(trials: list[Trial], run: Trials) -> str:
     for trial in trials:
         edges = edges_of(trial.genotype)
         skips = f"{sum(operation in SKIPS for operation in edges)}/{len(edges)}"
-        result = "failed" if trial.metric is None else f"{trial.metric:.6g}"
+        result = "none" if trial.metric is None else f"{trial.metric:.6g}"
         values = (result, number(parameters_of(trial.genotype, run.settings)), skips, duration(trial.seconds))
         cells = "".join(f"<td>{value}</td>" for value in values)
         error = f'<td class="error">{text(trial.error or "")}</td>'
