@@ -1,6 +1,6 @@
 """Faster R-CNN on HBNet-50, from mmdetection's base of the same detector.
 
-Not trained here: mmdetection needs mmcv with compiled operators. The tests merge this config and build its backbone.
+mmdetection needs mmcv with compiled operators: docs/guide/mmengine.md. Not trained on its data set here.
 """
 
 _base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
