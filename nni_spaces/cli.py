@@ -15,7 +15,7 @@ from dataclasses import Field, asdict, fields
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Optional, get_type_hints
 
 import typer
 
@@ -70,6 +70,8 @@ def option_of(setting: Field, hint: Any) -> Parameter:
     kind: Any = Literal[about["choices"]] if "choices" in about else hint
     names = [about["option"]] if "option" in about else []
     parser = names_of if setting.type == NAMES else None
+    if parser:
+        kind = Optional[str]  # as it is typed: typer shows the type, and on Python 3.10 a generic one is an error
     annotation: Any = Annotated[kind, typer.Option(*names, help=about["help"], parser=parser)]
     return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=setting.default, annotation=annotation)
 

@@ -184,6 +184,7 @@ def test_help_names_choices_and_loads_no_host():
     for choices in CHOICES.values():
         assert "|".join(choices) in done.stdout
     assert "loaded set()" in done.stdout
+    assert "Sequence" not in done.stdout, "a list of names is typed as a text"
 
 
 def test_choices_are_the_names_of_the_tables():

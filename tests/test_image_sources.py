@@ -104,7 +104,7 @@ def test_a_file_of_a_mode_is_read_as_what_it_shows(mode, tmp_path):
     image, expected = image_of(mode)
     write_folder(tmp_path, image, FILES[mode])
     with Image.open(tmp_path / "a" / f"0.{FILES[mode]}") as written:
-        assert written.mode == mode
+        assert written.mode == mode or (mode == "YCbCr" and written.mode == "RGB")  # of Pillow before 13
     found = read_images(tmp_path).images[0].permute(1, 2, 0).numpy().squeeze()
     assert abs(found.astype(int) - expected).max() <= TOLERANCE.get(mode, 0)
 

@@ -53,6 +53,7 @@ def example(tmp_path, monkeypatch):
     for part, count in (("train", 48), ("val", 16)):
         draw_rectangles(tmp_path / part, count, seed=count)
     monkeypatch.setenv("WEIGHTS", str(tmp_path / "hbnet50.pth"))
+    torch.manual_seed(0)
     torch.save(MODELS.build(dict(type="HBNet", depth=50)).state_dict(), tmp_path / "hbnet50.pth")
 
     def read(file, **dataset):

@@ -33,7 +33,10 @@ def render_trials(run: Trials) -> str:
     failed = [trial for trial in run.trials if trial.metric is None]
     best = finished[0] if finished else None
     tiles = {
-        "Trials": (f"{len(run.trials):,}", f"{len(failed):,} without a result; {duration(sum(t.seconds for t in run.trials))}"),
+        "Trials": (
+            f"{len(run.trials):,}",
+            f"{len(failed):,} without a result; {duration(sum(t.seconds for t in run.trials))}",
+        ),
         "Parameters": (number(parameters_of(best.genotype, run.settings)) if best else "", "of the best network"),
         "Strategy": (text(run.settings.get("strategy", "not recorded")), ""),
         "Seed": (text(run.settings.get("seed", "not recorded")), ""),
