@@ -14,7 +14,7 @@ from http.client import IncompleteRead, RemoteDisconnected
 import numpy as np
 import pytest
 import torch
-from extras import needs
+from extras import needs, needs_version
 
 needs("nni", "sklearn")
 
@@ -66,6 +66,9 @@ FILES = {
 }  # fmt: skip
 
 
+OWN_TIFF = needs_version("pillow", "13.0.0", "cannot read the TIFF files of YCbCr that it writes")
+
+
 def write_folder(root, image, suffix="png", **options):
     """Write two classes of one image each."""
     for label in "ab":
@@ -99,12 +102,12 @@ def test_an_image_of_every_mode_is_read_as_what_it_shows(mode):
     assert abs(found.squeeze().astype(int) - expected).max() <= TOLERANCE.get(mode, 0)
 
 
-@pytest.mark.parametrize("mode", FILES)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=OWN_TIFF) if mode == "YCbCr" else mode for mode in FILES])
 def test_a_file_of_a_mode_is_read_as_what_it_shows(mode, tmp_path):
     image, expected = image_of(mode)
     write_folder(tmp_path, image, FILES[mode])
     with Image.open(tmp_path / "a" / f"0.{FILES[mode]}") as written:
-        assert written.mode == mode or (mode == "YCbCr" and written.mode == "RGB")  # of Pillow before 13
+        assert written.mode == mode
     found = read_images(tmp_path).images[0].permute(1, 2, 0).numpy().squeeze()
     assert abs(found.astype(int) - expected).max() <= TOLERANCE.get(mode, 0)
 
