@@ -433,7 +433,7 @@ def test_the_time_is_kept_between_steps(train, monkeypatch):
 
 
 def test_bfloat16_is_the_same_training_on_a_cpu(data):
-    """Activations are computed in bfloat16, weights stay in float32, and the first loss is close to that of float32."""
+    """Activations are bfloat16, weights float32, and the first loss is close to the one in float32."""
     losses = []
     for recipe in (RECIPE, RECIPE._replace(bfloat16=True)):
         one, dtypes = Job(Setting("HBNet", "0.1", 0), Batches(data, recipe, 0), recipe), []
