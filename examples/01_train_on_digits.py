@@ -7,6 +7,8 @@ timm's loader, optimiser and scheduler. Both models get the same seed, images, o
 Nesterov momentum 0.9, weight decay 1e-4, batches of 64 and initial learning rate 0.1 (§8.1), here with a cosine
 schedule for a few epochs. The run prints a table, and writes ``results.csv`` (one row per epoch) and ``curves.png`` to
 the output folder.
+
+Needs ``pip install ".[viz]"``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 my_algorithms.py has two algorithms: the optimised gradient method, and a heavy ball that learns its β. The first one
 minimises a quadratic next to the package's algorithms, and is drawn. Both become an ``optnet20``, which is trained for
 a few epochs on digits.
+
+Needs ``pip install ".[viz]"``.
 """
 
 from __future__ import annotations

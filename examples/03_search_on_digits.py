@@ -7,6 +7,8 @@ Supernets of 4 cells and 4 channels are trained on 1,442 scanned digits. The net
 cells and 12 channels, are trained from scratch and tested on the other 355 digits. A report is written about each
 search. An interrupted run resumes. With ``--algorithm`` the edges of a cell are read off an algorithm, here the
 optimised gradient method in ``my_algorithms.py``, and drawn; the search starts at the algorithm.
+
+Needs ``pip install ".[nni,viz]"``.
 """
 
 from __future__ import annotations

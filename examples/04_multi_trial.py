@@ -4,6 +4,8 @@
 
 Both strategies run on NNI's engine. Each network of Search space-HB that a strategy samples is trained from scratch for
 an epoch and evaluated on held-out digits. Repeating the command resumes an interrupted run.
+
+Needs ``pip install ".[nni,viz]"``.
 """
 
 from __future__ import annotations

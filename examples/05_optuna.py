@@ -5,6 +5,8 @@
 Each network that a study suggests is trained for some epochs and evaluated on held-out digits; one that is worse than
 the median of the others after an epoch is stopped. Several machines need a database server instead of SQLite, or
 Optuna's journal in a shared folder.
+
+Needs ``pip install ".[nni,optuna,viz]"``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 
 ``hbnet20.cifar10`` was trained on photographs. One epoch on scanned digits, from these weights and from random ones,
 with timm's loader and optimiser, the same images and the same order.
+
+Needs ``pip install ".[viz]"``.
 """
 
 from __future__ import annotations

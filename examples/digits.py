@@ -3,6 +3,8 @@
     python examples/digits.py runs/digits
 
 The data set has 1,797 scans of 8×8 pixels. It is a part of scikit-learn, so nothing is downloaded.
+
+Needs ``pip install ".[viz]"``.
 """
 
 from __future__ import annotations

@@ -7,18 +7,16 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.util import find_spec
+
+from optinspired_plugins._extras import from_extra
 
 __all__ = ["quiet_hosts"]
 
-for _host in ("nni", "pytorch_lightning"):
-    if find_spec(_host) is None:
-        raise ImportError(
-            f"no module named {_host!r}: needs the extra 'nni', pip install '.[nni]' in a clone; NNI 3.0 is for x86-64 "
-            "and Python before 3.14"
-        )
-
-with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+with (
+    from_extra("nni", note="; NNI 3.0 is for x86-64 and Python before 3.14"),
+    warnings.catch_warnings(),
+    redirect_stderr(io.StringIO()),
+):
     # NNI wraps every class in torch.nn and warns about classes of newer versions of torch that are no modules. Where
     # tianshou is installed, NNI imports gym, which prints to stderr that it has a successor.
     warnings.filterwarnings("ignore", ".* is found to be not a nn.Module", RuntimeWarning)

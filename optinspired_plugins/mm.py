@@ -22,9 +22,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Set, Tuple, Union
 
 import timm
-from mmengine.model import BaseModule, PretrainedInit, update_init_info
-from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,7 +29,13 @@ from torch.serialization import safe_globals
 
 import timm_models  # noqa: F401  registers the names also where the entry point is switched off
 from optinspired_plugins._checks import check_bool, check_one_of
+from optinspired_plugins._extras import from_extra
 from timm_models.stages.checkpoint_rules import is_rule
+
+with from_extra("mm"):
+    from mmengine.model import BaseModule, PretrainedInit, update_init_info
+    from mmengine.optim import DefaultOptimWrapperConstructor
+    from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 __all__ = ["AGDNet", "Backbone", "CellNet", "HBNet", "NoWeightDecayOptimWrapperConstructor", "OptNet"]
 

@@ -140,7 +140,7 @@ def test_extras_exist():
 
 def test_every_command_is_of_a_kind_that_is_tried():
     kinds = (
-        r"pip install \.",
+        r"pip install (\.|\"\.\[viz\]\")",
         r"make \w+",
         r"python (train|validate)\.py .*",  # the next three: test_readme.py
         r"optinspired (search|retrain|report) .*",

@@ -6,6 +6,8 @@ mmengine has no command for this; its Runner does the work.
 
 On torch ≥ 2.6, ``--resume`` needs TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment: mmengine's checkpoints hold
 objects, and torch then reads them. Resume only from your own files.
+
+Needs ``pip install ".[mm]"``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from optinspired_plugins._extras import from_extra
+
 from .image_files import Form, checked_floats, collect, pixels, read_image, reason, resized
 
 __all__ = ["ImageSource", "open_source", "take_turns"]
@@ -91,7 +93,8 @@ def _of_arrays(images: np.ndarray, labels: Any, classes: int, form: Form) -> Ima
 
 
 def _digits(split: str, form: Form) -> ImageSource:
-    from sklearn.datasets import load_digits
+    with from_extra("viz"):
+        from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     chosen = (_ranks(labels) % 5 == 4) == (split == "test")
