@@ -44,6 +44,7 @@ NO_RELU = ("rule", "1", "0.1")
 NARROW: dict[str, Any] = {"channels": (16, 32, 64, 128)}  # of hbnet50, and a stem for small images
 NO_MOMENTUM: dict[str, Any] = {"beta2": 0.0}
 RESIDUAL: dict[str, Any] = {"reading": "residual"}
+PLAIN: dict[str, Any] = {"reading": "residual", "final_norm": False}
 # Name: timm model, its options, the starts; the most important first.
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "HBNet-56": ("hbnet56", {}, HEAVY_BALL),
@@ -57,6 +58,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "ResNet-110 without its last ReLU": ("hbnet110_resnet", {"post_act": False}, ("rule",)),
     "Momentum ResNet-56": ("optnet56", {**RESIDUAL, "algorithm": HeavyBall(0.9)}, ("rule",)),
     "Nesterov ResNet-56": ("optnet56", {**RESIDUAL, "algorithm": "agd"}, ("rule",)),
+    "Momentum ResNet-56, not normalised": ("optnet56", {**PLAIN, "algorithm": HeavyBall(0.9)}, ("rule",)),
+    "Nesterov ResNet-56, not normalised": ("optnet56", {**PLAIN, "algorithm": "agd"}, ("rule",)),
     "HBNet-50, narrow": ("hbnet50", NARROW, HEAVY_BALL),
     "ResNet-50, narrow": ("hbnet50", {**NARROW, **NO_MOMENTUM, "post_act": True}, RELU),
     "ResNet-50, narrow, without its last ReLU": ("hbnet50", {**NARROW, **NO_MOMENTUM}, NO_RELU),

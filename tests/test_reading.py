@@ -11,6 +11,7 @@ from my_algorithms import LearnedHeavyBall, OptimizedGradient
 from timm.models import save_for_hf
 
 from optinspired_plugins import ALGORITHMS, GradientDescent, HeavyBall, Nesterov, Unrolled, momentum, trace
+from optinspired_plugins.propagation.tracing import READINGS
 from timm_models import NETWORK_ALGORITHMS, AlgorithmStage, ProgramStage, hbnet
 from timm_models.stages.algorithm import make_stage
 
@@ -94,22 +95,76 @@ def test_a_zero_start_is_safe(name):
 )
 def test_networks_of_two_terms_are_hbnets(algorithm, betas, training):
     """The same state dict: (1, 0) is ResNet without its last activations, (1 + β, −β) momentum ResNet."""
-    net = build(algorithm=algorithm, reading="residual").train(training)
+    net = build(algorithm=algorithm, reading="residual", final_norm=False).train(training)
     other = build("hbnet20", **betas).train(training)
     other.load_state_dict(net.state_dict(), strict=True)
     assert_same_function(net, other, images())
 
 
-@pytest.mark.parametrize("name", [*NETWORK_ALGORITHMS, "ogm"])
+@pytest.mark.parametrize("name", sorted(NETWORK_ALGORITHMS.keys() - {"dmrnet"}))
 def test_program_and_algorithm_stages_agree(name):
-    algorithm = OptimizedGradient() if name == "ogm" else NETWORK_ALGORITHMS[name]()
-    stage = build(algorithm=algorithm if name == "ogm" else name, reading="residual").layer1
+    algorithm = NETWORK_ALGORITHMS[name]()
+    stage = build(algorithm=name, reading="residual").layer1
     assert isinstance(stage, ProgramStage)
     groups = (len(stage) // 4,) * 4
     slow = AlgorithmStage(copy.deepcopy(list(stage)), algorithm, groups, "residual")
     assert_same_function(stage, slow, torch.randn(2, 4, 8, 8, dtype=torch.float64))
     fixed = make_stage(copy.deepcopy(list(stage)), algorithm, groups)
     assert not torch.allclose(fixed(images().repeat(1, 2, 1, 1)[:, :4]), stage(images().repeat(1, 2, 1, 1)[:, :4]))
+
+
+def first_losses(**kwargs):
+    """Train 56 layers as typed for 20 steps at the paper's rate, without a warm-up."""
+    torch.manual_seed(0)
+    net = timm.create_model("optnet56", channels=(4, 4, 4), num_classes=4, **kwargs)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    labels, losses = torch.arange(16) % 4, []
+    x = torch.randn(16, 3, 8, 8) + torch.randn(4, 3, 8, 8)[labels]
+    for _ in range(20):
+        losses.append(torch.nn.functional.cross_entropy(net(x), labels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    return torch.stack(losses).detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [
+        (name, reading)
+        for reading in READINGS
+        for name in NETWORK_ALGORITHMS
+        if (name, reading) != ("dmrnet", "residual")
+    ],
+)
+def test_every_algorithm_trains_as_typed(name, reading):
+    losses = first_losses(algorithm=name, reading=reading)
+    assert losses.max() < 2 * losses[0]
+    assert losses[-1] < losses[0] * (0.6 if reading == "residual" else 0.95)
+
+
+def test_without_the_final_normalisation_momentum_explodes():
+    assert first_losses(algorithm="hb", reading="residual", final_norm=False).max() > 100
+
+
+@pytest.mark.parametrize("name", ["optnet20", "optnet18"])
+def test_the_final_normalisation_follows_the_reading(name):
+    for kwargs, on in (
+        ({}, False),
+        (dict(reading="residual"), True),
+        (dict(reading="residual", final_norm=False), False),
+    ):
+        assert (timm.create_model(name, **kwargs).norm is not None) == on
+    with pytest.raises(ValueError, match="final_norm='auto': must be True or False"):
+        timm.create_model(name, final_norm="auto")
+
+
+def test_an_algorithm_that_moves_without_a_gradient_has_no_residual_reading():
+    """DMRNet's two paths add up: h is 2^(n − 1)."""
+    for name, layers, h in (("optnet20", (3, 8, 2), 128), ("optnet18", (3, 3, 3, 3), 4)):
+        message = f"reading='residual': where T = 0, {max(layers)} steps of this algorithm multiply the input by {h}, "
+        with pytest.raises(ValueError, match=message):
+            timm.create_model(name, layers=layers, algorithm="dmrnet", reading="residual")
 
 
 def test_the_start_counts_the_sum_of_momentum():
@@ -123,7 +178,8 @@ def test_the_start_counts_the_sum_of_momentum():
 
 
 def test_a_checkpoint_of_the_other_reading_is_refused_by_name():
-    residual, fixed = (build(algorithm="gd", reading=reading) for reading in ("residual", "fixed-point"))
+    readings = ("residual", "fixed-point")
+    residual, fixed = (build(algorithm="gd", reading=reading, final_norm=False) for reading in readings)
     with pytest.raises(RuntimeError, match="reading='residual', this one reading='fixed-point': pass reading='res"):
         fixed.load_state_dict(residual.state_dict())
     with pytest.raises(RuntimeError, match="reading='fixed-point', this one reading='residual': pass reading='fix"):

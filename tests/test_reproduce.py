@@ -110,7 +110,7 @@ def test_every_image_once_an_epoch_as_the_paper_augments_it(data, augment):
 
 @pytest.mark.parametrize("depth", [20, 56])
 def test_controls_have_resnets_size(depth):
-    sizes = {name: count_network(NETWORKS[name], 10) for name in NETWORKS if f"net{depth}" in name}
+    sizes = {name: count_network(NETWORKS[name], 10) for name in _resnets(depth)}
     assert len(sizes) == 13
     learned = sizes.pop(f"hbnet{depth}-learn-beta")
     assert set(sizes.values()) == {sizes[f"resnet{depth}"]}

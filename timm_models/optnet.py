@@ -25,7 +25,7 @@ from optinspired_plugins.algorithms.methods import Algorithm, load_algorithm
 from optinspired_plugins.propagation.named import NETWORK_ALGORITHMS
 from optinspired_plugins.propagation.probing import calls_at_start, layers_per_step
 from optinspired_plugins.propagation.recorded import RecordedAlgorithm, record
-from optinspired_plugins.propagation.tracing import READINGS, NotLinearError
+from optinspired_plugins.propagation.tracing import READINGS, NotLinearError, trace_at_present
 
 from ._cfgs import cifar_cfg, imagenet_cfg
 from ._features import build_with_features
@@ -52,13 +52,16 @@ class OptNet(SavesArguments, StagedResNet):
         reading: ``"fixed-point"``, the paper's ∇f(z) = z − T(z); or ``"residual"``, ∇f(z) = −T(z), with which a stage
             of T = 0 returns S(u). By it, ``"gd"`` is ResNet without its last activations, and a heavy ball momentum
             ResNet. T adds up with the weight 1/(1 − β): ``init_last="auto"`` allows for it.
-        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last``,
-            ``final_norm`` and timm's ``ResNet`` arguments.
+        final_norm: as for :class:`~timm_models.staged_resnet.StagedResNet`. By default it is on with
+            ``reading="residual"``, where nothing else bounds the stream of the identity paths.
+        **kwargs: as for :class:`~timm_models.staged_resnet.StagedResNet`: ``stride_in_1x1``, ``init_last`` and timm's
+            ``ResNet`` arguments.
 
     Raises:
         TypeError: the algorithm lacks a method; an argument is unknown.
         ValueError: the algorithm's name is unknown; one of its steps calls no layer, or returns a result of another
-            shape or with infinite values; an argument is out of range. Nothing was allocated.
+            shape or with infinite values; it has no residual reading; an argument is out of range. Nothing was
+            allocated.
     """
 
     def __init__(
@@ -67,12 +70,15 @@ class OptNet(SavesArguments, StagedResNet):
         layers: Tuple[int, ...],
         algorithm: str | Mapping[str, Any] | Algorithm = "hb",
         reading: str = "fixed-point",
+        final_norm: bool | None = None,
         **kwargs: Any,
     ) -> None:
         check_layers("layers", layers, stages=4)
         check_one_of("reading", reading, READINGS)
         rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
+        _check_reading(rule, reading, max(layers))
+        kwargs["final_norm"] = reading == "residual" if final_norm is None else final_norm
         super().__init__(block, layers, **kwargs)
         self.saved_args = _as_data(algorithm, rule, max(layers))
         _propagate(self, rule, reading, counts, kwargs, lambda: StagedResNet(block, (2,) * 4, **kwargs))
@@ -85,6 +91,7 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
         layers: steps in each of the three stages.
         algorithm: as for :class:`OptNet`.
         reading: as for :class:`OptNet`.
+        final_norm: as for :class:`OptNet`.
         **kwargs: as for :class:`~timm_models.staged_resnet.CifarStagedResNet`.
 
     Raises:
@@ -97,12 +104,15 @@ class CifarOptNet(SavesArguments, CifarStagedResNet):
         layers: Tuple[int, ...] = (3, 3, 3),
         algorithm: str | Mapping[str, Any] | Algorithm = "hb",
         reading: str = "fixed-point",
+        final_norm: bool | None = None,
         **kwargs: Any,
     ) -> None:
         check_layers("layers", layers, stages=3)
         check_one_of("reading", reading, READINGS)
         rule = _load(algorithm)
         counts = layers_per_step(rule, max(layers))
+        _check_reading(rule, reading, max(layers))
+        kwargs["final_norm"] = reading == "residual" if final_norm is None else final_norm
         super().__init__(layers, **kwargs)
         self.saved_args = _as_data(algorithm, rule, max(layers))
         _propagate(self, rule, reading, counts, kwargs, lambda: CifarStagedResNet((2,) * 3, **kwargs))
@@ -112,6 +122,21 @@ def _load(algorithm: object) -> Algorithm:
     if isinstance(algorithm, Mapping):
         return RecordedAlgorithm.from_dict(algorithm)
     return load_algorithm(algorithm, NETWORK_ALGORITHMS)
+
+
+def _check_reading(algorithm: Algorithm, reading: str, steps: int) -> None:
+    """Raise a ValueError if the algorithm leaves a point whose gradient is 0, and moves away from there."""
+    if reading != "residual":
+        return
+    try:
+        program = trace_at_present(copy.deepcopy(algorithm), steps, True, reading)
+    except NotLinearError:
+        return
+    if abs(gain := program.gains()[0]) > 1 + 1e-6:
+        raise ValueError(
+            f"reading={reading!r}: where T = 0, {steps} steps of this algorithm multiply the input by {gain:g}, and it "
+            "must stay where the gradient is 0; pass reading='fixed-point'"
+        )
 
 
 def _as_data(algorithm: object, rule: Algorithm, steps: int) -> Dict[str, Any]:

@@ -13,6 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
+from timm_models import NETWORK_ALGORITHMS
 from timm_models.stages.transforms import PadShortcut
 
 __all__ = ["NETWORKS", "Network", "count_network", "learned_coefficients"]
@@ -126,6 +127,20 @@ def _narrow(depth: int) -> dict[str, Network]:
     }
 
 
+def _algorithms(depth: int) -> dict[str, Network]:
+    """Return OptNets by both readings of ∇f, and by the second without its final normalisation."""
+    networks = {}
+    for name in NETWORK_ALGORITHMS:
+        key, label = f"optnet{depth}-{name}", f"OptNet-{depth}, {name}"
+        networks[key] = Network(f"optnet{depth}", label, dict(algorithm=name))
+        if name != "dmrnet":  # has no residual reading
+            residual = dict(algorithm=name, reading="residual")
+            networks[f"{key}-residual"] = Network(f"optnet{depth}", f"{label}, residual", residual)
+            plain = f"{label}, residual, without its final normalisation"
+            networks[f"{key}-residual-plain"] = Network(f"optnet{depth}", plain, dict(residual, final_norm=False))
+    return networks
+
+
 NETWORKS = {
     **_resnets(20),
     **_resnets(56),
@@ -134,6 +149,7 @@ NETWORKS = {
     **_densenets(40),
     **_densenets(52, "agdnet52_k12"),
     **_narrow(152),
+    **_algorithms(56),
 }
 
 

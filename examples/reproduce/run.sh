@@ -52,6 +52,10 @@ part() {
             --networks hbnet$depth hbnet$depth-auto resnet$depth resnet$depth-zero-init
         done
       done ;;
+    algorithms)
+      list='from networks import NETWORKS; print(*[name for name in NETWORKS if name.startswith("optnet")])'
+      networks=$(PYTHONPATH=$here:${PYTHONPATH:-} python -c "$list")
+      run stability --data "$data" --steps 100 --seeds 0 --networks $networks ;;
     more)
       train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 \
         resnet56-uniform-init hbnet56-uniform-init ;;

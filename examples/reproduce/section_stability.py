@@ -12,6 +12,8 @@ from networks import NETWORKS
 from rows import read_rows
 from stability import EXPLODED
 
+from timm_models import NETWORK_ALGORITHMS
+
 __all__ = ["stability"]
 
 # One panel per initialisation of γ.
@@ -45,7 +47,7 @@ COUNTS = [
     ("hbnet110-auto", "hbnet110"),
     ("hbnet152-narrow-auto", "hbnet152-narrow"),
 ]
-# Runs of this length make the map of learning rates.
+# Runs of this length make the map of learning rates, and the table of algorithms.
 MAP_STEPS = "100"
 
 
@@ -74,7 +76,8 @@ def stability(folder: Path) -> Section:
         lines += [*_block(groups, setting), ""]
         lines += [Table("difference of last loss", losses), ""] if losses else []
         counts += _count_claims(groups, setting)
-    lines += _map([row for row in rows if row["steps"] == MAP_STEPS])
+    short = [row for row in rows if row["steps"] == MAP_STEPS]
+    lines += _map([row for row in short if "optnet" not in row["network"]]) + _algorithms(short)
     first = (rows[0]["steps"], rows[0]["lr"])
     budget = [row for row in curves if (row["steps"], row["lr"]) == first]
     panels = {title: [row for row in budget if row["network"] in names] for title, names in PANELS.items()}
@@ -99,6 +102,24 @@ def _block(groups: dict[str, list[Row]], setting: str) -> list[str]:
         cells = [NETWORKS[name].label, str(len(group)), diverged, loss, largest, name_seeds(group, seeds)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _algorithms(rows: list[Row]) -> list[str]:
+    """Return the table of last losses by algorithm and reading of ∇f."""
+    by_network = {row["network"]: row for row in rows if row["seed"] == "0"}
+    lines = [
+        f"The last loss of OptNet-56, after {MAP_STEPS} steps at 0.1 (seed 0), by algorithm and reading of ∇f. With "
+        '`reading="residual"` the network ends in a normalisation, which `final_norm=False` leaves out.',
+        "",
+        f"| {MAP_STEPS} steps, measured | fixed-point | residual | residual, without the final normalisation |",
+        "|---|---:|---:|---:|",
+    ]
+    found = len(lines)
+    for name in NETWORK_ALGORITHMS:
+        group = [by_network.get(f"optnet56-{name}{form}") for form in ("", "-residual", "-residual-plain")]
+        if any(group):
+            lines.append(f"| `{name}` | " + " | ".join(_map_entry([row]) if row else "" for row in group) + " |")
+    return [*lines, ""] if len(lines) > found else []
 
 
 def _map(rows: list[Row]) -> list[str]:

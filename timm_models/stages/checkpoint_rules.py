@@ -222,8 +222,11 @@ class LearnedRule:
             raise RuntimeError(f"{error}{self._mismatch_hint(state_dict) if strict else ''}") from error
 
     def _mismatch_hint(self: Any, state_dict: Iterable[str]) -> str:
-        """Return advice if a checkpoint has other learned coefficients, else ""."""
+        """Return advice if a checkpoint has other learned coefficients or no final normalisation, else ""."""
         all_keys = (self.state_dict(), state_dict)
+        normed, wanted = ("norm.weight" in keys for keys in all_keys)
+        if normed != wanted:
+            return f"\n\tThe checkpoint has {'a' if wanted else 'no'} final normalisation: pass final_norm={wanted}."
         ours, theirs = ({key for key in keys if key.rpartition(".")[2] in self.coefficients} for keys in all_keys)
         option = self.learn_option
         if ours - theirs:
