@@ -16,8 +16,10 @@ ABOUT = (
     "20,000 training and 10,000 test images of CIFAR-10, 8 epochs, batches of 128, learning rate 0.1 with a cosine, "
     "bfloat16. γ is the weight of the last normalisation of each transform. *rule* is the default of HBNet and OptNet, "
     '`init_last="auto"`: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; *rule/3* is a third of it. γ = 0 '
-    "is the default of timm's ResNets. A seed has the same images, crops, mirrors and first weights on every device. "
-    "Not every start was run with every seed, and one seed decides no difference."
+    "is the default of timm's ResNets. *Momentum* and *Nesterov ResNet* are `optnet56` by the residual reading, of the "
+    "heavy ball with β = 0.9 and of Nesterov's method; *not normalised* is `final_norm=False`. A seed has the same "
+    "images, crops, mirrors and first weights on every device. Not every start was run with every seed, and one seed "
+    "decides no difference."
 )
 NO_RELU = "ResNet-56 without its last ReLU"
 # Pairs of a network and its start.
