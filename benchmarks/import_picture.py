@@ -36,7 +36,7 @@ def _room(name: str, files: str, hosts: str = "") -> Room:
 _CORE, _TIMM, _NNI = "optinspired_plugins", "timm_models", "nni_spaces"
 ROOMS = [
     _room("entry points", f"{_CORE}/__init__.py {_CORE}/_autoload.py"),
-    _room("files and checks", f"{_CORE}/_checks.py {_CORE}/_files.py {_CORE}/run_folder.py"),
+    _room("files and checks", f"{_CORE}/_checks.py {_CORE}/_extras.py {_CORE}/_files.py {_CORE}/run_folder.py"),
     _room("memory", f"{_CORE}/memory/*", "torch triton"),
     _room("algorithms", f"{_CORE}/algorithms/*", "torch"),
     _room("propagation", f"{_CORE}/propagation/*", "torch"),

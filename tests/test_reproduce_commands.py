@@ -28,6 +28,7 @@ import table5
 import table7
 from architecture_table import ROWS, count
 from commands import Place, fingerprint, run_missing
+from networks import NETWORKS
 from training import Recipe
 
 from nni_spaces.runs.search import make_space
@@ -350,7 +351,7 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     subprocess.run([*script, data, *parts], env=env, check=True)
     lines = [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {words[0] for words in lines} == {"1"}
-    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 22
+    assert sum(words[1].endswith("page.py") for words in lines) == len(parts) == 23
     ran = {Path(words[1]).stem: [] for words in lines}
     for words in lines:
         ran[Path(words[1]).stem].append(words[2:])
@@ -359,7 +360,10 @@ def test_the_plan_is_made_of_commands_that_are_understood(data, tmp_path, monkey
     planned = [recipe for words in ran["table4"] for recipe in table4.parse_args(words)[0]]
     assert len(set(planned)) == len(planned) == 12 + 6 + 6 + 12 + 3 + 6 + 6 + 3 + 6 + 18 + 4 + 20
     assert {(recipe.epochs, recipe.train_images) for recipe in planned} == {(10, 16_000)}
-    assert len(ran["stability"]) == 4 + 1 + 12
+    assert len(ran["stability"]) == 4 + 1 + 12 + 11
+    steps = [words[words.index("--networks") + 1 :] for words in ran["stability"] if "--networks" in words]
+    optnets = {name for name in NETWORKS if name.startswith("optnet")}
+    assert {name for names in steps for name in names} & optnets == optnets
     methods = [method for words in ran["table7"] for method in words[words.index("--methods") + 1 :]]
     assert sorted(methods) == sorted(table7.METHODS)
     assert {words[words.index("--genotypes") + 1] for words in ran["table7"]} == {"runs/reproduce/results/genotypes"}

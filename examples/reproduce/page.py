@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -103,12 +104,12 @@ def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], l
 
 
 def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
-    """Return the decided claims about the paper and about the default start, for README.md."""
+    """Return the decided claims about the paper and about HBNet's default start, for README.md."""
     several, survivors = decided(claims, adjusted)
-    shown = [claim for claim in survivors if claim.paper is not None or "rule" in claim.ours]
+    shown = [claim for claim in survivors if claim.paper is not None or re.match("HBNet.*rule", claim.ours)]
     return [
         f"Comparisons with several seeds: {len(several)}; decided, after the correction for their number: "
-        f"{len(survivors)}. Those with a figure in the paper, or of the default γ (the rule):",
+        f"{len(survivors)}. Those with a figure in the paper, or of HBNet's default γ (the rule):",
         "",
         *([f"- {_sentence(claim, adjusted)}" for claim in shown] or ["none."]),
     ]

@@ -53,9 +53,11 @@ part() {
         done
       done ;;
     algorithms)
-      list='from networks import NETWORKS; print(*[name for name in NETWORKS if name.startswith("optnet")])'
-      networks=$(PYTHONPATH=$here:${PYTHONPATH:-} python -c "$list")
-      run stability --data "$data" --steps 100 --seeds 0 --networks $networks ;;
+      for algorithm in gd hb agd agd2 admm tmm chebyshev ogm km halpern; do
+        run stability --data "$data" --steps 100 --seeds 0 \
+          --networks optnet56-$algorithm optnet56-$algorithm-residual optnet56-$algorithm-residual-plain
+      done
+      run stability --data "$data" --steps 100 --seeds 0 --networks optnet56-dmrnet ;;
     more)
       train --networks hbnet56-learn-beta resnet56-preact hbnet56-post-act agdnet22-beta-0 \
         resnet56-uniform-init hbnet56-uniform-init ;;
