@@ -447,7 +447,7 @@ def test_the_summary_has_the_decided_claims(tmp_path):
     assert (before, after) == ("before", "after")
     assert count == (
         "Comparisons with several seeds: 2; decided, after the correction for their number: 2. Those with a figure in "
-        "the paper, or of HBNet's default γ (the rule):"
+        "the paper, and errors of the default γ (the rule):"
     )
     assert claim.startswith("- HBNet-56 against ResNet-56, test error (16,000 images, 10 epochs")
     assert claim.endswith("lower, -10.00 [-11.96, -8.04]; paper +0.14")

@@ -104,12 +104,13 @@ def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], l
 
 
 def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
-    """Return the decided claims about the paper and about HBNet's default start, for README.md."""
+    """Return the decided claims about the paper, and about errors of HBNet's default start, for README.md."""
     several, survivors = decided(claims, adjusted)
-    shown = [claim for claim in survivors if claim.paper is not None or re.match("HBNet.*rule", claim.ours)]
+    default = [c for c in survivors if "error" in c.quantity and re.match("HBNet.*rule", c.ours)]
+    shown = [claim for claim in survivors if claim.paper is not None or claim in default]
     return [
         f"Comparisons with several seeds: {len(several)}; decided, after the correction for their number: "
-        f"{len(survivors)}. Those with a figure in the paper, or of HBNet's default γ (the rule):",
+        f"{len(survivors)}. Those with a figure in the paper, and errors of the default γ (the rule):",
         "",
         *([f"- {_sentence(claim, adjusted)}" for claim in shown] or ["none."]),
     ]
