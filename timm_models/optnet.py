@@ -125,7 +125,7 @@ def _load(algorithm: object) -> Algorithm:
 
 
 def _check_reading(algorithm: Algorithm, reading: str, steps: int) -> None:
-    """Raise a ValueError if the algorithm leaves a point whose gradient is 0, and moves away from there."""
+    """Raise a ValueError if reading is "residual" and the input grows where T = 0."""
     if reading != "residual":
         return
     try:
