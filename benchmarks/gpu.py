@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 FIELDS = ["model", "form", "peer", "quantity", "value", "unit", "ratio", "low", "high", "note", "device", "torch", "at"]
 TRAINING_FIELDS = [
-    *("model", "start", "seed", "quantity", "value", "unit", "loss", "finite", "seconds", "form", "note"),
+    *("model", "start", "lr", "seed", "quantity", "value", "unit", "loss", "finite", "seconds", "form", "note"),
     *("device", "torch", "at"),
 ]
 BLOCKS = {
@@ -106,7 +106,7 @@ class Run:
         self.errors, self.only = 0, args.only
         self.jobs, self.seeds, self.networks = args.jobs, args.seeds, args.networks
         self.resume = args.resume
-        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up, bfloat16=args.bfloat16)
+        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up, args.lr, args.bfloat16)
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -463,18 +463,18 @@ def cifar10(run: Run, until: float) -> None:
         run.write("cifar10", quantity="left out", note=note)
         return
     data = Data.of(load(run.data), run.device)
-    write, fail = partial(run.write, "cifar10"), partial(run.fail, "cifar10")
+    write, fail = (partial(function, "cifar10", lr=run.recipe.lr) for function in (run.write, run.fail))
     chosen = [one for one in settings(run.seeds) if re.search(run.networks, f"{one.model}: {one.start}")]
-    done = _trained(run.out / "cifar10.csv")
+    done = _trained(run.out / "cifar10.csv", run.recipe.lr)
     Trainings(data, run.recipe, run.jobs, write, fail).run([one for one in chosen if one not in done], until)
 
 
-def _trained(path: Path) -> set[Setting]:
-    """Return the trainings that have a result."""
+def _trained(path: Path, lr: float) -> set[Setting]:
+    """Return the trainings at a learning rate that have a result."""
     if not path.exists():
         return set()
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["quantity"] == "test error"]
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "test error" and float(row["lr"]) == lr]
     return {Setting(row["model"], row["start"], int(row["seed"])) for row in rows}
 
 
@@ -496,6 +496,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="skip trainings that cifar10.csv has, by the same arguments"
     )
+    parser.add_argument("--lr", type=float, default=0.1, help="greatest learning rate of the trainings")
     parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     return parser

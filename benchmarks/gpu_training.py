@@ -5,6 +5,7 @@
 
 They compare networks and starts: the weight γ of the last normalisation of each transform. The networks of a seed see
 the same images, crops and mirrors in the same order, and start with the same convolutions where their shapes agree.
+The pre-activation ResNet is defined in ``examples/reproduce``, which ``gpu.sh`` adds to the search path.
 
 A step of a 56-layer network on 128 small images is about 900 kernels. Launched one by one from a slow host, at 36 µs
 each, it takes 30 ms. Replayed, at an estimated 3 to 4 µs each, it takes about 3 ms: 5 s for ten epochs of 20,000 images
@@ -60,6 +61,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "Nesterov ResNet-56": ("optnet56", {**RESIDUAL, "algorithm": "agd"}, ("rule",)),
     "Momentum ResNet-56, not normalised": ("optnet56", {**PLAIN, "algorithm": HeavyBall(0.9)}, ("rule",)),
     "Nesterov ResNet-56, not normalised": ("optnet56", {**PLAIN, "algorithm": "agd"}, ("rule",)),
+    "pre-activation ResNet-56": ("preact56", {}, ("0", "1")),
     "HBNet-50, narrow": ("hbnet50", NARROW, HEAVY_BALL),
     "ResNet-50, narrow": ("hbnet50", {**NARROW, **NO_MOMENTUM, "post_act": True}, RELU),
     "ResNet-50, narrow, without its last ReLU": ("hbnet50", {**NARROW, **NO_MOMENTUM}, NO_RELU),
@@ -82,7 +84,7 @@ class Recipe(NamedTuple):
     epochs: int = 10
     batch: int = 128
     warm_up: int = 0
-    rate: float = 0.1
+    lr: float = 0.1
     bfloat16: bool = False  # autocast on a CPU, too
 
 
@@ -97,9 +99,25 @@ def settings(seeds: int) -> list[Setting]:
 
 def network(setting: Setting) -> nn.Module:
     """Return a network of 10 classes for 32×32 images at its start."""
+    torch.manual_seed(setting.seed)
+    net = _preactivated(setting) if NETWORKS[setting.model][0].startswith("preact") else _staged(setting)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None  # not needed, and a kernel less
+    return net
+
+
+def _preactivated(setting: Setting) -> nn.Module:
+    """Return a pre-activation ResNet. Its transforms end in a convolution: it starts at 0, as in timm, or as all do."""
+    import networks  # noqa: F401 - registers the model
+
+    model, options, _ = NETWORKS[setting.model]
+    return timm.create_model(model, num_classes=10, zero_init_last=setting.start == "0", **options)
+
+
+def _staged(setting: Setting) -> nn.Module:
     model, options, _ = NETWORKS[setting.model]
     start, _, divisor = setting.start.partition("/")
-    torch.manual_seed(setting.seed)
     net = timm.create_model(model, num_classes=10, init_last="auto" if start == "rule" else float(start), **options)
     if hasattr(net, "maxpool"):
         net.conv1 = nn.Conv2d(3, net.bn1.num_features, 3, padding=1, bias=False)
@@ -107,9 +125,6 @@ def network(setting: Setting) -> nn.Module:
         net.maxpool = nn.Identity()
     for transform in (transform for stage in net.stages() for transform in stage.transforms()):
         transform.last_norm().weight.data /= float(divisor or 1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None  # not needed, and a kernel less
     return net
 
 
@@ -213,7 +228,7 @@ def rates(steps: int, recipe: Recipe) -> Tensor:
     warm_up = recipe.warm_up
     rising = [(i + 1) / warm_up for i in range(min(warm_up, steps))]
     falling = [(1 + math.cos(math.pi * i / (steps - warm_up))) / 2 for i in range(steps - warm_up)]
-    return recipe.rate * torch.tensor([*rising, *falling], dtype=torch.float64).float()
+    return recipe.lr * torch.tensor([*rising, *falling], dtype=torch.float64).float()
 
 
 @torch.no_grad()

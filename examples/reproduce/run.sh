@@ -32,7 +32,7 @@ part() {
     controls) train --networks resnet20-no-last-relu resnet20-preact hbnet20-post-act hbnet20-learn-beta ;;
     search) search --methods darts hb hb-dagger agd ;;
     search-warm-up) search --methods darts-warm-up agd-warm-up ;;
-    search-controls) search --methods random-hb-dagger hb-no-negative agd-no-negative ;;
+    search-controls) search --methods random-hb-dagger hb-no-negative agd-no-negative hb-dagger-scaled ;;
     search-algorithms) search --methods admm ogm random-admm random-ogm ;;
     random) search --methods random-darts random-hb random-agd ;;
     deep-init) train --networks resnet56-small-init hbnet56-small-init ;;

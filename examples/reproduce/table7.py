@@ -40,6 +40,7 @@ class Method(NamedTuple):
     space: str
     initialization: str | None  # None for a random search, which has no α
     warmup: float = 0.0  # fraction of the epochs in which α is frozen
+    logit: float | None = 5.0  # of a favoured α; None is the distance that α can travel
     algorithm: str | None = None  # of the space "algorithm"
     operations: Sequence[str] | None = None  # candidates, if not the space's own
     allowed: Mapping[str, Sequence[str]] | None = None  # candidates of single edges
@@ -63,6 +64,7 @@ METHODS = {
     "random-agd": Method("agd", None),
     "darts-warm-up": Method("darts", "zero", warmup=0.5),
     "agd-warm-up": Method("agd", "zero", warmup=0.5),
+    "hb-dagger-scaled": Method("hb", "heavy-ball", logit=None),
     "random-hb-dagger": Method("hb", None, allowed=momentum_edges(HBSpace.structure, SearchSettings.nodes)),
     "hb-no-negative": Method("hb", "random", operations=DARTS_OPERATIONS),
     "agd-no-negative": Method("agd", "zero", operations=DARTS_OPERATIONS),
@@ -126,7 +128,7 @@ class Experiment:
             channels=b.channels,
             cells=b.cells,
             alpha_lr=b.alpha_lr,
-            logit=5.0,
+            logit=method.logit,
             warmup_epochs=int(method.warmup * b.search_epochs),
             seed=self.seed,
         )
