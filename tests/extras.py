@@ -24,6 +24,8 @@ EXTRAS = {
     "sphinx_gallery": "docs",
     "typer": "viz",
 }
+# docs/guide/strategies.md names the version.
+WITHOUT_EXTRA = ("tianshou",)
 # These are there and cannot be imported where a library of the system is missing.
 INCOMPLETE = {"mmengine.runner": "its OpenCV misses libGL.so.1"}
 
@@ -35,7 +37,8 @@ def needs(*packages: str) -> None:
     the extra ``dev``.
     """
     for package in packages:
-        reason = f"{package} is not installed: the extra '{EXTRAS.get(package, 'dev')}' brings it"
+        extra = "no extra" if package in WITHOUT_EXTRA else f"the extra '{EXTRAS.get(package, 'dev')}'"
+        reason = f"{package} is not installed: {extra} brings it"
         if package in INCOMPLETE:
             pytest.importorskip(package, reason=f"{reason}, or {INCOMPLETE[package]}", exc_type=ImportError)
         else:

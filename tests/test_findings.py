@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from extras import needs
 from report_runs import make_history, write_run
 
 from optinspired_plugins.cells.genotype import Genotype
@@ -161,7 +162,7 @@ def test_a_search_that_found_nothing_says_so(step, words, tmp_path):
 
 
 def test_the_line_of_an_epoch_has_the_way_of_alpha_and_its_findings(tmp_path):
-    pytest.importorskip("typer", reason="typer is not installed: the extra 'viz' brings it")
+    needs("typer")
     from nni_spaces.cli import _summary, search_line
 
     history = make_history("hb", 3, logit=2.5, step=0.02)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from extras import needs
 from import_picture import FILES, LEAVES, ROOMS, file_of, imports, room_of
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,7 @@ def test_no_fault_is_invented(file, source):
 
 @pytest.mark.slow
 def test_the_picture_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: the extra 'viz' brings it")
+    needs("matplotlib")
     from import_picture import draw
 
     draw(tmp_path / "imports.svg")

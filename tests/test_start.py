@@ -7,6 +7,7 @@ import pickle
 import pytest
 import timm
 import torch
+from extras import needs
 from my_algorithms import LearnedHeavyBall
 from timm.models import save_for_hf
 from timm.utils.misc import ParseKwargs
@@ -263,7 +264,7 @@ def test_copies_and_pickles_keep_the_start():
 
 @pytest.mark.parametrize("kind", ["HBNet", "OptNet"])
 def test_an_mmengine_backbone_takes_the_start(kind):
-    pytest.importorskip("mmengine")
+    needs("mmengine")
     from optinspired_plugins.mm import MODELS
 
     backbone = MODELS.build(dict(type=kind, depth=20, init_last="auto"))
