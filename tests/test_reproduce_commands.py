@@ -196,6 +196,8 @@ def test_the_genotypes_of_the_package_are_those_of_the_results():
         sizes = dict(cells=int(row["retrain_cells"]), channels=int(row["width"]))
         model = timm.create_model("cellnet_cifar", genotype=name, device="meta", **sizes)
         assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
+        counts = {field: int(row[field]) for field in ("normal_edges", "normal_poolings")}
+        assert table7.count_poolings(genotypes.load_genotype(name)) == counts
 
 
 # --- rows and commands ------------------------------------------------------------------------------------------------

@@ -319,13 +319,14 @@ def test_searches(tmp_path):
     for method, errors, seconds in [*found, ("agd-warm-up", (30.0, 31.0), 150)]:
         for seed, error in enumerate(errors):
             names = dict(method=method, seed=seed, genotype=f"cifar10_{method}_seed{seed}", parameters=1000 + seed)
+            counts = dict(normal_edges=8, normal_poolings=seed)
             speed = 1 + 2 * seed  # the second seed's machine is slower
             times = dict(search_seconds=seconds * speed, darts_seconds=100 * speed)
-            rows.append({**names, **budget, "test_error": error, **times})
+            rows.append({**names, **budget, **counts, "test_error": error, **times})
     write_csv(tmp_path / "table7.csv", rows)
     text = written(tmp_path)
-    sizes, paper = "1,000, 1,001", "`cifar10_hb_seed0`, `cifar10_hb_seed1`"
-    assert line(text, "HB space")[1:] == ["2.82", "20.05 ± 0.07", "2.92M", sizes, "0.75", "0.50 ± 0.00", "0, 1", paper]
+    measured = ["20.05 ± 0.07", "2.92M", "1,000, 1,001", "0.75", "0.50 ± 0.00", "1 of 16", "0, 1"]
+    assert line(text, "HB space")[1:] == ["2.82", *measured, "`cifar10_hb_seed0`, `cifar10_hb_seed1`"]
     assert line(text, "AGD space − DARTS space")[1::3] == ["-0.44", NOISE]
     assert line(text, "AGD space, α frozen at first − DARTS space")[1::3] == ["", "lower"]
     assert "random search" not in text

@@ -96,11 +96,12 @@ def _table7_block(groups: dict[str, list[Row]]) -> list[str]:
         "for 50 epochs and trains 20 cells for 600 epochs on all images. A cost is the search time divided by the "
         "search time of the DARTS space on the same machine; the paper's costs are divided by its cost of DARTS. "
         "Other work on the machine disturbs a measured cost; `docs/speed.md` has the cost of a step on a quiet "
-        "machine. The networks are `cellnet_cifar` with the genotypes in the last column.",
+        "machine. Poolings are counted among the edges of the normal cells. The networks are `cellnet_cifar` with the "
+        "genotypes in the last column.",
         "",
         "| | test error, paper | test error, measured | parameters, paper | parameters, measured | cost, paper | "
-        "cost, measured | seeds | genotypes |",
-        "|---|---:|---:|---:|---:|---:|---:|---|---|",
+        "cost, measured | poolings, measured | seeds | genotypes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
     ]
     for method, group in groups.items():
         paper = ("", "", "")
@@ -110,7 +111,8 @@ def _table7_block(groups: dict[str, list[Row]]) -> list[str]:
         error = mean_and_spread(numbers(group, "test_error"))
         size = ", ".join(f"{int(row['parameters']):,}" for row in group)
         cost = mean_and_spread([float(row["search_seconds"]) / float(row["darts_seconds"]) for row in group])
-        names = ", ".join(f"`{row['genotype']}`" for row in group)
-        cells = [METHODS[method], paper[0], error, paper[1], size, paper[2], cost, name_seeds(group, seeds), names]
+        poolings, edges = (sum(int(row[f"normal_{kind}"]) for row in group) for kind in ("poolings", "edges"))
+        names = name_seeds(group, seeds), ", ".join(f"`{row['genotype']}`" for row in group)
+        cells = [METHODS[method], paper[0], error, paper[1], size, paper[2], cost, f"{poolings} of {edges}", *names]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -30,7 +30,7 @@ from nni_spaces.spaces.structure import CellStructure
 from nni_spaces.trials.evaluator import TrialEvaluator
 from nni_spaces.trials.run import read_trials, run_trials
 from optinspired_plugins.cells.genotype import Genotype
-from optinspired_plugins.cells.operations import DARTS_OPERATIONS, TABLE_6
+from optinspired_plugins.cells.operations import DARTS_OPERATIONS, POOLINGS, TABLE_6
 from optinspired_plugins.run_folder import lock_folder, read_history
 
 
@@ -184,6 +184,7 @@ class Experiment:
             **self.place.shared,
             "test_images": len(read_images(self.data, self.budget.images, "test").labels),
             "genotype": name,
+            **count_poolings(genotype),
             **measurements,
             "search_seconds": round(search_seconds, 1),
             "darts_seconds": round(darts_seconds, 1),
@@ -218,6 +219,12 @@ class Experiment:
             "test_error": round(100 - test_top1, 4),
             "seconds": sum(entry["seconds"] for entry in history),
         }
+
+
+def count_poolings(genotype: Genotype) -> dict[str, int]:
+    """Count the edges of the normal cell, and those that are poolings."""
+    names = [edge.operation for node in genotype.normal for edge in node]
+    return {"normal_edges": len(names), "normal_poolings": sum(name in POOLINGS for name in names)}
 
 
 def _show(method: str, entry: dict[str, Any]) -> None:
