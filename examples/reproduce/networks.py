@@ -99,6 +99,9 @@ def _resnets(depth: int) -> dict[str, Network]:
         f"resnet{depth}-small-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 1/√n", small),
         f"{hb}-small-init": Network(hb, f"HBNet-{depth}, γ from 1/√n", small),
         f"{hb}-auto": Network(hb, f"HBNet-{depth}, γ by the rule", dict(init_last="auto")),
+        f"{hb}-auto-final-norm": Network(
+            hb, f"HBNet-{depth}, γ by the rule, with a final normalisation", dict(init_last="auto", final_norm=True)
+        ),
         f"resnet{depth}-zero-init": Network(f"{hb}_resnet", f"ResNet-{depth}, γ from 0", dict(init_last="zero")),
         f"resnet{depth}-no-last-relu-auto": Network(
             hb, f"ResNet-{depth} without its last ReLU, γ by the rule", dict(init_last="auto", beta2=0.0)

@@ -49,7 +49,8 @@ part() {
       for depth in 20 56 110; do
         for lr in 0.1 0.3 1 3; do
           run stability --data "$data" --steps 100 --lr $lr --seeds 0 \
-            --networks hbnet$depth hbnet$depth-auto resnet$depth resnet$depth-zero-init
+            --networks hbnet$depth hbnet$depth-auto hbnet$depth-auto-final-norm \
+            resnet$depth resnet$depth-zero-init resnet$depth-no-last-relu-auto
         done
       done ;;
     algorithms)
