@@ -61,6 +61,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "Nesterov ResNet-56": ("optnet56", {**RESIDUAL, "algorithm": "agd"}, ("rule",)),
     "Momentum ResNet-56, not normalised": ("optnet56", {**PLAIN, "algorithm": HeavyBall(0.9)}, ("rule",)),
     "Nesterov ResNet-56, not normalised": ("optnet56", {**PLAIN, "algorithm": "agd"}, ("rule",)),
+    "HBNet-56 with a final normalisation": ("hbnet56", {"final_norm": True}, ("rule",)),
     "pre-activation ResNet-56": ("preact56", {}, ("0", "1")),
     "HBNet-50, narrow": ("hbnet50", NARROW, HEAVY_BALL),
     "ResNet-50, narrow": ("hbnet50", {**NARROW, **NO_MOMENTUM, "post_act": True}, RELU),

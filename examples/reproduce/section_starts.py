@@ -48,6 +48,8 @@ PAIRS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("Momentum ResNet-56", "rule"), ("HBNet-56", "rule")),
     (("Nesterov ResNet-56", "rule"), ("ResNet-56", "0")),
     (("Nesterov ResNet-56", "rule"), ("HBNet-56", "rule")),
+    (("HBNet-56 with a final normalisation", "rule"), ("HBNet-56", "rule")),
+    (("HBNet-56 with a final normalisation", "rule", "0.3"), ("HBNet-56", "rule")),
     (("HBNet-56", "rule"), ("pre-activation ResNet-56", "0")),
     (("HBNet-56", "rule"), ("pre-activation ResNet-56", "1")),
     (("HBNet-56", "rule", "0.05"), ("ResNet-56", "0", "0.05")),
