@@ -450,13 +450,14 @@ def test_the_summary_has_the_decided_claims(tmp_path):
     document = tmp_path / "document.md"
     document.write_text(f"before\n{page.BEGIN}old\n{page.END}after\n")
     page.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--readme", str(document)])
-    before, _, count, _, claim, _, after = document.read_text(encoding="utf-8").splitlines()
+    before, _, count, _, heading, claim, _, after = document.read_text(encoding="utf-8").splitlines()
     assert (before, after) == ("before", "after")
     assert count == (
         "Comparisons with several seeds: 2; decided, after the correction for their number: 2. Those with a figure in "
-        "the paper, and errors of the default γ (the rule):"
+        "the paper, and errors of the default γ (the rule) at learning rate 0.1:"
     )
-    assert claim.startswith("- HBNet-56 against ResNet-56, test error (16,000 images, 10 epochs")
+    assert heading.startswith("- test error (16,000 images, 10 epochs")
+    assert claim.startswith("  - HBNet-56 against ResNet-56: lower")
     assert claim.endswith("lower, -10.00 [-11.96, -8.04]; paper +0.14")
     assert page.summary([], page.adjusted_p_values([]))[-1] == "none."
     document.write_text("no marks")

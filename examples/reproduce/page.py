@@ -15,6 +15,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import coefficients
@@ -104,15 +105,22 @@ def decided(claims: Iterable[Claim], adjusted: Adjusted) -> tuple[list[Claim], l
 
 
 def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
-    """Return the decided claims about the paper, and about errors of HBNet's default start, for README.md."""
+    """Return the decided claims about the paper, and about errors of HBNet's default start, for README.md.
+
+    Claims about one quantity in one setting have it as their heading.
+    """
     several, survivors = decided(claims, adjusted)
-    default = [c for c in survivors if "error" in c.quantity and re.match("HBNet.*rule", c.ours)]
+    default = [c for c in survivors if "error" in c.quantity and re.fullmatch("HBNet.*γ = rule", c.ours)]
     shown = [claim for claim in survivors if claim.paper is not None or claim in default]
+    lines = []
+    for (quantity, setting), group in groupby(shown, lambda claim: (claim.quantity, claim.setting)):
+        lines += [f"- {quantity} ({setting}):", *(f"  - {_outcome(claim, adjusted)}" for claim in group)]
     return [
         f"Comparisons with several seeds: {len(several)}; decided, after the correction for their number: "
-        f"{len(survivors)}. Those with a figure in the paper, and errors of the default γ (the rule):",
+        f"{len(survivors)}. Those with a figure in the paper, and errors of the default γ (the rule) at learning rate "
+        "0.1:",
         "",
-        *([f"- {_sentence(claim, adjusted)}" for claim in shown] or ["none."]),
+        *(lines or ["none."]),
     ]
 
 
@@ -145,10 +153,14 @@ def conclusions(claims: Sequence[Claim], adjusted: Adjusted) -> list[str]:
 
 
 def _sentence(claim: Claim, adjusted: Adjusted) -> str:
+    return _outcome(claim, adjusted, f", {claim.quantity} ({claim.setting})")
+
+
+def _outcome(claim: Claim, adjusted: Adjusted, about: str = "") -> str:
     word = verdict(claim, adjusted).partition(",")[0]  # the title says "before correction"
     word = "" if word == NOISE else f"{word}, "
     paper = "" if claim.paper is None or isinstance(claim.result, Counts) else f"; paper {claim.paper:+.2f}"
-    return f"{claim.ours} against {claim.peer}, {claim.quantity} ({claim.setting}): {word}{claim.difference}{paper}"
+    return f"{claim.ours} against {claim.peer}{about}: {word}{claim.difference}{paper}"
 
 
 def read_sections(results: Path, gpu: Path | None) -> tuple[list[Section], Adjusted]:
