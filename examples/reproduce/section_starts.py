@@ -18,8 +18,8 @@ ABOUT = (
     'the default of HBNet and OptNet, `init_last="auto"`: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; '
     "*rule/3* is a third of it. γ = 0 is the default of timm's ResNets. *Momentum* and *Nesterov ResNet* are "
     "`optnet56` by the residual reading, of the heavy ball with β = 0.9 and of Nesterov's method; *not normalised* is "
-    "`final_norm=False`. A transform of the pre-activation ResNet ends in a convolution, which starts at 0 (γ = 0, "
-    "timm's default) or as the others (γ = 1). 0.05 is the learning rate that timm's `train.py` takes for SGD with 128 "
+    "`final_norm=False`. A transform of the pre-activation ResNet ends in a convolution, which starts at 0, as in "
+    "timm. 0.05 is the learning rate that timm's `train.py` takes for SGD with 128 "
     "images. A seed has the same images, crops, mirrors and first weights on every device. Not every start was run "
     "with every seed, and one seed decides no difference."
 )
