@@ -111,10 +111,12 @@ def test_every_image_once_an_epoch_as_the_paper_augments_it(data, augment):
 @pytest.mark.parametrize("depth", [20, 56])
 def test_controls_have_resnets_size(depth):
     sizes = {name: count_network(NETWORKS[name], 10) for name in _resnets(depth)}
-    assert len(sizes) == 13
-    learned = sizes.pop(f"hbnet{depth}-learn-beta")
-    assert set(sizes.values()) == {sizes[f"resnet{depth}"]}
-    assert learned[0] - sizes[f"resnet{depth}"][0] == 2 * 3 * ((depth - 2) // 6 - 1)
+    assert len(sizes) == 14
+    learned, normalised = (sizes.pop(f"hbnet{depth}-{name}") for name in ("learn-beta", "auto-final-norm"))
+    parameters, macs = sizes[f"resnet{depth}"]
+    assert set(sizes.values()) == {(parameters, macs)}
+    assert learned[0] == parameters + 2 * 3 * ((depth - 2) // 6 - 1)
+    assert normalised == (parameters + 2 * 64, macs)
 
 
 def test_pre_activation_resnet_is_that_of_its_paper():
