@@ -1,6 +1,6 @@
 """Paired trainings on CIFAR-10, several at a time, each step a replay of a CUDA graph.
 
-    python benchmarks/gpu.py --blocks cifar10 --minutes 3.3 --data FOLDER_OR_NPZ
+    benchmarks/gpu.sh --blocks cifar10 --minutes 3.3 --data FOLDER_OR_NPZ
     python benchmarks/gpu_training.py pack FOLDER --data CIFAR10.npz --train 20000 --test 10000
 
 They compare networks and starts: the weight γ of the last normalisation of each transform. The networks of a seed see
