@@ -24,7 +24,7 @@ METHODS = {
     "random-agd": "AGD space, random search",
     "darts-warm-up": "DARTS space, α frozen at first",
     "agd-warm-up": "AGD space, α frozen at first",
-    "hb-dagger-scaled": "HB space, HB† from α = 2.56",
+    "hb-dagger-scaled": "HB space, HB† from a smaller α",
     "random-hb-dagger": "HB space, momentum fixed, random search",
     "hb-no-negative": "HB space without the negative identity",
     "agd-no-negative": "AGD space without the negative identity",
@@ -96,9 +96,9 @@ def _table7_block(groups: dict[str, list[Row]]) -> list[str]:
         "for 50 epochs and trains 20 cells for 600 epochs on all images. A cost is the search time divided by the "
         "search time of the DARTS space on the same machine; the paper's costs are divided by its cost of DARTS. "
         "Other work on the machine disturbs a measured cost; `docs/speed.md` has the cost of a step on a quiet "
-        "machine. In HB†, α of a favoured operation begins at 5, or where it is named at 2.56, as far as α can travel "
-        "in this search. Poolings are counted among the edges of the normal cells. The networks are `cellnet_cifar` "
-        "with the genotypes in the last column.",
+        "machine. In HB†, α of a favoured operation begins at 5; the smaller α is the distance that α can travel, steps "
+        "times its learning rate. Poolings are counted among the edges of the normal cells. The networks are "
+        "`cellnet_cifar` with the genotypes in the last column.",
         "",
         "| | test error, paper | test error, measured | parameters, paper | parameters, measured | cost, paper | "
         "cost, measured | poolings, measured | seeds | genotypes |",
