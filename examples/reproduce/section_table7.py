@@ -96,8 +96,8 @@ def _table7_block(groups: dict[str, list[Row]]) -> list[str]:
         "for 50 epochs and trains 20 cells for 600 epochs on all images. A cost is the search time divided by the "
         "search time of the DARTS space on the same machine; the paper's costs are divided by its cost of DARTS. "
         "Other work on the machine disturbs a measured cost; `docs/speed.md` has the cost of a step on a quiet "
-        "machine. In HB†, α of a favoured operation begins at 5; the smaller α is the distance that α can travel, steps "
-        "times its learning rate. Poolings are counted among the edges of the normal cells. The networks are "
+        "machine. In HB†, α of a favoured operation begins at 5; the smaller α is the distance that α can travel, "
+        "steps times its learning rate. Poolings are counted among the edges of the normal cells. The networks are "
         "`cellnet_cifar` with the genotypes in the last column.",
         "",
         "| | test error, paper | test error, measured | parameters, paper | parameters, measured | cost, paper | "
