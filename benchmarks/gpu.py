@@ -44,10 +44,12 @@ from speed_and_memory import Form, folded
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from optinspired_plugins._files import read_table
+
 FIELDS = ["model", "form", "peer", "quantity", "value", "unit", "ratio", "low", "high", "note", "device", "torch", "at"]
 TRAINING_FIELDS = [
-    *("model", "start", "lr", "seed", "quantity", "value", "unit", "loss", "finite", "seconds", "form", "note"),
-    *("device", "torch", "at"),
+    *("model", "start", "lr", "recipe", "seed", "quantity", "value", "unit", "loss", "finite", "seconds", "form"),
+    *("note", "device", "torch", "at"),
 ]
 BLOCKS = {
     "card": 0.01,
@@ -106,7 +108,8 @@ class Run:
         self.errors, self.only = 0, args.only
         self.jobs, self.seeds, self.networks = args.jobs, args.seeds, args.networks
         self.resume = args.resume
-        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up, args.lr, args.bfloat16)
+        bfloat16 = args.bfloat16 or self.on_cuda
+        self.recipe = Recipe(args.epochs, 32 if args.tiny else 128, args.warm_up, args.lr, bfloat16)
         self.out.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -463,19 +466,18 @@ def cifar10(run: Run, until: float) -> None:
         run.write("cifar10", quantity="left out", note=note)
         return
     data = Data.of(load(run.data), run.device)
-    write, fail = (partial(function, "cifar10", lr=run.recipe.lr) for function in (run.write, run.fail))
+    lr, recipe = run.recipe.lr, run.recipe.name(data)
+    write, fail = (partial(function, "cifar10", lr=lr, recipe=recipe) for function in (run.write, run.fail))
     chosen = [one for one in settings(run.seeds) if re.search(run.networks, f"{one.model}: {one.start}")]
-    done = _trained(run.out / "cifar10.csv", run.recipe.lr)
+    done = _trained(run.out / "cifar10.csv", lr, recipe)
     Trainings(data, run.recipe, run.jobs, write, fail).run([one for one in chosen if one not in done], until)
 
 
-def _trained(path: Path, lr: float) -> set[Setting]:
-    """Return the trainings at a learning rate that have a result."""
-    if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["quantity"] == "test error" and float(row["lr"]) == lr]
-    return {Setting(row["model"], row["start"], int(row["seed"])) for row in rows}
+def _trained(path: Path, lr: float, recipe: str) -> set[Setting]:
+    """Return the trainings with these arguments that have a result."""
+    rows = read_table(path, TRAINING_FIELDS).values() if path.exists() else ()
+    same = (row for row in rows if row["recipe"] == recipe and float(row["lr"]) == lr)
+    return {Setting(row["model"], row["start"], int(row["seed"])) for row in same if row["quantity"] == "test error"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -494,7 +496,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--networks", default="", help="pattern of trainings, such as 'HBNet-56: rule'")
     parser.add_argument("--bfloat16", action="store_true", help="train in bfloat16 on a CPU, too")
     parser.add_argument(
-        "--resume", action="store_true", help="skip trainings that cifar10.csv has, by the same arguments"
+        "--resume", action="store_true", help="keep cifar10.csv, and skip trainings that it has with these arguments"
     )
     parser.add_argument("--lr", type=float, default=0.1, help="greatest learning rate of the trainings")
     parser.add_argument("--warm-up", type=int, default=0, help="steps in which the learning rate rises")
@@ -505,6 +507,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the blocks; the exit status is 1 if anything was wrong or failed."""
     args = parser().parse_args(argv)
+    if args.resume and (earlier := args.out / "cifar10.csv").exists():
+        try:
+            read_table(earlier, TRAINING_FIELDS)
+        except ValueError as error:
+            parser().error(f"argument --resume: {error}")
     run = Run(args)
     if run.on_cuda:
         torch.backends.cudnn.benchmark = True

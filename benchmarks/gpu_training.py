@@ -86,7 +86,14 @@ class Recipe(NamedTuple):
     batch: int = 128
     warm_up: int = 0
     lr: float = 0.1
-    bfloat16: bool = False  # autocast on a CPU, too
+    bfloat16: bool = False  # autocast
+
+    def name(self, data: Data) -> str:
+        """Return all but the learning rate as text, without what has its default."""
+        parts = [f"{len(data.train):,} images", f"{self.epochs} epochs"]
+        parts += [f"batches of {self.batch}"] * (self.batch != Recipe().batch)
+        parts += [f"warm-up of {self.warm_up} steps"] * (self.warm_up > 0)
+        return ", ".join([*parts, *["bfloat16"] * self.bfloat16])
 
 
 def settings(seeds: int) -> list[Setting]:
@@ -278,7 +285,7 @@ class Job:
     def __init__(self, setting: Setting, batches: Batches, recipe: Recipe) -> None:
         self.start, self.setting, self.batches, self.steps = time.perf_counter(), setting, batches, batches.steps
         self.device = batches.draws.device
-        self.bfloat16 = recipe.bfloat16 or self.device.type == "cuda"
+        self.bfloat16 = recipe.bfloat16
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # the data's

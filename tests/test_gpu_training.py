@@ -428,6 +428,30 @@ def test_a_row_is_written_as_soon_as_a_job_ends(arrays, tmp_path, monkeypatch):
     assert (last["start"], last["lr"]) == ("0.1", "0.05")
     assert last["loss"] != row["loss"]
 
+    calls.clear()
+    longer = [*command, *sizes, "--epochs", "2", "--resume", "--networks", "HBNet: 0.1"]  # another recipe
+    gpu.main([*longer, "--out", str(tmp_path)])
+    with (tmp_path / "cifar10.csv").open(newline="", encoding="utf-8") as file:
+        *_, last = csv.DictReader(file)
+    images = len(arrays["x_train"])
+    assert (row["recipe"], last["recipe"]) == tuple(f"{images} images, {n} epochs, batches of 8" for n in (1, 2))
+
+
+def test_a_recipe_names_what_differs_from_its_defaults(data):
+    images = f"{len(data.train)} images"
+    assert Recipe().name(data) == f"{images}, 10 epochs"
+    changed = Recipe(2, 32, 5, 0.05, True).name(data)
+    assert changed == f"{images}, 2 epochs, batches of 32, warm-up of 5 steps, bfloat16"
+
+
+def test_rows_of_another_version_are_not_resumed(tmp_path, capsys):
+    (tmp_path / "cifar10.csv").write_text("model,start,seed,value\nHBNet-56,rule,0,20\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--blocks", "cifar10", "--resume", "--out", str(tmp_path)])
+    assert "argument --resume: " in (message := capsys.readouterr().err)
+    assert "cifar10.csv, line 1: names the fields" in message
+    assert (tmp_path / "cifar10.csv").read_text(encoding="utf-8").count("\n") == 2
+
 
 def test_the_time_is_kept_between_steps(train, monkeypatch):
     clock, steps = itertools.count(), []

@@ -17,6 +17,7 @@ from claims import NOISE, ONE_SEED, Claim, adjusted_p_values, verdict
 from comparison import Difference, PooledVariance, compare, compare_counts, pool
 from networks import NETWORKS
 from scipy.stats import t
+from section_starts import starts
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -382,7 +383,8 @@ def test_a_folder_without_results_is_refused(main, tmp_path, capsys):
 
 
 def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
-    fields = dict(quantity="test error", device="NVIDIA H100 80GB", finite=True)
+    recipe = "20,000 images, 8 epochs, bfloat16"
+    fields = dict(recipe=recipe, quantity="test error", device="NVIDIA H100 80GB", finite=True, note="")
     errors = {
         ("HBNet-56", "1"): (29.0, 29.5),
         ("HBNet-56", "rule"): (20.0, 21.0),
@@ -413,11 +415,34 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
     assert line(text, "HBNet-20, γ = rule − HBNet-20, γ = 1")[1:] == ["+0.50", "", ONE_SEED]
     assert "## Starts" not in written(tmp_path)
     repeated = dict(rows[0], quantity="test error, repeated", value=28.0, device="x86_64")
-    write_csv(tmp_path / "cifar10.csv", [*rows, dict(rows[0], seed=2, device="x86_64"), repeated])
+    added = dict(rows[0], seed=2, device="x86_64", note="added after seeds 0 and 1")
+    longer = [dict(row, recipe="50,000 images, 16 epochs", value=row["value"] - 9) for row in rows[:2]]
+    write_csv(tmp_path / "cifar10.csv", [*rows, added, repeated, *longer])
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
     assert line(text, "HBNet-56 | 1")[4] == "0, 1 (H100); 2 (x86_64)"
     assert line(text, "HBNet-20 | rule")[4] == "0 (H100)"
-    assert "HBNet-56, γ = 1, seed 0 was repeated on x86_64, and ended at 28.00 instead of 29.00." in text
+    first, second = text.split(f"### {recipe}\n")[1].split("### 50,000 images, 16 epochs\n")
+    assert "HBNet-56, γ = 1, seed 0, was repeated on x86_64, and ended at 28.00 instead of 29.00." in first
+    assert "HBNet-56, γ = 1, seed 2, was added after seeds 0 and 1." in first
+    assert line(second, "HBNet-56 | 1")[3:] == ["20.25 ± 0.35", "0, 1 (H100)"]  # no mean over recipes
+    assert "was added" not in second
+    assert "was repeated" not in second
+
+
+@pytest.mark.parametrize("name", ["table4", "stability", "table7", "table5", "coefficients", "gradients", "cifar10"])
+def test_a_file_that_lacks_a_column_is_named(name, tmp_path):
+    """Files of earlier versions; no column is read whose absence ends in a KeyError."""
+    rows, found = page.read_rows((GPU if name == "cifar10" else RESULTS) / f"{name}.csv")[:3], {}
+    for column in rows[0]:
+        write_csv(tmp_path / f"{name}.csv", [{key: row[key] for key in row if key != column} for row in rows])
+        try:
+            for section in (*page.SECTIONS, starts):
+                section(tmp_path)
+        except ValueError as error:
+            found[column] = str(error)
+    assert len(found) >= 4
+    for column, message in found.items():
+        assert message.startswith(f"{tmp_path / name}.csv: has no field {column!r}, has ")
 
 
 def test_every_row_names_the_arguments_of_its_network():

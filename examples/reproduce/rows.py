@@ -23,13 +23,24 @@ RESULTS = Path("runs") / "reproduce" / "results"
 Row = Mapping[str, Any]
 
 
+class _Row(dict[str, str]):
+    """A row of a file; a field that it lacks, as in files of earlier versions, is an error that names the file."""
+
+    def __init__(self, values: Mapping[str, str], path: Path) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> str:
+        raise ValueError(f"{printable(self.path)}: has no field {name!r}, has {', '.join(self)}")
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file; an absent file has none.
 
     Raises:
-        ValueError: the file is not a table; the message names file and line.
+        ValueError: the file is not a table, or a field is read that it lacks; the message names the file.
     """
-    return list(read_table(path).values()) if path.exists() else []
+    return [_Row(row, path) for row in read_table(path).values()] if path.exists() else []
 
 
 def _values(row: Row, names: Iterable[str]) -> tuple[str, ...]:
@@ -42,15 +53,8 @@ def find(path: Path, key: Row) -> dict[str, str] | None:
     Raises:
         ValueError: the file lacks a field of ``key``.
     """
-    rows, values = read_rows(path), _values(key, key)
-    _check_fields(path, rows, key)
-    return next((row for row in rows if _values(row, key) == values), None)
-
-
-def _check_fields(path: Path, rows: Sequence[Row], names: Iterable[str]) -> None:
-    missing = [name for name in names if rows and name not in rows[0]]
-    if missing:
-        raise ValueError(f"{printable(path)}: has no field {missing[0]!r}, must have {', '.join(names)}")
+    values = _values(key, key)
+    return next((row for row in read_rows(path) if _values(row, key) == values), None)
 
 
 def require(path: Path, shared: Row) -> None:
@@ -84,7 +88,6 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
     """
     with _locked(path):
         old_rows, new_keys = read_rows(path), {_values(row, key) for row in rows}
-        _check_fields(path, old_rows, key)
         others: list[Row] = [row for row in old_rows if _values(row, key) not in new_keys]
         names = list((others or rows)[0])
         if set(names) != set(rows[0]):

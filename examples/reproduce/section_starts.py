@@ -10,11 +10,11 @@ from rows import read_rows
 
 __all__ = ["starts"]
 
-COMMAND = "benchmarks/gpu.sh --blocks cifar10 --epochs 8 --seeds 3 --jobs 8 --networks PATTERN --data FOLDER"
+COMMAND = "benchmarks/gpu.sh --blocks cifar10 --epochs EPOCHS --seeds 3 --jobs 8 --networks PATTERN --data FOLDER"
 ON_CPU = "--device cpu --bfloat16 --jobs 1 --minutes 600 --resume"
 ABOUT = (
-    "20,000 training and 10,000 test images of CIFAR-10, 8 epochs, batches of 128, learning rate 0.1 with a cosine "
-    "unless the table has another, bfloat16. γ is the weight of the last normalisation of each transform. *rule* is "
+    "Images of CIFAR-10 in batches of 128, learning rate 0.1 with a cosine unless the table has another, all 10,000 "
+    "test images. γ is the weight of the last normalisation of each transform. *rule* is "
     'the default of HBNet and OptNet, `init_last="auto"`: 1/√(n − ⌊n/3⌋) for n transforms of HBNet, 1/√n for ResNet; '
     "*rule/3* is a third of it. γ = 0 is the default of timm's ResNets. *Momentum* and *Nesterov ResNet* are "
     "`optnet56` by the residual reading, of the heavy ball with β = 0.9 and of Nesterov's method; *not normalised* is "
@@ -23,9 +23,8 @@ ABOUT = (
     "crops, mirrors and first weights on every device. Not every start was run with every seed, and one seed decides "
     "no difference."
 )
+SETTING = ("model", "start", "lr")
 NO_RELU = "ResNet-56 without its last ReLU"
-# Runs that were added after others had been seen.
-ADDED = {(NO_RELU, "3"): "Seed 3 of HBNet-56 and of ResNet-56 without its last ReLU was added after seeds 0, 1 and 2."}
 # Pairs of a network, its start, and the learning rate unless it is 0.1.
 PAIRS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("HBNet-56", "rule"), ("HBNet-56", "1")),
@@ -61,37 +60,44 @@ PAIRS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
 def starts(folder: Path | None) -> Section:
     """Return the section; it is empty without a folder of ``benchmarks/gpu.sh``."""
     rows = read_rows(folder / "cifar10.csv") if folder else []
-    # A training that was run again on another device; this quantity is entered by hand.
+    # A training that was run again on another device. This quantity, and notes of added seeds, are entered by hand.
     repeated = [row for row in rows if row["quantity"] == "test error, repeated"]
     rows = [row for row in rows if row["quantity"] == "test error" and row["value"]]
     if not rows:
         return Section([], [], {})
-    groups = grouped(rows, ("model", "start", "lr"))
     devices = sorted({row["device"] for row in rows})
-    lines = [
-        "## Starts",
-        "",
-        f"`{COMMAND}` ({', '.join(devices)}), on a CPU with `{ON_CPU}`. {ABOUT}",
-        "",
-        "| network | γ | learning rate | test error, measured | seeds |",
-        "|---|---|---:|---:|---|",
-    ]
+    about = f"`{COMMAND}` ({', '.join(devices)}), on a CPU with `{ON_CPU}`. {ABOUT}"
+    content: list[str | Table] = ["## Starts", "", about, ""]
+    for (recipe,), block in grouped(rows, ("recipe",)).items():
+        groups = grouped(block, SETTING)
+        content += [f"### {recipe}", "", *_errors(groups, len(devices) > 1), ""]
+        finite = {setting: _finite(group) for setting, group in groups.items()}
+        again = [row for row in repeated if row["recipe"] == recipe]
+        notes = [_repetition(row, finite[tuple(row[name] for name in SETTING)]) for row in again]
+        notes += [f"{_training(row)}, was {row['note']}." for row in block if row["note"].startswith("added")]
+        content += [*notes, *[""] * bool(notes), Table("difference of test error, points", _claims(finite, recipe)), ""]
+    return Section(content, [], {})
+
+
+def _errors(groups: dict[tuple[str, ...], list[Row]], name_devices: bool) -> list[str]:
+    """Return the table of test errors."""
+    lines = ["| network | γ | learning rate | test error, measured | seeds |", "|---|---|---:|---:|---|"]
     for (model, start, lr), group in groups.items():
         errors, diverged = numbers(_finite(group), "value"), [row["seed"] for row in group if row["finite"] == "False"]
-        note = _seeds(group, len(devices) > 1) + (f" (diverged: {', '.join(diverged)})" if diverged else "")
+        note = _seeds(group, name_devices) + (f" (diverged: {', '.join(diverged)})" if diverged else "")
         lines.append(f"| {model} | {start} | {lr} | {mean_and_spread(errors) if errors else ''} | {note} |")
-    groups = {setting: _finite(group) for setting, group in groups.items()}
-    notes = [_repetition(row, groups[row["model"], row["start"], row["lr"]]) for row in repeated]
-    notes += [ADDED[run] for row in rows if (run := (row["model"], row["seed"])) in ADDED]
-    lines += ["", *notes]
-    return Section([*lines, "", Table("difference of test error, points", _claims(groups)), ""], [], {})
+    return lines
 
 
 def _repetition(row: Row, group: list[Row]) -> str:
     """Return a sentence about a training that another device repeated."""
     first = by_seed(group, "value")[row["seed"]]
-    training = f"{row['model']}, γ = {row['start']}, seed {row['seed']}"
-    return f"{training} was repeated on {row['device']}, and ended at {float(row['value']):.2f} instead of {first:.2f}."
+    ends = f"ended at {float(row['value']):.2f} instead of {first:.2f}"
+    return f"{_training(row)}, was repeated on {row['device']}, and {ends}."
+
+
+def _training(row: Row) -> str:
+    return f"{row['model']}, γ = {row['start']}, seed {row['seed']}"
 
 
 def _finite(rows: list[Row]) -> list[Row]:
@@ -107,12 +113,12 @@ def _seeds(group: list[Row], name_device: bool) -> str:
     return "; ".join(f"{name_seeds(part, [])} ({device})" for device, part in parts.items())
 
 
-def _claims(groups: dict[tuple[str, ...], list[Row]]) -> tuple[Claim, ...]:
+def _claims(groups: dict[tuple[str, ...], list[Row]], recipe: str) -> tuple[Claim, ...]:
     claims, pooled = [], pool(numbers(group, "value") for group in groups.values())
     for pair in PAIRS:
         ours, peer = (groups.get((*setting, "0.1")[:3]) for setting in pair)
         if ours and peer:
             difference = compare(by_seed(ours, "value"), by_seed(peer, "value"), pooled)
             labels = [f"{model}, γ = {start}" + "".join(f", at {rate}" for rate in lr) for model, start, *lr in pair]
-            claims.append(Claim("20,000 images, 8 epochs, bfloat16", *labels, "test error", difference))
+            claims.append(Claim(recipe, *labels, "test error", difference))
     return tuple(claims)
