@@ -475,16 +475,15 @@ def test_the_summary_has_the_decided_claims(tmp_path):
     document = tmp_path / "document.md"
     document.write_text(f"before\n{page.BEGIN}old\n{page.END}after\n")
     page.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md"), "--readme", str(document)])
-    before, _, count, _, heading, claim, _, after = document.read_text(encoding="utf-8").splitlines()
+    lines = document.read_text(encoding="utf-8").splitlines()
+    before, _, count, _, title, _, heading, claim, _, default, _, after = lines
     assert (before, after) == ("before", "after")
-    assert count == (
-        "Comparisons with several seeds: 2; decided, after the correction for their number: 2. Those with a figure in "
-        "the paper, and errors of the default γ (the rule) at learning rate 0.1:"
-    )
+    assert count == "Comparisons with several seeds: 2; decided, after the correction for their number: 2."
+    assert title == "With a figure in the paper (γ = 1):"
     assert heading.startswith("- test error (16,000 images, 10 epochs")
     assert claim.startswith("  - HBNet-56 against ResNet-56: lower")
-    assert claim.endswith("lower, -10.00 [-11.96, -8.04]; paper +0.14")
-    assert page.summary([], page.adjusted_p_values([]))[-1] == "none."
+    assert claim.endswith("lower, -10.00 [-11.96, -8.04]; paper: +0.14")
+    assert default.endswith("(γ by the rule if none is named): none.")
     document.write_text("no marks")
     with pytest.raises(ValueError, match=r"document.md: must have <!-- results: begin --> and <!-- results: end -->"):
         page.write_summary(tmp_path, document)

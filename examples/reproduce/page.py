@@ -111,17 +111,20 @@ def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
     """
     several, survivors = decided(claims, adjusted)
     default = [c for c in survivors if "error" in c.quantity and re.fullmatch("HBNet.*γ = rule", c.ours)]
-    shown = [claim for claim in survivors if claim.paper is not None or claim in default]
-    lines = []
-    for (quantity, setting), group in groupby(shown, lambda claim: (claim.quantity, claim.setting)):
-        lines += [f"- {quantity} ({setting}):", *(f"  - {_outcome(claim, adjusted)}" for claim in group)]
-    return [
+    parts = {
+        "With a figure in the paper (γ = 1)": [c for c in survivors if c.paper is not None],
+        "Errors of HBNet's default start at learning rate 0.1 (γ by the rule if none is named)": default,
+    }
+    lines = [
         f"Comparisons with several seeds: {len(several)}; decided, after the correction for their number: "
-        f"{len(survivors)}. Those with a figure in the paper, and errors of the default γ (the rule) at learning rate "
-        "0.1:",
-        "",
-        *(lines or ["none."]),
+        f"{len(survivors)}."
     ]
+    for title, shown in parts.items():
+        lines += ["", f"{title}:" if shown else f"{title}: none.", *[""] * bool(shown)]
+        for (quantity, setting), group in groupby(shown, lambda claim: (claim.quantity, claim.setting)):
+            texts = (_outcome(claim, adjusted).replace(", γ = rule", "") for claim in group)
+            lines += [f"- {quantity} ({setting}):", *(f"  - {text}" for text in texts)]
+    return lines
 
 
 def conclusions(claims: Sequence[Claim], adjusted: Adjusted) -> list[str]:
@@ -159,8 +162,14 @@ def _sentence(claim: Claim, adjusted: Adjusted) -> str:
 def _outcome(claim: Claim, adjusted: Adjusted, about: str = "") -> str:
     word = verdict(claim, adjusted).partition(",")[0]  # the title says "before correction"
     word = "" if word == NOISE else f"{word}, "
-    paper = "" if claim.paper is None or isinstance(claim.result, Counts) else f"; paper {claim.paper:+.2f}"
-    return f"{claim.ours} against {claim.peer}{about}: {word}{claim.difference}{paper}"
+    return f"{claim.ours} against {claim.peer}{about}: {word}{claim.difference}{_paper(claim)}"
+
+
+def _paper(claim: Claim) -> str:
+    if claim.paper is None:
+        return ""
+    value = claim.result.directions[claim.paper > 0] if isinstance(claim.result, Counts) else f"{claim.paper:+.2f}"
+    return f"; paper: {value}"
 
 
 def read_sections(results: Path, gpu: Path | None) -> tuple[list[Section], Adjusted]:
