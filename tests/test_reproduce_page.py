@@ -407,6 +407,9 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
     assert line(text, "HBNet-56 | 1") == ["HBNet-56", "1", "0.1", "29.25 ± 0.35", "0, 1"]
     assert line(text, "HBNet-20 | rule")[2:] == ["0.1", "24.00", "0"]
+    assert line(text, "20") == ["20", "23.50 ± 0.71", "24.00", "", ""]
+    assert line(text, "56") == ["56", "29.25 ± 0.35", "20.50 ± 0.71", "", ""]  # 0.05 is another table's
+    assert "| 110 |" not in text
     assert line(text, "HBNet-56 | rule | 0.05")[3:] == ["23.00 ± 0.71", "0, 1"]
     assert line(text, "HBNet-56, γ = rule, at 0.05 − HBNet-56, γ = rule")[1].startswith("+2.50 [")
     assert "| HBNet-20 | 0.1 |" not in text

@@ -25,6 +25,13 @@ ABOUT = (
 )
 SETTING = ("model", "start", "lr")
 NO_RELU = "ResNet-56 without its last ReLU"
+# Columns of the table by depth: a network, its start, and the learning rate.
+BY_DEPTH = {
+    "HBNet, γ = 1": ("HBNet-{}", "1", "0.1"),
+    "HBNet, rule (default)": ("HBNet-{}", "rule", "0.1"),
+    "ResNet without its last ReLU, rule": ("ResNet-{} without its last ReLU", "rule", "0.1"),
+    "ResNet, γ = 0 (timm's default)": ("ResNet-{}", "0", "0.1"),
+}
 # Pairs of a network, its start, and the learning rate unless it is 0.1.
 PAIRS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("HBNet-56", "rule"), ("HBNet-56", "1")),
@@ -40,6 +47,7 @@ PAIRS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((NO_RELU, "rule"), ("ResNet-56", "0")),
     ((NO_RELU, "rule"), (NO_RELU, "1")),
     (("HBNet-20", "rule"), ("ResNet-20", "0")),
+    (("HBNet-20", "rule"), ("ResNet-20 without its last ReLU", "rule")),
     (("HBNet-110", "rule"), ("HBNet-110", "1")),
     (("HBNet-110", "rule"), ("ResNet-110", "0")),
     (("HBNet-110", "rule"), ("ResNet-110 without its last ReLU", "rule")),
@@ -70,13 +78,25 @@ def starts(folder: Path | None) -> Section:
     content: list[str | Table] = ["## Starts", "", about, ""]
     for (recipe,), block in grouped(rows, ("recipe",)).items():
         groups = grouped(block, SETTING)
-        content += [f"### {recipe}", "", *_errors(groups, len(devices) > 1), ""]
         finite = {setting: _finite(group) for setting, group in groups.items()}
+        content += [f"### {recipe}", "", *_by_depth(finite), *_errors(groups, len(devices) > 1), ""]
         again = [row for row in repeated if row["recipe"] == recipe]
         notes = [_repetition(row, finite[tuple(row[name] for name in SETTING)]) for row in again]
         notes += [f"{_training(row)}, was {row['note']}." for row in block if row["note"].startswith("added")]
         content += [*notes, *[""] * bool(notes), Table("difference of test error, points", _claims(finite, recipe)), ""]
     return Section(content, [], {})
+
+
+def _by_depth(groups: dict[tuple[str, ...], list[Row]]) -> list[str]:
+    """Return the table of mean errors by depth, empty if no depth has any."""
+    lines = []
+    for depth in (20, 56, 110):
+        found = [groups.get((model.format(depth), *rest), []) for model, *rest in BY_DEPTH.values()]
+        if any(found):
+            cells = (mean_and_spread(numbers(group, "value")) if group else "" for group in found)
+            lines.append(f"| {depth} | " + " | ".join(cells) + " |")
+    heads = ["| layers | " + " | ".join(BY_DEPTH) + " |", "|---|" + "---:|" * len(BY_DEPTH)]
+    return ["Test errors by depth, measured; the seeds are below.", "", *heads, *lines, ""] if lines else []
 
 
 def _errors(groups: dict[tuple[str, ...], list[Row]], name_devices: bool) -> list[str]:
