@@ -113,7 +113,7 @@ def summary(claims: Iterable[Claim], adjusted: Adjusted) -> list[str]:
     default = [c for c in survivors if "error" in c.quantity and re.fullmatch("HBNet.*γ = rule", c.ours)]
     parts = {
         "With a figure in the paper (γ = 1)": [c for c in survivors if c.paper is not None],
-        "Errors of HBNet's default start at learning rate 0.1 (γ by the rule if none is named)": default,
+        "HBNet's default start at learning rate 0.1 (γ by the rule if none is named)": default,
     }
     lines = [
         f"Comparisons with several seeds: {len(several)}; decided, after the correction for their number: "
