@@ -31,7 +31,7 @@ class _Row(dict[str, str]):
         self.path = path
 
     def __missing__(self, name: str) -> str:
-        raise ValueError(f"{printable(self.path)}: has no field {name!r}, has {', '.join(self)}")
+        raise ValueError(f"{printable(self.path)}: has no field {name!r}, which files of this version have")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
