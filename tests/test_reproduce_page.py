@@ -420,7 +420,8 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
     repeated = dict(rows[0], quantity="test error, repeated", value=28.0, device="x86_64")
     added = dict(rows[0], seed=2, device="x86_64", note="added after seeds 0 and 1")
     longer = [dict(row, recipe="50,000 images, 16 epochs", value=row["value"] - 9) for row in rows[:2]]
-    write_csv(tmp_path / "cifar10.csv", [*rows, added, repeated, *longer])
+    small = [dict(rows[0], start="0.1", seed=seed, finite=seed < 2) for seed in range(3)]
+    write_csv(tmp_path / "cifar10.csv", [*rows, added, repeated, *longer, *small])
     text, _ = page.compose(tmp_path, tmp_path / "page.md", tmp_path)
     assert line(text, "HBNet-56 | 1")[4] == "0, 1 (H100); 2 (x86_64)"
     assert line(text, "HBNet-20 | rule")[4] == "0 (H100)"
@@ -428,13 +429,15 @@ def test_starts_have_each_seed_and_a_verdict_only_with_several(tmp_path):
     assert "HBNet-56, γ = 1, seed 0, was repeated on x86_64, and ended at 28.00 instead of 29.00." in first
     assert "HBNet-56, γ = 1, seed 2, was added after seeds 0 and 1." in first
     assert line(second, "HBNet-56 | 1")[3:] == ["20.25 ± 0.35", "0, 1 (H100)"]  # no mean over recipes
+    assert f"HBNet-56, γ = 0.1 against HBNet-56, γ = rule, test error ({recipe}, without runs that diverged)" in text
+    assert f"HBNet-56, γ = rule against HBNet-56, γ = 1, test error ({recipe})" in text
     assert "was added" not in second
     assert "was repeated" not in second
 
 
 @pytest.mark.parametrize("name", ["table4", "stability", "table7", "table5", "coefficients", "gradients", "cifar10"])
 def test_a_file_that_lacks_a_column_is_named(name, tmp_path):
-    """Files of earlier versions; no column is read whose absence ends in a KeyError."""
+    """Files of earlier versions lack columns: to read one is an error that names it, and no KeyError."""
     rows, found = page.read_rows((GPU if name == "cifar10" else RESULTS) / f"{name}.csv")[:3], {}
     for column in rows[0]:
         write_csv(tmp_path / f"{name}.csv", [{key: row[key] for key in row if key != column} for row in rows])

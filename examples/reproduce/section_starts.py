@@ -25,7 +25,7 @@ ABOUT = (
 )
 SETTING = ("model", "start", "lr")
 NO_RELU = "ResNet-56 without its last ReLU"
-# Columns of the table by depth: a network, its start, and the learning rate.
+# Columns of the table by depth: a network, and as in SETTING its start and learning rate.
 BY_DEPTH = {
     "HBNet, γ = 1": ("HBNet-{}", "1", "0.1"),
     "HBNet, rule (default)": ("HBNet-{}", "rule", "0.1"),
@@ -83,7 +83,7 @@ def starts(folder: Path | None) -> Section:
         again = [row for row in repeated if row["recipe"] == recipe]
         notes = [_repetition(row, finite[tuple(row[name] for name in SETTING)]) for row in again]
         notes += [f"{_training(row)}, was {row['note']}." for row in block if row["note"].startswith("added")]
-        content += [*notes, *[""] * bool(notes), Table("difference of test error, points", _claims(finite, recipe)), ""]
+        content += [*notes, *[""] * bool(notes), Table("difference of test error, points", _claims(groups, recipe)), ""]
     return Section(content, [], {})
 
 
@@ -96,7 +96,8 @@ def _by_depth(groups: dict[tuple[str, ...], list[Row]]) -> list[str]:
             cells = (mean_and_spread(numbers(group, "value")) if group else "" for group in found)
             lines.append(f"| {depth} | " + " | ".join(cells) + " |")
     heads = ["| layers | " + " | ".join(BY_DEPTH) + " |", "|---|" + "---:|" * len(BY_DEPTH)]
-    return ["Test errors by depth, measured; the seeds are below.", "", *heads, *lines, ""] if lines else []
+    about = "Test errors by depth, measured, of runs that do not diverge; the next table has their seeds."
+    return [about, "", *heads, *lines, ""] if lines else []
 
 
 def _errors(groups: dict[tuple[str, ...], list[Row]], name_devices: bool) -> list[str]:
@@ -134,11 +135,13 @@ def _seeds(group: list[Row], name_device: bool) -> str:
 
 
 def _claims(groups: dict[tuple[str, ...], list[Row]], recipe: str) -> tuple[Claim, ...]:
-    claims, pooled = [], pool(numbers(group, "value") for group in groups.values())
+    claims, pooled = [], pool(numbers(_finite(group), "value") for group in groups.values())
     for pair in PAIRS:
-        ours, peer = (groups.get((*setting, "0.1")[:3]) for setting in pair)
+        both = [groups.get((*setting, "0.1")[:3], []) for setting in pair]
+        ours, peer = map(_finite, both)
         if ours and peer:
             difference = compare(by_seed(ours, "value"), by_seed(peer, "value"), pooled)
+            setting = recipe + ", without runs that diverged" * (both != [ours, peer])
             labels = [f"{model}, γ = {start}" + "".join(f", at {rate}" for rate in lr) for model, start, *lr in pair]
-            claims.append(Claim(recipe, *labels, "test error", difference))
+            claims.append(Claim(setting, *labels, "test error", difference))
     return tuple(claims)
